@@ -1,0 +1,290 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"probity/tests/need"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestFindAndSelf(t *testing.T) {
+	fs, err := Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, id, err := fs.OfPid(os.Getpid())
+	if !errors.Is(err, ErrShared) {
+		t.Fatalf("our own cgroup is %q %d, %v; want ErrShared", path, id, err)
+	}
+	if fs.Mode != V1 && (path == "" || id == 0) {
+		t.Errorf("shared, but path %q and id %d are missing", path, id)
+	}
+	if _, _, err := fs.OfPid(0); err == nil {
+		t.Error("pid 0 has a cgroup")
+	}
+	if _, _, err := fs.OfPid(1<<22 - 1); fs.Mode != V1 && !errors.Is(err, ErrGone) {
+		t.Errorf("a pid that does not exist: %v", err)
+	}
+}
+
+func TestFindWithoutCgroup2(t *testing.T) {
+	fs, err := find(t.TempDir())
+	if err != nil || fs.Mode != V1 || fs.Root != "" {
+		t.Fatalf("got %+v, %v; want mode v1", fs, err)
+	}
+	if _, _, err := fs.OfPid(os.Getpid()); !errors.Is(err, ErrShared) {
+		t.Errorf("on v1: %v; want ErrShared", err)
+	}
+	if _, err := fs.Populated("/a"); err == nil {
+		t.Error("on v1 a cgroup2 path can be looked at")
+	}
+	if _, err := find("/does/not/exist"); err == nil {
+		t.Error("no mount is no error")
+	}
+}
+
+func TestLevel(t *testing.T) {
+	for path, want := range map[string]int{"/": 0, "/a": 1, "/a/b": 2, "/a/b.slice/c:d": 3} {
+		if got := new(FS).Level(path); got != want {
+			t.Errorf("Level(%q) = %d, want %d", path, got, want)
+		}
+	}
+}
+
+func TestPathsStayBelow(t *testing.T) {
+	fs := &FS{Mode: V2, Root: t.TempDir()}
+	if err := os.Symlink("/", fs.Root+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{"", "a", "/../etc", "/a/../b", "/a//b", "/./a", "/a\nb", "/" + strings.Repeat("x/", 4096)} {
+		if _, err := fs.ID(p); err == nil || errors.Is(err, ErrGone) {
+			t.Errorf("ID(%.20q): %v; want a refusal", p, err)
+		}
+	}
+	if _, err := fs.ID("/link/etc"); err == nil || errors.Is(err, ErrGone) {
+		t.Errorf("a symlink was followed: %v", err)
+	}
+	if _, err := fs.ID("/none"); !errors.Is(err, ErrGone) {
+		t.Errorf("missing: %v", err)
+	}
+}
+
+func TestBoot(t *testing.T) {
+	if _, err := BootID(); err != nil {
+		t.Error(err)
+	}
+	a := BootTime()
+	if b := BootTime(); a <= 0 || b < a {
+		t.Errorf("boot time went from %d to %d", a, b)
+	}
+}
+
+// live is one process in a cgroup of its own.
+type live struct {
+	fs   *FS
+	path string
+	cmd  *exec.Cmd
+	in   io.Closer
+}
+
+func inCgroup(t *testing.T, fs *FS, path string) *live {
+	t.Helper()
+	dir, err := os.Open(fs.Root + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	cmd := exec.Command("/bin/cat")
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	l := &live{fs, path, cmd, in}
+	t.Cleanup(func() { l.end() })
+	return l
+}
+
+func (l *live) end() {
+	_ = l.in.Close()
+	_ = l.cmd.Wait()
+}
+
+func mkCgroup(t *testing.T, fs *FS, path string) {
+	t.Helper()
+	if err := os.Mkdir(fs.Root+path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Rmdir(fs.Root + path) })
+}
+
+func realFS(t *testing.T) (*FS, string) {
+	need.Root(t)
+	need.Cgroup2(t)
+	fs, err := Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fs.Mode == V1 {
+		t.Fatal("need.Cgroup2 found a mount that Find did not")
+	}
+	base := "/probity-test-" + strings.ToLower(filepath.Base(t.TempDir())) + "-" + strings.ReplaceAll(strings.ToLower(t.Name()), "/", "-")
+	mkCgroup(t, fs, base)
+	return fs, base
+}
+
+func deadline(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestRealProcess(t *testing.T) {
+	fs, base := realFS(t)
+	sub := base + "/a (deleted)" // the suffix that the kernel gives to a removed cgroup
+	mkCgroup(t, fs, sub)
+	l := inCgroup(t, fs, sub)
+
+	path, id, err := fs.OfPid(l.cmd.Process.Pid)
+	if err != nil || path != sub {
+		t.Fatalf("OfPid = %q, %d, %v; want %q", path, id, err, sub)
+	}
+	st, err := os.Stat(fs.Root + sub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ino := st.Sys().(*syscall.Stat_t).Ino; ino != id {
+		t.Errorf("id %d, inode %d", id, ino)
+	}
+	if got := fs.Level(path); got != 2 {
+		t.Errorf("level %d", got)
+	}
+	for _, p := range []string{base, sub} { // the parent counts what lives below it
+		if on, err := fs.Populated(p); err != nil || !on {
+			t.Errorf("Populated(%s) = %v, %v with a process in it", p, on, err)
+		}
+	}
+	if on, err := fs.PopulatedID(sub, id+1); err != nil || on {
+		t.Errorf("another id at that path: %v, %v; want gone", on, err)
+	}
+
+	// Nobody is told too early: the wait ends with its context.
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := fs.WaitEmpty(ctx, base); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("wait on a populated cgroup: %v", err)
+	}
+
+	done := make(chan error, 2)
+	go func() { done <- fs.WaitEmpty(deadline(t), base) }()
+	go func() { done <- fs.WaitEmptyID(deadline(t), sub, id) }()
+	l.end()
+	at := time.Now()
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if d := time.Since(at); d > backstop/2 {
+		t.Errorf("told after %s: the kernel's notice was not used", d)
+	} else {
+		t.Logf("told %s after the exit was reaped", d)
+	}
+	if _, _, err := fs.OfPid(l.cmd.Process.Pid); !errors.Is(err, ErrGone) {
+		t.Errorf("after the exit: %v", err)
+	}
+}
+
+func TestRemovedCgroupIsEmpty(t *testing.T) {
+	fs, base := realFS(t)
+	if err := syscall.Rmdir(fs.Root + base); err != nil {
+		t.Fatal(err)
+	}
+	if on, err := fs.Populated(base); err != nil || on {
+		t.Errorf("Populated = %v, %v", on, err)
+	}
+	if err := fs.WaitEmpty(deadline(t), base); err != nil {
+		t.Error(err)
+	}
+}
+
+// A container that ends and is removed at once: the kernel may drop its notice.
+func TestShortLife(t *testing.T) {
+	fs, base := realFS(t)
+	for range 20 {
+		sub := base + "/x"
+		if err := os.Mkdir(fs.Root+sub, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		l := inCgroup(t, fs, sub)
+		_, id, err := fs.OfPid(l.cmd.Process.Pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- fs.WaitEmptyID(deadline(t), sub, id) }()
+		l.end()
+		if err := syscall.Rmdir(fs.Root + sub); err != nil {
+			t.Fatal(err)
+		}
+		at := time.Now()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(at); d > backstop/2 {
+			t.Errorf("told %s after the removal: only the backstop saw it", d)
+		}
+	}
+}
+
+// A thousand waits must not cost a thousand threads.
+func TestWaitsHoldNoThreads(t *testing.T) {
+	fs, base := realFS(t)
+	l := inCgroup(t, fs, base)
+	ctx, cancel := context.WithCancel(t.Context())
+	const n = 200
+	done := make(chan error, n)
+	before := threads(t)
+	for range n {
+		go func() { done <- fs.WaitEmpty(ctx, base) }()
+	}
+	until := time.Now().Add(5 * time.Second)
+	for runtime.NumGoroutine() < n && time.Now().Before(until) {
+		runtime.Gosched()
+	}
+	if after := threads(t); after > before+20 {
+		t.Errorf("%d waits took %d threads", n, after-before)
+	}
+	cancel()
+	for range n {
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Fatalf("a cancelled wait: %v", err)
+		}
+	}
+	l.end()
+}
+
+func threads(t *testing.T) int {
+	t.Helper()
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(tasks)
+}
