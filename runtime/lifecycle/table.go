@@ -1,0 +1,285 @@
+package lifecycle
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"probity/runtime/container"
+)
+
+// Table is the table of live containers. The zero value is empty and ready.
+type Table struct {
+	runs    map[string]*entry // armed, running and stopped, by run id
+	byKey   map[key]*entry    // the same
+	byID    map[string][]*key // the same, by container id, oldest first
+	created map[string]*Run   // only created, by container id
+	order   []string          // ids in created, oldest first
+	sealed  recent[key]       // runs that have ended
+	removed recent[string]    // containers removed that were not created
+	lost    map[string]int64  // sources that are away, since when
+	stopped bool
+}
+
+type entry struct {
+	Run
+	key     key
+	overdue bool // Seal with Final false was issued
+}
+
+// key tells runs apart. A cgroup id is never used again while the machine
+// runs, so it needs no runtime beside it, and two sources that call the
+// runtime by two names speak of one run. Without a cgroup of its own the
+// runtime and init's pid must do.
+type key struct {
+	boot, id string
+	cgroup   uint64
+	runtime  container.Runtime
+	pid      int
+}
+
+func keyOf(n container.Notice) key {
+	id := n.Identity
+	k := key{boot: id.BootID, id: id.ID, cgroup: id.CgroupID}
+	if k.cgroup == 0 {
+		k.runtime, k.pid = id.Runtime, n.Pid
+	}
+	return k
+}
+
+// Apply takes a notice.
+func (t *Table) Apply(n container.Notice) []Action {
+	if t.stopped {
+		return nil
+	}
+	switch n.Kind {
+	case container.Created:
+		return t.create(n)
+	case container.Starting, container.Started, container.Existing:
+		return t.start(n)
+	case container.Stopped:
+		return t.look(n.Identity.ID)
+	case container.Removed:
+		return t.remove(n.Identity.ID)
+	}
+	return nil
+}
+
+func (t *Table) create(n container.Notice) []Action {
+	id := n.Identity.ID
+	// With a process, the creation is old news; so it is after the removal.
+	if t.created[id] != nil || len(t.byID[id]) > 0 || t.removed.has(id) {
+		return nil
+	}
+	r := &Run{State: Created, Notice: n}
+	if t.created == nil {
+		t.created = map[string]*Run{}
+	}
+	t.created[id] = r
+	t.order = append(t.order, id)
+	actions := []Action{Prefetch{Notice: n}}
+	if len(t.order) > MaxCreated {
+		oldest := t.order[0]
+		actions = append(actions, Forget{Run: *t.uncreate(oldest)})
+	}
+	return actions
+}
+
+func (t *Table) uncreate(id string) *Run {
+	r := t.created[id]
+	if r != nil {
+		delete(t.created, id)
+		i := slices.Index(t.order, id)
+		t.order = slices.Delete(t.order, i, i+1)
+	}
+	return r
+}
+
+func (t *Table) start(n container.Notice) []Action {
+	id, k := n.Identity.ID, keyOf(n)
+	e := t.byKey[k]
+	if e == nil {
+		// The same without a cgroup: it has no name of its own as a run.
+		e = t.runs[n.Identity.RunID()]
+	}
+	if e != nil {
+		if n.Kind == container.Starting {
+			return []Action{Await{Run: e.Run}}
+		}
+		return nil
+	}
+	if t.sealed.has(k) {
+		return nil
+	}
+	t.uncreate(id)
+	t.removed.drop(id) // the id is used again
+	// An older run of this container: whoever starts it again has seen the end.
+	actions := t.look(id)
+
+	e = &entry{Run: Run{ID: n.Identity.RunID(), State: Armed, Notice: n}, key: k}
+	if t.runs == nil {
+		t.runs, t.byKey, t.byID = map[string]*entry{}, map[key]*entry{}, map[string][]*key{}
+	}
+	t.runs[e.ID], t.byKey[k] = e, e
+	t.byID[id] = append(t.byID[id], &e.key)
+	return append(actions, Arm{Run: e.Run})
+}
+
+func (t *Table) look(id string) []Action {
+	var actions []Action
+	for _, k := range t.byID[id] {
+		if e := t.byKey[*k]; e.State != Stopped {
+			actions = append(actions, LookNow{Run: e.Run})
+		}
+	}
+	return actions
+}
+
+func (t *Table) remove(id string) []Action {
+	if r := t.uncreate(id); r != nil {
+		return []Action{Forget{Run: *r}}
+	}
+	if len(t.byID[id]) == 0 {
+		// Its creation may be on its way still, and would never leave.
+		t.removed.add(id, MaxSealed)
+	}
+	return t.look(id)
+}
+
+// Armed reports that the arming of a run is over, and whether anything is
+// armed. Why not is for the evidence; the table goes on either way.
+func (t *Table) Armed(runID string, ok bool) []Action {
+	e := t.runs[runID]
+	if e == nil {
+		return nil
+	}
+	e.OK = e.OK || ok
+	switch e.State {
+	case Armed:
+		e.State = Running
+	case Stopped:
+		return t.seal(e)
+	}
+	return nil
+}
+
+// CgroupEmpty reports that nothing runs in the run's cgroup any more, as found
+// at boot time at.
+func (t *Table) CgroupEmpty(runID string, at int64) []Action {
+	e := t.runs[runID]
+	if e == nil || e.State == Stopped {
+		return nil
+	}
+	e.Ended = at
+	if e.State == Armed {
+		e.State = Stopped
+		return nil
+	}
+	return t.seal(e)
+}
+
+// Overdue reports that the runtime calls the run ended and its cgroup is still
+// not empty, longer than the caller wants to wait with the evidence.
+func (t *Table) Overdue(runID string, at int64) []Action {
+	e := t.runs[runID]
+	if e == nil || e.State != Running || e.overdue {
+		return nil
+	}
+	e.overdue = true
+	return []Action{Seal{Run: e.Run, At: at}}
+}
+
+func (t *Table) seal(e *entry) []Action {
+	t.drop(e)
+	t.sealed.add(e.key, MaxSealed)
+	t.removed.add(e.key.id, MaxSealed) // what still comes about it is late
+	e.State = Sealed
+	return []Action{Seal{Run: e.Run, Final: true, At: e.Ended}, Forget{Run: e.Run}}
+}
+
+func (t *Table) drop(e *entry) {
+	delete(t.runs, e.ID)
+	delete(t.byKey, e.key)
+	id := e.key.id
+	t.byID[id] = slices.DeleteFunc(t.byID[id], func(k *key) bool { return *k == e.key })
+	if len(t.byID[id]) == 0 {
+		delete(t.byID, id)
+	}
+}
+
+// SourceLost reports that a source can tell nothing from boot time at on.
+func (t *Table) SourceLost(source string, at int64) []Action {
+	if _, away := t.lost[source]; away || t.stopped {
+		return nil
+	}
+	if t.lost == nil {
+		t.lost = map[string]int64{}
+	}
+	t.lost[source] = at
+	return []Action{SourceGap{Source: source, From: at}}
+}
+
+// SourceBack reports that a source tells again and has listed what runs. What
+// it had announced and what ended meanwhile it does not mention, so all its
+// runs are looked at.
+func (t *Table) SourceBack(source string, at int64) []Action {
+	from, away := t.lost[source]
+	if !away || t.stopped {
+		return nil
+	}
+	delete(t.lost, source)
+	actions := []Action{SourceGap{Source: source, From: from, To: at}}
+	for _, e := range t.sorted() {
+		if e.Notice.Source == source && e.State != Stopped {
+			actions = append(actions, LookNow{Run: e.Run})
+		}
+	}
+	return actions
+}
+
+// Stopping reports that the agent stops: every run's evidence ends here, not
+// final. The table is empty afterwards and stays so.
+func (t *Table) Stopping(at int64) []Action {
+	if t.stopped {
+		return nil
+	}
+	var actions []Action
+	for _, e := range t.sorted() {
+		seal := Seal{Run: e.Run, At: at}
+		if e.State == Stopped { // it did end, while it was being armed
+			seal.Final, seal.At = true, e.Ended
+		}
+		actions = append(actions, seal, Forget{Run: e.Run})
+	}
+	for _, id := range t.order {
+		actions = append(actions, Forget{Run: *t.created[id]})
+	}
+	*t = Table{stopped: true}
+	return actions
+}
+
+// Run returns the run with that id, if it is in the table.
+func (t *Table) Run(runID string) (Run, bool) {
+	if e := t.runs[runID]; e != nil {
+		return e.Run, true
+	}
+	return Run{}, false
+}
+
+// Runs returns the runs in the table, sorted by id, then what is only created,
+// oldest first.
+func (t *Table) Runs() []Run {
+	var rs []Run
+	for _, e := range t.sorted() {
+		rs = append(rs, e.Run)
+	}
+	for _, id := range t.order {
+		rs = append(rs, *t.created[id])
+	}
+	return rs
+}
+
+// sorted makes the order of actions a function of the table, not of a map.
+func (t *Table) sorted() []*entry {
+	return slices.SortedFunc(maps.Values(t.runs), func(a, b *entry) int { return strings.Compare(a.ID, b.ID) })
+}
