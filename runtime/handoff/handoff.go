@@ -1,0 +1,260 @@
+// Package handoff is the agent's side of the OCI hook: a unix stream socket on
+// which a hook hands over a container's state, once, and is answered, once.
+//
+// In: bytes from whoever can connect. Out: calls of Config.Handle with the
+// bytes of one request and the kernel's word for who sent it. A peer that is
+// not root is hung up on before a byte of it is read; a request that is not
+// well formed is answered "proceed" and reported to Config.Rejected, so that
+// the container is not harmed and the agent can count what it missed. The body
+// is trusted for nothing: runtime/oci cross-checks it.
+//
+// When Run returns the socket is gone from the file system, no peer is being
+// served and no call of Handle that was answered in time is running; one that
+// was not may still be (see Config.Late).
+//
+// It is not a control: root can say anything here, and a hook that is not run
+// says nothing.
+package handoff
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"probity/runtime/handoff/wire"
+)
+
+// Request is one request of a hook.
+type Request struct {
+	Stage wire.Stage
+	Body  []byte // 1 to wire.MaxBody bytes, as the runtime wrote them
+	Peer  Peer   // valid until Handle returns
+}
+
+// Answer is what the hook is told. The zero value lets the container go on.
+type Answer struct {
+	Refuse  bool
+	Message string // for the hook's stderr; at most wire.MaxMessage bytes are sent
+}
+
+// Config of a Server.
+type Config struct {
+	// Handle answers a request. It may be called concurrently. Its context
+	// ends with Run's, not with the peer's deadline: what came late for the
+	// hook is still worth finishing. Required.
+	Handle func(context.Context, Request) Answer
+	// Deadline is how long a peer waits for Handle before it is told to go
+	// on. Default 1.3 s, below the 1.5 s after which the hook gives up.
+	Deadline time.Duration
+	// Late is told which request was answered "proceed" because Handle had
+	// not returned by the deadline. Handle is still running then.
+	Late func(Request)
+	// Rejected is told what was not handed to Handle, and why.
+	Rejected func(Peer, error)
+	// Transfer bounds the reading of a request, and the writing of an
+	// answer. Default 500 ms.
+	Transfer time.Duration
+	// Peers bounds how many are served at once; more wait in the kernel's
+	// backlog. Default 64.
+	Peers int
+	Log   *slog.Logger // default: discarded
+}
+
+// Server answers hooks on one socket.
+type Server struct {
+	listener *Listener
+	cfg      Config
+}
+
+// New returns a server for l. It starts nothing; Run closes l.
+func New(l *Listener, cfg Config) *Server {
+	if cfg.Deadline <= 0 {
+		cfg.Deadline = 1300 * time.Millisecond
+	}
+	if cfg.Transfer <= 0 {
+		cfg.Transfer = 500 * time.Millisecond
+	}
+	if cfg.Peers <= 0 {
+		cfg.Peers = 64
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Server{listener: l, cfg: cfg}
+}
+
+// Errors that Rejected is told, besides those of reading.
+var (
+	ErrNotRoot = errors.New("the peer is not root")
+	ErrEmpty   = errors.New("the state is empty")
+	ErrTooLong = errors.New("the state is longer than 1 MiB")
+)
+
+// Run serves until ctx ends, which is no error, or the listener fails.
+func (s *Server) Run(ctx context.Context) error {
+	var peers sync.WaitGroup
+	defer peers.Wait()
+	defer s.listener.Close()
+	stop := context.AfterFunc(ctx, func() { s.listener.Close() })
+	defer stop()
+
+	slots := make(chan struct{}, s.cfg.Peers)
+	for {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return nil
+		}
+		conn, err := s.listener.AcceptUnix()
+		if err != nil {
+			<-slots
+			if ctx.Err() != nil {
+				return nil
+			}
+			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM) {
+				// Accept fails at once until something is freed.
+				s.cfg.Log.Warn("accept a hook", "error", err)
+				wait(ctx, 50*time.Millisecond)
+				continue
+			}
+			return fmt.Errorf("accept a hook: %w", err)
+		}
+		peers.Go(func() {
+			defer func() { <-slots }()
+			s.serve(ctx, conn)
+		})
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// serve owns conn.
+func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
+	defer conn.Close()
+	peer, err := peerOf(conn)
+	if err != nil {
+		s.reject(peer, err)
+		return
+	}
+	handed := false // once Handle runs, it is who closes the peer
+	defer func() {
+		if !handed {
+			peer.close()
+		}
+	}()
+	if peer.Uid != 0 {
+		s.reject(peer, ErrNotRoot)
+		return
+	}
+	if err := conn.SetDeadline(time.Now().Add(s.cfg.Transfer)); err != nil {
+		s.reject(peer, err)
+		return
+	}
+	stage, body, err := receive(conn)
+	if err != nil {
+		s.reject(peer, err)
+		if !errors.Is(err, wire.ErrProtocol) { // who speaks something else gets no answer
+			s.answer(conn, Answer{})
+		}
+		return
+	}
+	handed = true
+	s.answer(conn, s.ask(ctx, Request{Stage: stage, Body: body, Peer: peer}))
+}
+
+// ask returns Handle's answer, or leave to go on at the deadline.
+func (s *Server) ask(ctx context.Context, req Request) Answer {
+	done := make(chan Answer, 1)
+	go func() {
+		defer req.Peer.close()
+		var a Answer
+		defer func() {
+			if p := recover(); p != nil {
+				s.cfg.Log.Error("answer a hook", "panic", p)
+				a = Answer{}
+			}
+			done <- a
+		}()
+		a = s.cfg.Handle(ctx, req)
+	}()
+	deadline := time.NewTimer(s.cfg.Deadline)
+	defer deadline.Stop()
+	select {
+	case a := <-done:
+		return a
+	case <-deadline.C:
+	}
+	select {
+	case a := <-done: // both were ready
+		return a
+	default:
+	}
+	if s.cfg.Late != nil {
+		late := req
+		late.Peer.fd = nil // belongs to Handle
+		s.cfg.Late(late)
+	}
+	return Answer{}
+}
+
+func (s *Server) reject(p Peer, err error) {
+	s.cfg.Log.Warn("hook rejected", "pid", p.Pid, "uid", p.Uid, "error", err)
+	if s.cfg.Rejected != nil {
+		s.cfg.Rejected(p, err)
+	}
+}
+
+func (s *Server) answer(conn *net.UnixConn, a Answer) {
+	verdict := wire.Proceed
+	if a.Refuse {
+		verdict = wire.Refuse
+	}
+	if err := conn.SetDeadline(time.Now().Add(s.cfg.Transfer)); err != nil {
+		s.cfg.Log.Warn("answer a hook", "error", err)
+		return
+	}
+	if _, err := conn.Write(wire.AppendAnswer(nil, verdict, a.Message)); err != nil {
+		s.cfg.Log.Warn("answer a hook", "error", err)
+	}
+}
+
+// receive reads one request. The body's memory grows as it arrives, so that a
+// header alone costs nothing.
+func receive(r io.Reader) (wire.Stage, []byte, error) {
+	var head [wire.HeaderBytes]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, nil, fmt.Errorf("read a request: %w", err)
+	}
+	stage, n, err := wire.ParseHeader(head)
+	switch {
+	case err != nil:
+		return 0, nil, fmt.Errorf("read a request: header %x: %w", binary.BigEndian.Uint32(head[:4]), err)
+	case n == 0:
+		return stage, nil, ErrEmpty
+	case n > wire.MaxBody:
+		return stage, nil, ErrTooLong
+	}
+	body, err := io.ReadAll(io.LimitReader(r, int64(n)))
+	if err == nil && len(body) < n {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return 0, nil, fmt.Errorf("read a request: %d of %d bytes: %w", len(body), n, err)
+	}
+	return stage, body, nil
+}

@@ -1,0 +1,113 @@
+package handoff
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Peer is the kernel's word for the process at the other end, as of its
+// connect (SO_PEERCRED).
+type Peer struct {
+	Pid int
+	Uid uint32
+	Gid uint32
+	fd  *os.File // pidfd of the process that connected
+}
+
+// ErrPeerGone says that the process that connected has ended, or could not be
+// pinned: its pid may name somebody else by now.
+var ErrPeerGone = errors.New("the peer is gone")
+
+// Alive reports whether the process that connected still lives. While it does,
+// its pid names nobody else: what was read under /proc/PID before Alive said
+// true was the peer's.
+func (p Peer) Alive() bool {
+	if p.fd == nil {
+		return false
+	}
+	ready, err := pollOne(p.fd, unix.POLLIN)
+	return err == nil && ready == 0
+}
+
+func (p Peer) close() {
+	if p.fd != nil {
+		p.fd.Close()
+	}
+}
+
+// peerOf asks the kernel who is at the other end of conn. The returned peer
+// was alive after its pidfd was open, so the pidfd is the peer's and not that
+// of a process that got its pid later.
+func peerOf(conn *net.UnixConn) (p Peer, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return p, fmt.Errorf("look at the peer: %w", err)
+	}
+	var sockErr error
+	err = raw.Control(func(fd uintptr) { p, sockErr = peerOfSocket(int(fd)) })
+	if err = errors.Join(err, sockErr); err != nil {
+		return p, fmt.Errorf("look at the peer: %w", err)
+	}
+	if !p.Alive() {
+		p.close()
+		p.fd = nil
+		return p, fmt.Errorf("look at the peer: pid %d: %w", p.Pid, ErrPeerGone)
+	}
+	return p, nil
+}
+
+func peerOfSocket(fd int) (Peer, error) {
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return Peer{}, err
+	}
+	p := Peer{Pid: int(cred.Pid), Uid: cred.Uid, Gid: cred.Gid}
+	if p.Pid <= 0 { // in a pid namespace that is not below ours
+		return p, ErrPeerGone
+	}
+	// Since Linux 6.5 the socket itself holds on to the peer.
+	pidfd, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	if err == nil {
+		unix.CloseOnExec(pidfd) // the kernel sets it too
+		p.fd = os.NewFile(uintptr(pidfd), "pidfd")
+		return p, nil
+	}
+	if !errors.Is(err, unix.ENOPROTOOPT) {
+		return p, fmt.Errorf("%w: %w", ErrPeerGone, err)
+	}
+	pidfd, err = unix.PidfdOpen(p.Pid, 0)
+	if err != nil {
+		return p, fmt.Errorf("%w: %w", ErrPeerGone, err)
+	}
+	p.fd = os.NewFile(uintptr(pidfd), "pidfd")
+	// The pid may have been given away between connect and here. It was not
+	// if the other end is still open now: the hook holds it until it ends.
+	ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}, 0)
+	if err != nil || ready != 0 {
+		p.close()
+		p.fd = nil
+		return p, ErrPeerGone
+	}
+	return p, nil
+}
+
+func pollOne(f *os.File, events int16) (n int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var pollErr error
+	err = raw.Control(func(fd uintptr) {
+		for {
+			n, pollErr = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, 0)
+			if pollErr != unix.EINTR {
+				return
+			}
+		}
+	})
+	return n, errors.Join(err, pollErr)
+}

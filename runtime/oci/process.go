@@ -1,0 +1,199 @@
+package oci
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"probity/runtime/container"
+)
+
+// process is a process that is held: while alive says true, its pid is its own.
+type process struct {
+	pid int
+	fd  *os.File
+}
+
+// hold takes a pidfd of the process. Threads that are not a group's leader
+// cannot be held, which is right: the kernel refuses them.
+func hold(pid int) (*process, error) {
+	if pid <= 0 || pid > maxPid {
+		return nil, fmt.Errorf("pid %d: out of range", pid)
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("pid %d: %w", pid, err)
+	}
+	p := &process{pid: pid, fd: os.NewFile(uintptr(fd), "pidfd")}
+	if !p.alive() {
+		p.release()
+		return nil, fmt.Errorf("pid %d: it has ended", pid)
+	}
+	return p, nil
+}
+
+func (p *process) release() { p.fd.Close() }
+
+// alive reports whether the process has not ended; a zombie has.
+func (p *process) alive() bool {
+	fds := []unix.PollFd{{Fd: int32(p.fd.Fd()), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		return err == nil && n == 0
+	}
+}
+
+func procPath(pid int, name string) string {
+	return filepath.Join("/proc", strconv.Itoa(pid), name)
+}
+
+// parentOf returns the parent's pid, from /proc/PID/stat.
+func parentOf(pid int) (int, error) {
+	b, err := readBounded(procPath(pid, "stat"), 4<<10)
+	if err != nil {
+		return 0, err
+	}
+	return parseParent(b)
+}
+
+// parseParent returns the fourth field of /proc/PID/stat (proc_pid_stat(5)).
+// The second one, comm, is whatever the process likes, parentheses included,
+// but not longer than 64 bytes and the last to have any.
+func parseParent(b []byte) (int, error) {
+	i := bytes.LastIndexByte(b, ')')
+	fields := bytes.Fields(b[i+1:])
+	if i < 0 || len(fields) < 2 {
+		return 0, errors.New("/proc/PID/stat: too few fields")
+	}
+	ppid, err := strconv.Atoi(string(fields[1]))
+	if err != nil || ppid < 0 || ppid > maxPid {
+		return 0, fmt.Errorf("/proc/PID/stat: parent %.16q", fields[1])
+	}
+	return ppid, nil
+}
+
+// maxLine bounds how far up the runtime is looked for: hook, wrappers,
+// runtime, monitor.
+const maxLine = 8
+
+// ancestry returns the hook, its parent, and so on, up to pid 1 or this very
+// process: neither is a runtime.
+func ancestry(hook *process) ([]int, error) {
+	line := []int{hook.pid}
+	for len(line) < maxLine {
+		parent, err := parentOf(line[len(line)-1])
+		if err != nil {
+			return nil, err
+		}
+		if parent <= 1 || parent == os.Getpid() {
+			break
+		}
+		line = append(line, parent)
+	}
+	// Every parent waits for its child while the hook waits for us. Had one
+	// ended, its children would have a new parent by now.
+	for i, pid := range line[:len(line)-1] {
+		if parent, err := parentOf(pid); err != nil || parent != line[i+1] {
+			return nil, errors.New("its ancestors change")
+		}
+	}
+	return line, nil
+}
+
+// checkInit checks that init can be the init of the container that the runtime
+// above the hook is creating, and returns the line from the hook up to init's
+// parent.
+func checkInit(init *process, line []int) ([]int, error) {
+	if init.pid == os.Getpid() {
+		return nil, fmt.Errorf("%w: pid %d is the agent's own", ErrPid, init.pid)
+	}
+	if slices.Contains(line, init.pid) {
+		return nil, fmt.Errorf("%w: pid %d is the hook's or an ancestor's of it", ErrPid, init.pid)
+	}
+	parent, err := parentOf(init.pid)
+	if err != nil {
+		return nil, fmt.Errorf("%w: pid %d: %w", ErrPid, init.pid, err)
+	}
+	i := slices.Index(line[1:], parent)
+	if i < 0 {
+		return nil, fmt.Errorf("%w: pid %d is a child of %d, which did not start the hook", ErrPid, init.pid, parent)
+	}
+	// Monitors, shims and shells have further children. Init is told from
+	// those of the host by its mount namespace, which it has by this stage,
+	// and from those that are containers already by its root, which it has
+	// not left yet (runtime-spec, "createRuntime Hooks").
+	host, err := os.Stat(procPath(line[0], "ns/mnt"))
+	if err != nil {
+		return nil, fmt.Errorf("look at the hook: %w", err)
+	}
+	mounts, err := os.Stat(procPath(init.pid, "ns/mnt"))
+	if err != nil {
+		return nil, fmt.Errorf("%w: pid %d: %w", ErrPid, init.pid, err)
+	}
+	if os.SameFile(host, mounts) {
+		return nil, fmt.Errorf("%w: pid %d is in the hook's mount namespace", ErrPid, init.pid)
+	}
+	theirs, err := os.Stat(procPath(line[0], "root"))
+	if err != nil {
+		return nil, fmt.Errorf("look at the hook: %w", err)
+	}
+	root, err := os.Stat(procPath(init.pid, "root"))
+	if err != nil {
+		return nil, fmt.Errorf("%w: pid %d: %w", ErrPid, init.pid, err)
+	}
+	if !os.SameFile(theirs, root) {
+		return nil, fmt.Errorf("%w: pid %d has entered a container already", ErrPid, init.pid)
+	}
+	return line[:i+2], nil
+}
+
+// runtimeOf names the runtime: the engine whose store the bundle is in, else
+// what the hook was started by.
+func runtimeOf(id, bundle string, annotations map[string]string, line []int) (container.Runtime, error) {
+	if r := storageRuntime(id, bundle, annotations); r != "" {
+		return r, nil
+	}
+	for _, pid := range line[1:] {
+		exe, err := os.Readlink(procPath(pid, "exe"))
+		if err != nil {
+			continue
+		}
+		switch filepath.Base(exe) {
+		case "runc", "runc (deleted)":
+			return container.Runc, nil
+		case "crun", "crun (deleted)":
+			return container.Crun, nil
+		}
+	}
+	return "", errors.New("started by a runtime that is not known")
+}
+
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readAllBounded(f, limit)
+}
+
+func readAllBounded(f *os.File, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", f.Name(), err)
+	}
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("read %s: longer than %d bytes", f.Name(), limit)
+	}
+	return b, nil
+}

@@ -1,0 +1,100 @@
+package oci
+
+import (
+	"bytes"
+	"encoding/json"
+	"path"
+	"strings"
+
+	"probity/runtime/container"
+)
+
+const maxStore = 32 << 20 // bytes of a store's list of containers
+
+// storageRuntime names the engine by where its bundles are, or returns "".
+//
+// podman and CRI-O keep a container's bundle at
+// STORE/DRIVER-containers/ID/userdata and name themselves in an annotation.
+// Only both together are believed: the annotation alone is anybody's. The
+// shims of containerd have their bundles below their own directory, in one
+// directory for each namespace, of which moby is docker's.
+func storageRuntime(id, bundle string, annotations map[string]string) container.Runtime {
+	if list, ok := listDir(id, bundle); ok && strings.HasSuffix(list, "-containers") {
+		switch annotations["io.container.manager"] {
+		case "libpod":
+			return container.Podman
+		case "cri-o":
+			return container.CRIO
+		}
+	}
+	if rest, ok := strings.CutSuffix(bundle, "/"+id); ok && path.Base(path.Dir(rest)) == "io.containerd.runtime.v2.task" {
+		if path.Base(rest) == "moby" {
+			return container.Docker
+		}
+		return container.Containerd
+	}
+	return ""
+}
+
+// listDir returns the directory that holds the store's list of containers.
+func listDir(id, bundle string) (string, bool) {
+	return strings.CutSuffix(bundle, "/"+id+"/userdata")
+}
+
+// nameOf returns the container's name, or "" if it is not known.
+func nameOf(r container.Runtime, id, bundle string) string {
+	switch r {
+	case container.Runc, container.Crun:
+		return id // what the user called it
+	case container.Podman:
+	default:
+		return ""
+	}
+	list, ok := listDir(id, bundle)
+	if !ok {
+		return ""
+	}
+	dir, err := openTrusted(list)
+	if err != nil {
+		return ""
+	}
+	defer dir.Close()
+	// What --rm made is in the first; both are replaced by rename.
+	for _, file := range []string{"volatile-containers.json", "containers.json"} {
+		f, err := openFile(dir, file)
+		if err != nil {
+			continue
+		}
+		b, err := readAllBounded(f, maxStore)
+		f.Close()
+		if err != nil {
+			continue
+		}
+		if name := findName(b, id); name != "" {
+			return name
+		}
+	}
+	return ""
+}
+
+// findName returns the first name of the container with that id in a list of
+// containers/storage. It reads no further than that.
+func findName(list []byte, id string) string {
+	d := json.NewDecoder(bytes.NewReader(list))
+	if t, err := d.Token(); err != nil || t != json.Delim('[') {
+		return ""
+	}
+	for d.More() {
+		var c struct {
+			ID    string   `json:"id"`
+			Names []string `json:"names"`
+		}
+		if d.Decode(&c) != nil {
+			return ""
+		}
+		if c.ID == id && len(c.Names) > 0 && len(c.Names[0]) <= container.MaxName {
+			return c.Names[0]
+		}
+	}
+	return ""
+}
