@@ -1,0 +1,228 @@
+package symbol
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+)
+
+// What the Go toolchain leaves in a program (cmd/link/internal/ld/fips140.go,
+// debug/buildinfo). Sections can be renamed or their headers dropped, so the
+// content is looked for where the section is not.
+const (
+	fipsSection      = ".go.fipsinfo"
+	fipsMagic        = "\xff Go fipsinfo \xff\x00"
+	fipsSum          = 32 // bytes of checksum behind the magic
+	fipsPointers     = 9  // self, then start and end of text, rodata, noptrdata, data
+	buildinfoSection = ".go.buildinfo"
+	buildinfoMagic   = "\xff Go buildinf:"
+	maxBuildinfo     = 64 << 10
+	maxDataScan      = 64 << 20
+)
+
+// BoringSSL and AWS-LC, built as a FIPS module, hash what lies between two
+// labels. Go's copy (GOEXPERIMENT=boringcrypto) has lost them, not the function.
+const (
+	boringStart = "BORINGSSL_bcm_text_start"
+	boringEnd   = "BORINGSSL_bcm_text_end"
+	boringCheck = "BORINGSSL_integrity_test"
+)
+
+var selfHashNames = []string{boringStart, boringEnd, boringCheck}
+
+// selfHashed fills f.SelfHashed, and completes f.Go. When in doubt it takes
+// all of the text: a probe that is not set harms nobody.
+func (p *parser) selfHashed(f *File, own map[string][]Symbol) error {
+	fips, buildinfo, unsure, err := p.goMarks(f.Go)
+	if err != nil {
+		return err
+	}
+	f.Go = f.Go || fips != nil || buildinfo != nil
+	whole := unsure
+	if fips != nil {
+		r, ok, err := p.fipsText(*fips)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			whole = true
+		} else if r.Start < r.End {
+			f.SelfHashed = append(f.SelfHashed, r)
+		}
+	}
+	start, end := own[boringStart], own[boringEnd]
+	switch {
+	case len(start) == 1 && len(end) == 1 && start[0].Offset < end[0].Offset:
+		f.SelfHashed = append(f.SelfHashed, Range{start[0].Offset, end[0].Offset})
+	case len(start)+len(end)+len(own[boringCheck]) > 0:
+		whole = true
+	case buildinfo != nil:
+		b := make([]byte, min(maxBuildinfo, buildinfo.size))
+		if err := p.src.read(b, buildinfo.off); err != nil {
+			return err
+		}
+		whole = whole || bytes.Contains(b, []byte("boringcrypto")) // stripped
+	}
+	if whole {
+		f.SelfHashed = nil
+		for _, s := range p.loads {
+			if s.exec && s.filesz > 0 {
+				f.SelfHashed = append(f.SelfHashed, Range{s.off, s.off + s.filesz})
+			}
+		}
+	}
+	return nil
+}
+
+// goMarks finds where fipsinfo and buildinfo begin; how much of the file
+// follows in the same section or segment is their size. unsure: it is a Go
+// program and was too large to be searched whole.
+func (p *parser) goMarks(isGo bool) (fips, buildinfo *extent, unsure bool, err error) {
+	if fips, err = p.marked(fipsSection, fipsMagic); err != nil {
+		return nil, nil, false, err
+	}
+	if buildinfo, err = p.marked(buildinfoSection, buildinfoMagic); err != nil {
+		return nil, nil, false, err
+	}
+	isGo = isGo || buildinfo != nil
+	if fips != nil || !isGo && len(p.sections) > 0 {
+		return fips, buildinfo, false, nil
+	}
+	// Go before 1.24, or without section headers (then perhaps not Go).
+	budget := uint64(maxDataScan)
+	for _, s := range p.loads {
+		if !s.write || fips != nil {
+			continue
+		}
+		if s.filesz > budget {
+			return fips, buildinfo, isGo || buildinfo != nil, nil
+		}
+		budget -= s.filesz
+		offs, err := p.search(extent{s.off, s.filesz}, fipsMagic, buildinfoMagic)
+		if err != nil {
+			return nil, nil, false, err
+		}
+		if at, ok := offs[fipsMagic]; ok {
+			fips = &extent{at, s.off + s.filesz - at}
+		}
+		if at, ok := offs[buildinfoMagic]; ok && buildinfo == nil {
+			buildinfo = &extent{at, s.off + s.filesz - at}
+		}
+	}
+	return fips, buildinfo, false, nil
+}
+
+// marked finds a section of this name that begins with magic.
+func (p *parser) marked(name, magic string) (*extent, error) {
+	s, ok := p.named(name)
+	if !ok || s.size < uint64(len(magic)) {
+		return nil, nil
+	}
+	b := make([]byte, len(magic))
+	if err := p.src.read(b, s.off); err != nil {
+		return nil, err
+	}
+	if string(b) != magic {
+		return nil, nil
+	}
+	return &extent{s.off, s.size}, nil
+}
+
+// search finds the first occurrence of each pattern; none is longer than
+// fipsMagic.
+func (p *parser) search(in extent, patterns ...string) (map[string]uint64, error) {
+	found, tail, at := map[string]uint64{}, []byte(nil), in.off
+	err := p.src.stream(in.off, in.size, 1, func(b []byte) error {
+		// A pattern may lie across two pieces.
+		joint := append(tail, b[:min(len(b), len(fipsMagic))]...)
+		for _, pat := range patterns {
+			if _, ok := found[pat]; ok {
+				continue
+			}
+			if i := bytes.Index(joint, []byte(pat)); i >= 0 {
+				found[pat] = at - uint64(len(tail)) + uint64(i)
+			} else if i := bytes.Index(b, []byte(pat)); i >= 0 {
+				found[pat] = at + uint64(i)
+			}
+		}
+		at += uint64(len(b))
+		tail = bytes.Clone(b[max(0, len(b)-len(fipsMagic)):])
+		return nil
+	})
+	return found, err
+}
+
+// fipsText reads which text a fipsinfo covers. ok is false when it can't be
+// told: then its pointers are neither stored in place nor relocated by
+// entries of DT_RELA. The pointer to itself proves which of them is so.
+func (p *parser) fipsText(info extent) (r Range, ok bool, err error) {
+	width := uint64(8)
+	if !p.is64() {
+		width = 4
+	}
+	b := make([]byte, fipsPointers*width)
+	at := uint64(len(fipsMagic) + fipsSum)
+	if at+uint64(len(b)) > info.size {
+		return Range{}, false, nil
+	}
+	if err := p.src.read(b, info.off+at); err != nil {
+		return Range{}, false, err
+	}
+	var ptr [fipsPointers]uint64
+	for i := range ptr {
+		ptr[i] = p.word(b[uint64(i)*width:])
+	}
+	self, ok := p.address(info.off)
+	if !ok {
+		return Range{}, false, nil
+	}
+	if ptr[0] != self {
+		if err := p.relocate(self+at, ptr[:]); err != nil {
+			return Range{}, false, err
+		}
+	}
+	if ptr[0] != self || ptr[1] > ptr[2] {
+		return Range{}, false, nil
+	}
+	text, err := p.translate(ptr[1], ptr[2]-ptr[1])
+	if errors.Is(err, ErrMalformed) {
+		return Range{}, false, nil
+	}
+	return Range{text.off, text.off + text.size}, err == nil, err
+}
+
+// address is where the byte at a file offset is loaded to.
+func (p *parser) address(off uint64) (uint64, bool) {
+	for _, s := range p.loads {
+		if s.write && off >= s.off && off-s.off < s.filesz {
+			return off - s.off + s.vaddr, true
+		}
+	}
+	return 0, false
+}
+
+// relocate applies the base-relative relocations of the 64-bit pointers that
+// lie from addr on.
+func (p *parser) relocate(addr uint64, ptr []uint64) error {
+	relative := uint32(elf.R_X86_64_RELATIVE)
+	if p.machine == elf.EM_AARCH64 {
+		relative = uint32(elf.R_AARCH64_RELATIVE)
+	}
+	if !p.is64() {
+		return nil // addends are stored in place (Elf32_Rel)
+	}
+	err := p.src.stream(p.rela.off, p.rela.size, 24, func(b []byte) error {
+		for ; len(b) > 0; b = b[24:] {
+			d := le.Uint64(b) - addr
+			if i := d / 8; d%8 == 0 && i < uint64(len(ptr)) && le.Uint32(b[8:]) == relative {
+				ptr[i] = le.Uint64(b[16:])
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("relocations: %w", err)
+	}
+	return nil
+}

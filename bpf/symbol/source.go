@@ -1,0 +1,66 @@
+package symbol
+
+import (
+	"errors"
+	"fmt"
+	"io"
+)
+
+// source is the file: the only place that reads it. A read that does not lie
+// within the size known at the start never happens.
+type source struct {
+	r    io.ReaderAt
+	size uint64
+	buf  []byte // of stream; streams do not nest
+}
+
+// within says whether n bytes at off lie in the file.
+func (s *source) within(off, n uint64) error {
+	if off > s.size || n > s.size-off {
+		return fmt.Errorf("%d bytes at offset %d of a file of %d: %w", n, off, s.size, ErrTruncated)
+	}
+	return nil
+}
+
+// read fills b from off.
+func (s *source) read(b []byte, off uint64) error {
+	if err := s.within(off, uint64(len(b))); err != nil {
+		return err
+	}
+	n, err := s.r.ReadAt(b, int64(off)) // off <= size, an int64
+	if n == len(b) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		// The file became shorter since its size was taken.
+		return fmt.Errorf("%d of %d bytes at offset %d: %w", n, len(b), off, ErrTruncated)
+	}
+	return fmt.Errorf("read %d bytes at offset %d: %w", len(b), off, err)
+}
+
+const streamBuffer = 64 << 10
+
+// stream calls fn with consecutive pieces of n bytes at off. A piece's length
+// is a multiple of unit, which is small; n is as well, or the rest is left.
+func (s *source) stream(off, n uint64, unit int, fn func(piece []byte) error) error {
+	if err := s.within(off, n); err != nil {
+		return err
+	}
+	n -= n % uint64(unit)
+	if s.buf == nil {
+		s.buf = make([]byte, streamBuffer)
+	}
+	whole := s.buf[:streamBuffer-streamBuffer%unit]
+	for n > 0 {
+		piece := whole[:min(uint64(len(whole)), n)]
+		if err := s.read(piece, off); err != nil {
+			return err
+		}
+		if err := fn(piece); err != nil {
+			return err
+		}
+		off += uint64(len(piece))
+		n -= uint64(len(piece))
+	}
+	return nil
+}

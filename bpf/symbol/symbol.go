@@ -1,0 +1,220 @@
+// Package symbol reads ELF files that somebody hostile may have written: which
+// functions they hold and where, which instruction runs first, and which of
+// their text must not be touched because it hashes itself.
+//
+// In: an [io.ReaderAt] over a regular file, its size, and the names that a
+// policy asks for. Out: plain values, every position in them a file offset, as
+// the kernel's uprobes want it. Nothing is trusted: each number of the file is
+// checked against the file's size and against [Limits] before it is used, no
+// symbol or string table is held in memory (both are streamed through one
+// 64 KiB buffer), nothing is followed that could form a cycle, and each
+// refusal wraps one of the Err values with the fact that led to it.
+//
+// debug/elf is used for its constants only. Its documentation says that it is
+// not hardened against hostile files, and indeed it reads whole tables into
+// memory, decompresses what a section claims to hold, and has no way to be
+// given a bound.
+//
+// True on return without an error: all segments and sections lie within the
+// file (it is whole), no two loadable segments overlap (so an address has one
+// file offset), each [Symbol] lies in an executable loadable segment, and the
+// returned names are complete for what the tables hold: when a bound is
+// reached the answer is [ErrTooLarge], never a shorter list.
+//
+// What this is not: a symbol table is the file author's claim. A file can name
+// its functions as it likes, hide them, or copy their code; a name that is
+// absent here is no proof that the code is. The file may also change while it
+// is read; who needs to know must compare it before and after.
+package symbol
+
+import (
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Callers decide by these; each error that [Read] returns wraps one of them,
+// or is an I/O error of the reader.
+var (
+	// ErrNotELF: not an ELF program or shared object at all.
+	ErrNotELF = errors.New("not an ELF program or shared object")
+	// ErrTruncated: it refers to bytes behind its end.
+	ErrTruncated = errors.New("truncated ELF")
+	// ErrTooLarge: a bound of Limits was reached.
+	ErrTooLarge = errors.New("ELF past the bounds")
+	// ErrMalformed: it contradicts itself, so that what a loader would make
+	// of it can't be told.
+	ErrMalformed = errors.New("malformed ELF")
+	// ErrForeign: made for a machine whose code this host's kernel does not
+	// run itself, or can't probe.
+	ErrForeign = errors.New("foreign architecture")
+)
+
+// Limits bounds what Read takes. The zero value of each field is its default.
+type Limits struct {
+	// FileSize is the largest apparent size in bytes. Default 1 GiB.
+	FileSize int64
+	// ProgramHeaders default: 1170, what fits into the 64 KiB that
+	// Linux itself takes (fs/binfmt_elf.c, load_elf_phdrs).
+	ProgramHeaders int
+	// Sections default: 4096.
+	Sections int
+	// Symbols of all tables together. Default 4 Mi.
+	Symbols int
+	// StringBytes of all symbol tables' string tables together. Default
+	// 128 MiB. Memory needed is an eighth of the largest.
+	StringBytes int64
+	// Matches is the number of symbols returned, over all names. Default
+	// 65,536.
+	Matches int
+}
+
+func (l Limits) orDefaults() Limits {
+	if l.FileSize <= 0 {
+		l.FileSize = 1 << 30
+	}
+	if l.ProgramHeaders <= 0 {
+		l.ProgramHeaders = (64 << 10) / 56
+	}
+	if l.Sections <= 0 {
+		l.Sections = 4096
+	}
+	if l.Symbols <= 0 {
+		l.Symbols = 4 << 20
+	}
+	if l.StringBytes <= 0 {
+		l.StringBytes = 128 << 20
+	}
+	if l.Matches <= 0 {
+		l.Matches = 1 << 16
+	}
+	return l
+}
+
+// Range is a half-open range of file offsets.
+type Range struct{ Start, End uint64 }
+
+// File is what is known of one ELF file besides its symbols.
+type File struct {
+	BuildID string // GNU build-id in hex; empty if there is none, or none of at most 64 bytes
+	Machine elf.Machine
+	Class   elf.Class
+	Type    elf.Type // ET_EXEC or ET_DYN
+
+	// Entry is the file offset of e_entry, the first instruction that runs
+	// of this file when it is a program or a program's interpreter. Valid if
+	// HasEntry; a library usually has none.
+	Entry    uint64
+	HasEntry bool
+
+	// Go: made by the Go toolchain (at least in part).
+	Go bool
+	// Stripped: there is no .symtab. Functions that are not exported
+	// dynamically can't be found by name then.
+	Stripped bool
+
+	// SelfHashed is the text that a program compares with a checksum of
+	// itself, in which a breakpoint would make it stop: Go's FIPS 140 module
+	// and BoringCrypto. Where a file says that it has such text but not
+	// which, it is all of the file's executable segments.
+	SelfHashed []Range
+
+	segments []segment // the loadable ones, by address
+}
+
+// The kinds of Symbol.
+const (
+	KindFunc  = "func"
+	KindIFunc = "ifunc" // Offset is the resolver's, not that of what it chooses
+	KindAlias = "alias" // other functions have the same address: one can't be told from the other
+)
+
+// Symbol is one function, under one of its names.
+type Symbol struct {
+	Name   string // as it was asked for: without a version
+	Offset uint64 // in the file
+	Size   uint64 // in bytes; 0 if the table does not say
+	Kind   string // one of the Kind constants
+	// Alias lists other names of the same address, sorted. Names that are
+	// long (over 512 bytes) or not printable are left out, and no more than
+	// 16 are listed; Kind tells that there are others all the same.
+	Alias []string
+}
+
+// Read reads an ELF file of size bytes. It returns the functions among want,
+// from .symtab and from the dynamic symbol table, by name; a name that is not
+// there is absent from the map, and a name that several functions bear (static
+// functions of several files) has several symbols, in order of their offset.
+// Names are asked for without a version: "memcpy" finds each memcpy@VERSION.
+//
+// Besides what grows with want and with the matches, Read holds at most 2 MiB
+// and an eighth of the largest string table, whatever is in the file. A file
+// that exhausts all of the default limits takes it some two seconds; who has
+// less time gives it an r that fails when the time is over, and gets r's error.
+func Read(r io.ReaderAt, size int64, want []string, lim Limits) (*File, map[string][]Symbol, error) {
+	return read(r, size, want, lim, native)
+}
+
+func read(r io.ReaderAt, size int64, want []string, lim Limits, runs func(elf.Machine, elf.Class) bool) (*File, map[string][]Symbol, error) {
+	lim = lim.orDefaults()
+	if size < 0 {
+		return nil, nil, fmt.Errorf("file of %d bytes: %w", size, ErrTruncated)
+	}
+	if size > lim.FileSize {
+		return nil, nil, fmt.Errorf("file of %d bytes, %d are taken: %w", size, lim.FileSize, ErrTooLarge)
+	}
+	p := &parser{src: source{r: r, size: uint64(size)}, lim: lim}
+	if err := p.readHeader(runs); err != nil {
+		return nil, nil, fmt.Errorf("ELF header: %w", err)
+	}
+	if err := p.readSegments(); err != nil {
+		return nil, nil, fmt.Errorf("program headers: %w", err)
+	}
+	if err := p.readSections(); err != nil {
+		return nil, nil, fmt.Errorf("section headers: %w", err)
+	}
+	if err := p.readDynamic(); err != nil {
+		return nil, nil, fmt.Errorf("dynamic section: %w", err)
+	}
+	f := &File{
+		Machine: p.machine, Class: p.class, Type: p.typ,
+		Stripped: p.stripped, segments: p.loads,
+	}
+	if err := p.readNotes(f); err != nil {
+		return nil, nil, fmt.Errorf("notes: %w", err)
+	}
+	if p.entry != 0 { // 0 is "no entry" (gABI, ELF header)
+		f.Entry, f.HasEntry = p.executable(p.entry)
+	}
+	syms, own, err := p.find(want)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := p.selfHashed(f, own); err != nil {
+		return nil, nil, fmt.Errorf("self-hashing text: %w", err)
+	}
+	return f, syms, nil
+}
+
+// ExecutableOffset reports whether a file offset lies in the part of an
+// executable loadable segment that is backed by the file.
+func (f *File) ExecutableOffset(off uint64) bool {
+	for _, s := range f.segments {
+		if s.exec && off >= s.off && off-s.off < s.filesz {
+			return true
+		}
+	}
+	return false
+}
+
+// WouldBreak reports whether a breakpoint at a file offset would be found by
+// the program itself, see SelfHashed.
+func (f *File) WouldBreak(off uint64) bool {
+	for _, r := range f.SelfHashed {
+		if off >= r.Start && off < r.End {
+			return true
+		}
+	}
+	return false
+}
