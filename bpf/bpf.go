@@ -1,0 +1,216 @@
+// Package bpf holds the kernel side of Probity (the C programs below c/, their
+// compiled objects) and the thin Go side that loads them and reads what they
+// wrote.
+//
+// In: nothing but the running kernel. Out: [Objects], loaded maps and programs
+// with typed access, and [Event]s decoded from the ring buffer. On return from
+// Load everything is in the kernel and nothing is attached yet; Close takes it
+// all away. The package trusts the kernel. It does not decide what to attach
+// where: bpf/probe does.
+//
+// Counters are the truth and the ring carries detail only: a full ring loses
+// the process name of a first hit, which is counted, and never a count.
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+)
+
+// Options sizes the maps. The zero value is the default in parentheses.
+type Options struct {
+	Slots     uint32 // (container, site) counters (131072, about 15 MiB)
+	Runs      uint32 // armed containers (4096)
+	RingBytes uint32 // ring buffer, a power of two and a multiple of the page size (1 MiB)
+	// ForceSingle acts as if the kernel had no uprobe_multi links, so that the
+	// other rung of the ladder can be tested on any kernel.
+	ForceSingle bool
+	// ForceFixedSite acts as if the kernel had no attach cookies.
+	ForceFixedSite bool
+}
+
+// MaxLevel is the depth of a container's cgroup that can be armed, exclusive.
+const MaxLevel = 32 // MAX_LEVEL in c/probity.h; pinned by a test
+
+// Objects are the loaded maps and programs. Safe for concurrent use.
+type Objects struct {
+	spec    *ebpf.CollectionSpec
+	coll    *ebpf.Collection
+	multi   *ebpf.Program // nil where the kernel has no uprobe_multi
+	single  *ebpf.Program // nil where it has no attach cookies: one copy per site instead
+	missing error         // why multi is nil
+}
+
+// shared are the maps that every program uses.
+var shared = []string{probesMapSlots, probesMapRuns, probesMapSettings, probesMapTotals, probesMapEvents}
+
+// ErrUnsupported is wrapped by Load when the kernel refuses what every probe
+// type needs.
+var ErrUnsupported = errors.New("kernel refuses eBPF")
+
+// Load loads the programs and maps into the kernel. It needs CAP_BPF and
+// CAP_PERFMON, or CAP_SYS_ADMIN before Linux 5.8.
+func Load(o Options) (*Objects, error) {
+	if err := rlimit.RemoveMemlock(); err != nil { // a no-op from 5.11 on
+		return nil, fmt.Errorf("raise the memory lock limit: %w", err)
+	}
+	spec, err := loadProbes()
+	if err != nil {
+		return nil, fmt.Errorf("read the embedded programs: %w", err)
+	}
+	resize(spec.Maps[probesMapSlots], o.Slots)
+	resize(spec.Maps[probesMapRuns], o.Runs)
+	resize(spec.Maps[probesMapEvents], o.RingBytes)
+
+	first := spec.Copy()
+	delete(first.Programs, probesProgExecTracepoint) // attached by AttachExec
+	delete(first.Programs, probesProgExecRaw)
+	obj := &Objects{spec: spec}
+	if o.ForceSingle {
+		obj.missing = errors.New("switched off by option")
+	} else if err := features.HaveBPFLinkUprobeMulti(); err != nil {
+		obj.missing = err
+	}
+	if obj.missing != nil {
+		delete(first.Programs, probesProgUprobeMulti)
+	}
+	cookies := features.HaveProgramHelper(ebpf.Kprobe, asm.FnGetAttachCookie)
+	if o.ForceFixedSite || cookies != nil {
+		delete(first.Programs, probesProgUprobeSingle)
+	}
+	coll, err := ebpf.NewCollection(first)
+	if err != nil {
+		return nil, fmt.Errorf("%w: load programs: %w", ErrUnsupported, err)
+	}
+	// The programs hold what they need of .rodata; the descriptors and their
+	// memory mappings are of no use to us.
+	coll.Variables = nil
+	for name, m := range coll.Maps {
+		if !slices.Contains(shared, name) {
+			m.Close()
+			delete(coll.Maps, name)
+		}
+	}
+	obj.coll = coll
+	obj.multi = coll.Programs[probesProgUprobeMulti]
+	obj.single = coll.Programs[probesProgUprobeSingle]
+	return obj, nil
+}
+
+func resize(m *ebpf.MapSpec, n uint32) {
+	if n != 0 {
+		m.MaxEntries = n
+	}
+}
+
+// Close unloads everything. Links made with these programs must be closed
+// first, or they keep the programs alive.
+func (o *Objects) Close() error {
+	o.coll.Close()
+	return nil
+}
+
+// UprobeMulti returns the program for uprobe_multi links, or why the kernel
+// has none.
+func (o *Objects) UprobeMulti() (*ebpf.Program, error) {
+	if o.multi == nil {
+		return nil, o.missing
+	}
+	return o.multi, nil
+}
+
+// UprobeSingle returns a program for one perf link of the given site. cookie
+// tells whether it takes the site from the attach cookie; if not, the caller
+// owns this copy and closes it after the link.
+func (o *Objects) UprobeSingle(site uint32) (prog *ebpf.Program, cookie bool, err error) {
+	if o.single != nil {
+		return o.single, true, nil
+	}
+	prog, err = o.load(probesProgUprobeSingle, func(s *ebpf.CollectionSpec) error {
+		return s.Variables[probesVarFixedSite].Set(site)
+	})
+	return prog, false, err
+}
+
+// load loads one more program that shares the maps.
+func (o *Objects) load(name string, adjust func(*ebpf.CollectionSpec) error) (*ebpf.Program, error) {
+	spec := o.spec.Copy()
+	for n := range spec.Programs {
+		if n != name {
+			delete(spec.Programs, n)
+		}
+	}
+	if adjust != nil {
+		if err := adjust(spec); err != nil {
+			return nil, fmt.Errorf("adjust %s: %w", name, err)
+		}
+	}
+	maps := map[string]*ebpf.Map{}
+	for _, n := range shared {
+		maps[n] = o.coll.Maps[n]
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps})
+	if err != nil {
+		return nil, fmt.Errorf("load %s: %w", name, err)
+	}
+	prog := coll.DetachProgram(name)
+	coll.Close()
+	return prog, nil
+}
+
+// ExecMechanism names how execs are seen.
+type ExecMechanism string
+
+// The two ways, best first.
+const (
+	ExecTracepoint    ExecMechanism = "tracepoint"
+	ExecRawTracepoint ExecMechanism = "rawTracepoint"
+)
+
+// AttachExec attaches the exec program: by the tracepoint where tracefs can be
+// reached, else by the raw tracepoint of the same event. It returns what it
+// really used.
+func (o *Objects) AttachExec() (link.Link, ExecMechanism, error) {
+	l, err := o.attachExecTracepoint()
+	if err == nil {
+		return l, ExecTracepoint, nil
+	}
+	raw, rawErr := o.attachExecRaw()
+	if rawErr == nil {
+		return raw, ExecRawTracepoint, nil
+	}
+	return nil, "", errors.Join(err, rawErr)
+}
+
+func (o *Objects) attachExecTracepoint() (link.Link, error) {
+	prog, err := o.load(probesProgExecTracepoint, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer prog.Close() // the link holds its own reference
+	l, err := link.Tracepoint("sched", "sched_process_exec", prog, nil)
+	if err != nil {
+		return nil, fmt.Errorf("attach tracepoint sched:sched_process_exec: %w", err)
+	}
+	return l, nil
+}
+
+func (o *Objects) attachExecRaw() (link.Link, error) {
+	prog, err := o.load(probesProgExecRaw, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer prog.Close()
+	l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: "sched_process_exec", Program: prog})
+	if err != nil {
+		return nil, fmt.Errorf("attach raw tracepoint sched_process_exec: %w", err)
+	}
+	return l, nil
+}

@@ -1,0 +1,132 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"probity/tests/need"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func load(t *testing.T, o Options) *Objects {
+	t.Helper()
+	need.BPF(t)
+	obj, err := Load(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { obj.Close() })
+	return obj
+}
+
+func TestLoadEachRung(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		o    Options
+	}{{"best", Options{}}, {"no uprobe_multi", Options{ForceSingle: true}}, {"no cookies", Options{ForceSingle: true, ForceFixedSite: true}}} {
+		t.Run(c.name, func(t *testing.T) {
+			obj := load(t, c.o)
+			prog, shared, err := obj.UprobeSingle(7)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if shared == c.o.ForceFixedSite {
+				t.Errorf("shared = %v with ForceFixedSite %v", shared, c.o.ForceFixedSite)
+			}
+			if !shared {
+				prog.Close()
+			}
+			if _, err := obj.UprobeMulti(); c.o.ForceSingle && err == nil {
+				t.Error("uprobe_multi is there although it was switched off")
+			}
+		})
+	}
+}
+
+func TestSlots(t *testing.T) {
+	obj := load(t, Options{Slots: 4, Runs: 2})
+	if err := obj.PutSlots(1, []uint32{1, 2, 3}); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := obj.Slot(1, 2); err != nil || c != (Counter{}) {
+		t.Fatalf("fresh counter = %+v, %v", c, err)
+	}
+	if err := obj.PutSlots(2, []uint32{1, 2}); !errors.Is(err, ErrNoSpace) {
+		t.Fatalf("fifth of four counters: %v, want ErrNoSpace", err)
+	}
+	if _, err := obj.Slot(2, 1); err == nil {
+		t.Fatal("a counter of a batch that did not fit remains")
+	}
+	if err := obj.DeleteSlots(1, []uint32{1, 2, 3}); err != nil {
+		t.Fatal(err)
+	}
+	if err := obj.DeleteSlots(1, []uint32{1}); err != nil {
+		t.Fatalf("deleting twice: %v", err)
+	}
+}
+
+// TestExecIsTold runs a program in this test's own cgroup, by each mechanism.
+func TestExecBothWays(t *testing.T) {
+	obj := load(t, Options{})
+	need.Tracefs(t)
+	l, err := obj.attachExecTracepoint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if l, err = obj.attachExecRaw(); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+}
+
+func TestSharedConstants(t *testing.T) {
+	h, err := os.ReadFile("c/probity.h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(h), "#define MAX_LEVEL 32\t") || MaxLevel != 32 {
+		t.Errorf("MaxLevel is %d, c/probity.h says otherwise", MaxLevel)
+	}
+}
+
+func hitBytes() []byte {
+	b := make([]byte, 48)
+	binary.NativeEndian.PutUint32(b[0:], uint32(EventHit))
+	binary.NativeEndian.PutUint32(b[4:], 9)
+	binary.NativeEndian.PutUint64(b[8:], 77)
+	binary.NativeEndian.PutUint64(b[16:], 5)
+	binary.NativeEndian.PutUint32(b[24:], 100)
+	binary.NativeEndian.PutUint32(b[28:], 101)
+	copy(b[32:], "na\xffme\x00rest")
+	return b
+}
+
+func TestDecode(t *testing.T) {
+	e, err := Decode(hitBytes())
+	want := Event{Kind: EventHit, Cgroup: 77, Site: 9, Ns: 5, Pid: 100, Tid: 101, Comm: "na\uFFFDme"}
+	if err != nil || e != want {
+		t.Fatalf("Decode = %+v, %v; want %+v", e, err, want)
+	}
+	for n := range hitBytes() {
+		if _, err := Decode(hitBytes()[:n]); !errors.Is(err, ErrDecode) {
+			t.Fatalf("%d bytes: %v, want ErrDecode", n, err)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add(hitBytes())
+	f.Add([]byte{2, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if e, err := Decode(b); err != nil && e != (Event{}) {
+			t.Fatalf("an error and an event: %+v", e)
+		}
+	})
+}

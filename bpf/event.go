@@ -1,0 +1,85 @@
+package bpf
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// EventKind says what an event is about.
+type EventKind uint32
+
+// The kinds, as in c/probity.h.
+const (
+	EventHit  = EventKind(probesEventTypeEVENT_HIT)
+	EventExec = EventKind(probesEventTypeEVENT_EXEC)
+)
+
+// Event is one record of the ring buffer.
+type Event struct {
+	Kind   EventKind
+	Cgroup uint64
+	Site   uint32 // of a hit
+	Ns     int64  // CLOCK_BOOTTIME
+	Pid    int    // process, as the host numbers it
+	Tid    int
+	Comm   string // at most 15 bytes, chosen by the process itself
+	Path   string // of an exec: as passed to execve, at most 255 bytes
+}
+
+// ErrDecode is wrapped by every error of Decode.
+var ErrDecode = errors.New("ring buffer record")
+
+// Decode decodes one record strictly: known type, exact size, terminated
+// strings. The bytes come from our own program, but their strings were chosen
+// by the container.
+func Decode(b []byte) (Event, error) {
+	if len(b) < 4 {
+		return Event{}, fmt.Errorf("%w: %d bytes", ErrDecode, len(b))
+	}
+	switch kind := EventKind(binary.NativeEndian.Uint32(b)); kind {
+	case EventHit:
+		var e probesHitEvent
+		if err := exact(b, &e); err != nil {
+			return Event{}, err
+		}
+		return Event{Kind: kind, Cgroup: e.Cgroup, Site: e.Site, Ns: int64(e.Ns), Pid: int(e.Pid), Tid: int(e.Tid), Comm: text(e.Comm[:])}, nil
+	case EventExec:
+		var e probesExecEvent
+		if err := exact(b, &e); err != nil {
+			return Event{}, err
+		}
+		return Event{Kind: kind, Cgroup: e.Cgroup, Ns: int64(e.Ns), Pid: int(e.Pid), Tid: int(e.Tid), Comm: text(e.Comm[:]), Path: text(e.Path[:])}, nil
+	default:
+		return Event{}, fmt.Errorf("%w: type %d is not known", ErrDecode, kind)
+	}
+}
+
+func exact[T any](b []byte, e *T) error {
+	if len(b) != int(unsafe.Sizeof(*e)) {
+		return fmt.Errorf("%w: %d bytes, want %d", ErrDecode, len(b), unsafe.Sizeof(*e))
+	}
+	if err := binary.Read(bytes.NewReader(b), binary.NativeEndian, e); err != nil {
+		return fmt.Errorf("%w: %w", ErrDecode, err)
+	}
+	return nil
+}
+
+// text reads a C string; what is not valid UTF-8 is replaced when it is
+// written as JSON.
+func text(c []int8) string {
+	b := make([]byte, 0, len(c))
+	for _, x := range c {
+		if x == 0 {
+			break
+		}
+		b = append(b, byte(x))
+	}
+	return string(bytes.ToValidUTF8(b, []byte("\uFFFD")))
+}
+
+func isNoSpace(err error) bool { return errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOMEM) }

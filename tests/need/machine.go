@@ -1,0 +1,77 @@
+package need
+
+import (
+	"bufio"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+)
+
+// Root needs effective uid 0.
+func Root(t testing.TB) {
+	t.Helper()
+	if uid := os.Geteuid(); uid != 0 {
+		unmet(t, "root", "the effective uid is %d", uid)
+	}
+}
+
+// BPF needs a kernel that loads a program of the type that uprobes use, for
+// this process. It loads one: asking for a capability or a version would not
+// see lockdown, a seccomp profile or a kernel built without BPF.
+func BPF(t testing.TB) {
+	t.Helper()
+	Root(t)
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         ebpf.Kprobe,
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+		License:      "Dual BSD/GPL",
+	})
+	if err != nil {
+		unmet(t, "bpf", "load a two-instruction program: %v", err)
+		return
+	}
+	if err := prog.Close(); err != nil {
+		t.Fatalf("close the program: %v", err)
+	}
+}
+
+// Tracefs needs a readable tracefs, and returns where it is. It mounts none:
+// packages are tested side by side, and the first to unmount would take it
+// from the others. scripts/test.sh mounts one for all of them.
+func Tracefs(t testing.TB) string {
+	t.Helper()
+	for _, dir := range []string{"/sys/kernel/tracing", "/sys/kernel/debug/tracing"} {
+		var fs unix.Statfs_t
+		if unix.Statfs(dir, &fs) != nil || int64(fs.Type) != unix.TRACEFS_MAGIC {
+			continue
+		}
+		if _, err := os.ReadDir(dir + "/events"); err != nil {
+			unmet(t, "tracefs", "read the events: %v", err)
+		}
+		return dir
+	}
+	unmet(t, "tracefs", "it is not mounted (mount -t tracefs tracefs /sys/kernel/tracing)")
+	return ""
+}
+
+// Cgroup2 needs a cgroup2 mount, unified or the hybrid mode's, and returns its
+// mount point.
+func Cgroup2(t testing.TB) string {
+	t.Helper()
+	f, err := os.Open("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if field := strings.Fields(lines.Text()); len(field) > 2 && field[2] == "cgroup2" {
+			return field[1]
+		}
+	}
+	unmet(t, "cgroup2", "no cgroup2 file system is mounted")
+	return ""
+}
