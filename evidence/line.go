@@ -1,0 +1,271 @@
+package evidence
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"unicode/utf8"
+)
+
+// Format is the value of a header's "format" for the lines of this package.
+const Format = "probity-chunk/1"
+
+// Sizes that readers may rely on (FORMAT.md, "Chunk").
+const (
+	MinHeaderBytes = 1024      // a header line, its newline included, has at least these
+	HeaderFacts    = 1000      // within these bytes of the header stands everything but padding
+	MaxLineBytes   = 31 << 10  // every line, the envelope included, is shorter
+	MaxChunkBytes  = 8 << 20   // a chunk closes before it grows past this
+	MaxChunkRuns   = 32        // runs in one chunk
+	MaxWaitNs      = 500 * 1e6 // a chunk closes this long after its first waiting line
+)
+
+// The kinds of line.
+const (
+	KindHeader      = "header"
+	KindCoverage    = "coverage"
+	KindObservation = "observation"
+	KindGap         = "gap"
+)
+
+// Header is the first line of a chunk.
+type Header struct {
+	Kind    string `json:"kind"`
+	Chunk   string `json:"chunk"` // SEQ-INSTANCE
+	Format  string `json:"format"`
+	Node    string `json:"node"`
+	BootID  string `json:"bootId"`
+	Seq     Uint64 `json:"seq"`
+	KeyID   string `json:"keyId"`
+	Clock   Clock  `json:"clock"`
+	Agent   string `json:"agent"` // "probity VERSION"
+	Padding string `json:"padding"`
+}
+
+// Pod is the pod of a container, in a coverage line.
+type Pod struct {
+	Name      string `json:"name"`
+	Namespace string `json:"namespace"`
+	UID       string `json:"uid"`
+}
+
+// Losses are the loss counters of one run since it was armed.
+type Losses struct {
+	RingFull     Loss   `json:"ringFull"`
+	KernelMissed Loss   `json:"kernelMissed"`
+	Reason       string `json:"reason,omitempty"` // why a counter is unknowable
+}
+
+// ProbeFold is the state of one probe of a run, folded over its sites.
+type ProbeFold struct {
+	ProbeID        string `json:"probeId"`
+	State          State  `json:"state"` // inside a list: only observation lines have a top-level state
+	Sites          int    `json:"sites"`
+	SearchComplete bool   `json:"searchComplete"`
+	SearchReason   string `json:"searchReason,omitempty"` // why the search was not complete
+}
+
+// Coverage is the line about a run as a whole: who it is, the window, and what
+// was lost.
+type Coverage struct {
+	Kind              string      `json:"kind"`
+	RunID             string      `json:"runId"`
+	ContainerID       string      `json:"containerId"`
+	ContainerName     string      `json:"containerName,omitempty"`
+	Runtime           string      `json:"runtime"`
+	Pod               *Pod        `json:"pod,omitempty"`
+	Image             string      `json:"image,omitempty"`
+	ImageDigest       string      `json:"imageDigest,omitempty"`
+	ImageIndexDigest  string      `json:"imageIndexDigest,omitempty"`
+	ImageConfigDigest string      `json:"imageConfigDigest,omitempty"`
+	ImageDigestReason string      `json:"imageDigestReason,omitempty"`
+	BootID            string      `json:"bootId"`
+	CgroupID          Uint64      `json:"cgroupId"`
+	CgroupPath        string      `json:"cgroupPath,omitempty"`
+	Attribution       string      `json:"attribution"`        // how events are attributed: "cgroup"
+	Source            string      `json:"source"`             // who announced the run
+	FirstExec         Time        `json:"firstExec,omitzero"` // the container's first execve, if seen
+	Started           Time        `json:"started,omitzero"`   // when the source announced the start
+	Ended             Time        `json:"ended,omitzero"`     // when the cgroup was found empty
+	From              Time        `json:"from"`               // the window of all sites without one of their own
+	To                Time        `json:"to"`
+	Final             bool        `json:"final"`
+	Policies          string      `json:"policies,omitempty"` // sha256 of the policy set in force
+	Losses            Losses      `json:"losses"`
+	Probes            []ProbeFold `json:"probes"`
+	GapReasons        []GapReason `json:"gapReasons,omitempty"` // open or closed gaps of this run, each once
+}
+
+// Process is the process that an event was seen in.
+type Process struct {
+	Pid  int    `json:"pid"`            // on the host
+	Comm string `json:"comm,omitempty"` // 15 bytes at most, as the kernel has it
+	Path string `json:"path,omitempty"` // of the executable, as passed to execve
+}
+
+// Inputs are what a confidence was computed from (evidence/score).
+type Inputs struct {
+	ProbeType   string `json:"probeType"`
+	Attribution string `json:"attribution"`
+	Symbol      string `json:"symbol"`
+	Losses      string `json:"losses"`
+}
+
+// Confidence is a number in [0,1] and what it was made of.
+type Confidence struct {
+	Value   float64 `json:"value"`
+	Version string  `json:"version"`
+	Inputs  Inputs  `json:"inputs"`
+}
+
+// SiteGap is one reason's gaps within a site's window.
+type SiteGap struct {
+	Reason     GapReason `json:"reason"`
+	From       Time      `json:"from"`        // of the first
+	To         Time      `json:"to,omitzero"` // of the last; absent while open
+	DurationNs Uint64    `json:"durationNs"`  // of all together, as of the line's to
+	Count      Loss      `json:"count"`       // how many gaps, or events where the reason counts events
+}
+
+// Observation is the state of one site, or of one probe without a site, since
+// the run's start, as of To. The latest line supersedes earlier ones.
+type Observation struct {
+	Kind               string         `json:"kind"`
+	State              State          `json:"state"`
+	ProbeType          ProbeType      `json:"probeType"` // what the kernel really used
+	RunID              string         `json:"runId"`
+	ContainerID        string         `json:"containerId"`
+	Runtime            string         `json:"runtime"`
+	ImageDigest        string         `json:"imageDigest,omitempty"`
+	ImageDigestReason  string         `json:"imageDigestReason,omitempty"`
+	ProbeID            string         `json:"probeId"`
+	RequestedProbeType ProbeType      `json:"requestedProbeType"`
+	Symbol             string         `json:"symbol,omitempty"`
+	Offset             *Uint64        `json:"offset,omitempty"` // in the file, bytes
+	Path               string         `json:"path,omitempty"`   // in the container; the glob for fileNotFound
+	FileDigest         string         `json:"fileDigest,omitempty"`
+	BuildID            string         `json:"buildId,omitempty"`
+	Origin             string         `json:"origin,omitempty"` // imageLayer, upper, volume, tmpfs, memfd, other
+	LayerDiffID        string         `json:"layerDiffId,omitempty"`
+	SymbolKind         string         `json:"symbolKind,omitempty"` // func, ifunc, alias, clone, folded
+	Inline             string         `json:"inline,omitempty"`     // none, unknown
+	Copies             int            `json:"copies,omitempty"`
+	Event              string         `json:"event,omitempty"`  // of a tracepoint, "group:name"
+	Reason             NotArmedReason `json:"reason,omitempty"` // exactly on notArmed
+	Detail             string         `json:"detail,omitempty"` // for a person: the errno, the bound
+	Count              *Uint64        `json:"count,omitempty"`  // executions counted; absent on notArmed
+	FirstAt            Time           `json:"firstAt,omitzero"`
+	LastAt             Time           `json:"lastAt,omitzero"`
+	Process            *Process       `json:"process,omitempty"`   // of the first hit
+	Processes          []Process      `json:"processes,omitempty"` // distinct executables of an exec probe, bounded
+	Confidence         Confidence     `json:"confidence"`
+	Gaps               []SiteGap      `json:"gaps,omitempty"`
+	Complete           bool           `json:"complete"` // no gap in the window but such as cost detail only
+	Final              bool           `json:"final"`
+	From               Time           `json:"from"`
+	To                 Time           `json:"to"`
+}
+
+// Gap is the line that opens or closes a gap. The closing line repeats GapID.
+type Gap struct {
+	Kind        string    `json:"kind"`
+	GapID       string    `json:"gapId"`
+	Scope       string    `json:"scope"` // node, source, run, file, site
+	Reason      GapReason `json:"reason"`
+	From        Time      `json:"from"`
+	To          Time      `json:"to,omitzero"` // absent while open
+	Count       Loss      `json:"count"`
+	Source      string    `json:"source,omitempty"`
+	RunID       string    `json:"runId,omitempty"`
+	ContainerID string    `json:"containerId,omitempty"`
+	Path        string    `json:"path,omitempty"`
+	ProbeID     string    `json:"probeId,omitempty"`
+	Symbol      string    `json:"symbol,omitempty"`
+	Detail      string    `json:"detail,omitempty"`
+}
+
+// The scopes of a gap.
+const (
+	ScopeNode   = "node"
+	ScopeSource = "source"
+	ScopeRun    = "run"
+	ScopeFile   = "file"
+	ScopeSite   = "site"
+)
+
+// Line is one line between header and envelope: *Coverage, *Observation or *Gap.
+type Line interface {
+	kind() string
+	run() string
+}
+
+func (*Coverage) kind() string    { return KindCoverage }
+func (*Observation) kind() string { return KindObservation }
+func (*Gap) kind() string         { return KindGap }
+
+func (c *Coverage) run() string    { return c.RunID }
+func (o *Observation) run() string { return o.RunID }
+func (g *Gap) run() string         { return g.RunID }
+
+// RunOf returns the run that l is about, or "" for a node's or source's gap.
+func RunOf(l Line) string { return l.run() }
+
+// Encode returns the canonical bytes of a line, without a newline: compact
+// JSON, members in the order of the struct, no HTML escaping.
+func Encode(l Line) ([]byte, error) {
+	switch v := l.(type) {
+	case *Coverage:
+		v.Kind = KindCoverage
+		if v.Probes == nil {
+			v.Probes = []ProbeFold{} // a list in every language, never null
+		}
+	case *Observation:
+		v.Kind = KindObservation
+	case *Gap:
+		v.Kind = KindGap
+	}
+	b, err := marshal(l)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s line: %w", l.kind(), err)
+	}
+	if len(b) >= MaxLineBytes {
+		return nil, fmt.Errorf("encode %s line: %d bytes, at most %d are allowed", l.kind(), len(b), MaxLineBytes-1)
+	}
+	return b, nil
+}
+
+func marshal(v any) ([]byte, error) {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return plainReplacement(bytes.TrimSuffix(buf.Bytes(), []byte("\n"))), nil
+}
+
+// plainReplacement spells U+FFFD as itself. encoding/json writes it as an escape
+// where it stands for a byte that was not UTF-8, and as itself where it was in
+// the text: two spellings of one value, so that a line with such a path would
+// not encode to the same bytes again.
+func plainReplacement(b []byte) []byte {
+	const escape = `\ufffd`
+	if !bytes.Contains(b, []byte(escape)) {
+		return b
+	}
+	out := make([]byte, 0, len(b))
+	for i := 0; i < len(b); {
+		switch {
+		case b[i] != '\\':
+			out = append(out, b[i])
+			i++
+		case bytes.HasPrefix(b[i:], []byte(escape)):
+			out = utf8.AppendRune(out, utf8.RuneError)
+			i += len(escape)
+		default: // another escape: its second byte may be a backslash
+			out = append(out, b[i], b[i+1])
+			i += 2
+		}
+	}
+	return out
+}

@@ -1,0 +1,105 @@
+package spool
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"probity/evidence"
+	"probity/evidence/sign"
+)
+
+// errNever is wrapped when trying again cannot help.
+var errNever = errors.New("this chunk can never be written")
+
+// chunk is a header and lines that wait for their envelope.
+type chunk struct {
+	header   evidence.Header
+	body     []byte // header and lines, each with its newline: what the envelope signs
+	tally    evidence.Tally
+	perRun   map[string]runLines
+	opened   time.Time // for the timer
+	closedNs int64     // boot time
+	carries  drops     // what its lines say was dropped
+}
+
+// runLines counts one run's lines.
+type runLines struct {
+	containerID string
+	lines       uint64
+}
+
+func newChunk(h evidence.Header) (*chunk, error) {
+	line, err := evidence.EncodeHeader(h)
+	if err != nil {
+		return nil, err
+	}
+	h.Kind, h.Format = evidence.KindHeader, evidence.Format
+	if err := h.Validate(); err != nil {
+		return nil, fmt.Errorf("header: %w", err)
+	}
+	return &chunk{header: h, body: append(line, '\n'), perRun: map[string]runLines{}, opened: time.Now()}, nil
+}
+
+func (c *chunk) size() int64 { return int64(len(c.body)) }
+
+// fits reports whether e can be added within the bounds of a chunk, and its
+// statement within those of a line.
+func (c *chunk) fits(e encoded) bool {
+	if len(c.body)+len(e.bytes)+1+evidence.MaxLineBytes > evidence.MaxChunkBytes {
+		return false
+	}
+	if r := evidence.RunOf(e.line); r != "" && !c.tally.HasRun(r) && c.tally.Runs() >= evidence.MaxChunkRuns {
+		return false
+	}
+	const envelope = 512 // all but the payload
+	return c.tally.Lines() == 0 || envelope+(c.tally.Bound(e.line)+2)/3*4 < evidence.MaxLineBytes
+}
+
+// full reports whether a further run, or even one further line, surely does not
+// fit.
+func (c *chunk) full(runID string) bool {
+	if runID != "" && !c.tally.HasRun(runID) && c.tally.Runs() >= evidence.MaxChunkRuns {
+		return true
+	}
+	return len(c.body)+2*evidence.MaxLineBytes > evidence.MaxChunkBytes
+}
+
+func (c *chunk) add(e encoded) {
+	c.body = append(append(c.body, e.bytes...), '\n')
+	c.tally.Add(e.line)
+	r := evidence.RunOf(e.line)
+	if r == "" {
+		return
+	}
+	n := c.perRun[r]
+	n.lines++
+	switch l := e.line.(type) {
+	case *evidence.Coverage:
+		n.containerID = l.ContainerID
+	case *evidence.Observation:
+		n.containerID = l.ContainerID
+	case *evidence.Gap:
+		n.containerID = l.ContainerID
+	}
+	c.perRun[r] = n
+}
+
+// envelope signs the chunk and returns its last line, with the newline.
+func (c *chunk) envelope(s *sign.Signer) ([]byte, error) {
+	sum := sha256.Sum256(c.body)
+	payload, err := evidence.EncodeStatement(c.tally.Statement(c.header, hex.EncodeToString(sum[:])))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNever, err)
+	}
+	line, err := s.Envelope(payload)
+	if err != nil {
+		return nil, err
+	}
+	if len(line) >= evidence.MaxLineBytes {
+		return nil, fmt.Errorf("%w: the envelope line has %d bytes, at most %d are allowed", errNever, len(line), evidence.MaxLineBytes-1)
+	}
+	return append(line, '\n'), nil
+}

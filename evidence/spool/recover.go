@@ -1,0 +1,192 @@
+package spool
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"probity/evidence"
+	"probity/evidence/sign"
+	"probity/evidence/verify"
+)
+
+// OpenRun is a run whose last coverage line is not final: the agent that wrote it
+// ended without saying how the run went on.
+type OpenRun struct {
+	// Coverage is the run's last coverage line, with all its ids.
+	Coverage evidence.Coverage
+	// To is the end of what is covered: of that line, or of the run's latest
+	// observation line if that is later.
+	To evidence.Time
+	// ToBootNs is To in the boot time of Coverage.BootID, by the clock of the
+	// chunk that the line is in.
+	ToBootNs int64
+	// Chunk is that chunk's name.
+	Chunk string
+}
+
+// Recover reads the spool at start and returns the runs that were left open, in
+// order of their last line. The agent then signs an agentDown gap of scope run
+// for each, open or up to now, and a coverage line with final: false. A run that
+// has such a gap since its last coverage began is not returned again.
+//
+// Only sound chunks count. An error that wraps ErrUnsound lists those that are
+// not and leaves the rest of the result valid; with any other error the spool
+// could not be read. A spool that is not there yet has no runs.
+func Recover(dir string, key *sign.PublicKey) ([]OpenRun, error) {
+	ready := filepath.Join(dir, ReadyDir)
+	var names []string
+	err := filepath.WalkDir(ready, func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case e.Type().IsRegular():
+			names = append(names, path)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("recover spool: %w", err)
+	}
+	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(filepath.Base(a), filepath.Base(b)) })
+	r := recovery{runs: map[string]*openRun{}}
+	var unsound []error
+	for _, path := range names {
+		data, err := readBounded(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a shipper removed it
+		}
+		if err != nil {
+			return nil, fmt.Errorf("recover spool: %w", err)
+		}
+		c, findings := verify.Bytes(path, data, key)
+		if c == nil {
+			unsound = append(unsound, fmt.Errorf("%w: %s", ErrUnsound, findings[0]))
+			continue
+		}
+		for _, l := range c.Lines {
+			r.see(c.Header, l)
+		}
+	}
+	return r.open(), errors.Join(unsound...)
+}
+
+// ErrUnsound is wrapped for each chunk in the spool that does not verify.
+var ErrUnsound = errors.New("recover spool: unsound chunk")
+
+type openRun struct {
+	OpenRun
+	order   int
+	final   bool
+	settled evidence.Time // an agentDown gap says so up to here
+	forGood bool          // an agentDown gap is open
+	gapID   string
+}
+
+type recovery struct {
+	runs  map[string]*openRun
+	lines int
+}
+
+// see takes lines in order of age.
+func (r *recovery) see(h evidence.Header, l evidence.Line) {
+	r.lines++
+	switch v := l.(type) {
+	case *evidence.Coverage:
+		run := r.run(v.RunID)
+		run.Coverage, run.final, run.order = *v, v.Final, r.lines
+		run.until(h, v.To)
+	case *evidence.Observation:
+		r.run(v.RunID).until(h, v.To)
+	case *evidence.Gap:
+		if v.Scope != evidence.ScopeRun || v.Reason != evidence.GapAgentDown {
+			return
+		}
+		run := r.run(v.RunID)
+		switch {
+		case v.To.IsZero():
+			run.forGood, run.gapID = true, strings.Clone(v.GapID)
+		default:
+			if v.GapID == run.gapID {
+				run.forGood = false // closed: an agent took the run over
+			}
+			if v.To.Std().After(run.settled.Std()) {
+				run.settled = v.To
+			}
+		}
+	}
+}
+
+func (r *recovery) run(id string) *openRun {
+	if r.runs[id] == nil {
+		r.runs[strings.Clone(id)] = &openRun{}
+	}
+	return r.runs[id]
+}
+
+func (o *openRun) until(h evidence.Header, to evidence.Time) {
+	if to.Std().Before(o.To.Std()) {
+		return
+	}
+	o.To, o.ToBootNs, o.Chunk = to, h.Clock.Boot(to), strings.Clone(h.Chunk)
+}
+
+func (r *recovery) open() []OpenRun {
+	var open []*openRun
+	for _, run := range r.runs {
+		settled := run.forGood || !run.settled.IsZero() && !run.settled.Std().Before(run.To.Std())
+		if run.order == 0 || run.final || settled {
+			continue // order 0: no coverage line is left to say who it was
+		}
+		open = append(open, run)
+	}
+	slices.SortFunc(open, func(a, b *openRun) int { return cmp.Compare(a.order, b.order) })
+	out := make([]OpenRun, len(open))
+	for i, run := range open {
+		out[i] = run.OpenRun
+		out[i].Coverage = detached(run.Coverage)
+	}
+	return out
+}
+
+// detached copies a line's texts, which are parts of a whole chunk.
+func detached(c evidence.Coverage) evidence.Coverage {
+	b, err := evidence.Encode(&c)
+	if err != nil {
+		return c
+	}
+	l, err := evidence.Decode(string(b))
+	if err != nil {
+		return c
+	}
+	return *l.(*evidence.Coverage)
+}
+
+// readBounded reads at most one byte more than a chunk can have: verify.Bytes
+// then says that it is too large.
+func readBounded(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, min(st.Size(), evidence.MaxChunkBytes+1))
+	n, err := f.ReadAt(b, 0)
+	if n == len(b) {
+		err = nil
+	}
+	return b[:n], err
+}

@@ -1,0 +1,97 @@
+package spool_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"probity/evidence"
+	"probity/evidence/spool"
+)
+
+func agentDown(run int, id string, from evidence.Time, to evidence.Time) func(evidence.Clock) []evidence.Line {
+	return func(evidence.Clock) []evidence.Line {
+		return []evidence.Line{&evidence.Gap{GapID: id, Scope: evidence.ScopeRun, Reason: evidence.GapAgentDown, From: from, To: to, RunID: runID(run), ContainerID: "c"}}
+	}
+}
+
+func TestRecover(t *testing.T) {
+	n := newNode(t)
+	if runs, err := spool.Recover(n.cfg.Dir, n.signer.Public()); err != nil || len(runs) != 0 {
+		t.Fatalf("a spool that is not there: %v, %v", runs, err)
+	}
+	s := n.open(t)
+	add := func(run int, build func(evidence.Clock) []evidence.Line) {
+		t.Helper()
+		if err := errors.Join(s.Append(runID(run), build), s.Flush(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	recovered := func() map[string]spool.OpenRun {
+		t.Helper()
+		runs, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := map[string]spool.OpenRun{}
+		for _, r := range runs {
+			m[r.Coverage.RunID] = r
+		}
+		return m
+	}
+	add(1, coverage(1, false)) // left open
+	add(2, coverage(2, false)) // ends
+	add(2, coverage(2, true))
+	add(3, coverage(3, false)) // has later lines
+	add(3, sites(3, 1, 10))
+	got := recovered()
+	if len(got) != 2 || got[runID(2)].Chunk != "" {
+		t.Fatalf("%v", got)
+	}
+	one, three := got[runID(1)], got[runID(3)]
+	if one.Coverage.ContainerID != "container-1" || one.To != one.Coverage.To || one.ToBootNs == 0 {
+		t.Fatalf("%+v", one)
+	}
+	if !three.To.Std().After(three.Coverage.To.Std()) || three.ToBootNs <= one.ToBootNs {
+		t.Fatalf("a later observation line does not count: %+v", three)
+	}
+
+	// What the next agent signs settles a run, whether the gap is left open or not.
+	add(1, agentDown(1, "g1", one.To, evidence.Time{}))
+	add(3, agentDown(3, "g3", three.To, evidence.TimeOf(three.To.Std().Add(5e6))))
+	if got := recovered(); len(got) != 0 {
+		t.Fatalf("settled runs are recovered: %v", got)
+	}
+	// A run that went on afterwards is open again.
+	for range 10 {
+		add(3, coverage(3, false))
+	}
+	if got := recovered(); len(got) != 1 || got[runID(3)].Chunk == "" {
+		t.Fatalf("%v", got)
+	}
+}
+
+// Unsound chunks are named and do not count; the others do.
+func TestRecoverUnsound(t *testing.T) {
+	n := newNode(t)
+	s := n.open(t)
+	for i := range 3 {
+		if err := errors.Join(s.Append(runID(i+1), coverage(i+1, false)), s.Flush(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(n.cfg.Dir, spool.ReadyDir, evidence.ChunkPath(n.ready(t)[1]))
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[1100] ^= 1
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	runs, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+	if !errors.Is(err, spool.ErrUnsound) || len(runs) != 2 {
+		t.Fatalf("%v, %v", runs, err)
+	}
+}

@@ -1,0 +1,425 @@
+// Package spool puts signed chunks on disk for a shipper to carry away.
+//
+// In: evidence lines, by run. Out: files ready/FIRST-10-DIGITS/NAME.ndjson below
+// the spool's directory, each complete, signed, and never touched again.
+//
+// True on disk: a name below ready/ holds a whole chunk or does not exist, at
+// every moment and after kill -9 or loss of power; when Flush returns nil
+// everything appended before is durable; a sequence number is never used for two
+// chunks, also not after the shipper has removed them. True in memory: Append
+// never waits for the disk; what cannot be written is kept up to a bound, and
+// what is past the bound is dropped as whole chunks, oldest first, counted, and
+// signed as spoolDropped gaps when writing works again.
+//
+// It trusts its directories' file system to keep what fsync accepted, and
+// whoever may write there not to remove what nobody else has: they can delete
+// evidence, and this package cannot stop them. It is not a control against
+// that. It does protect from half of a chunk, from two agents on one state
+// directory, and from its own crash.
+package spool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"probity/evidence"
+	"probity/evidence/sign"
+)
+
+// Names below the spool's directory.
+const (
+	ReadyDir = "ready" // complete chunks
+	tmpDir   = "tmp"   // chunks that are being written; emptied at Open
+)
+
+// DefaultMaxPending is how many bytes of closed chunks wait in memory.
+const DefaultMaxPending = 16 << 20
+
+// retryAfter is how long the writer waits after an error.
+const retryAfter = time.Second
+
+// ErrClosed is returned by Append and Flush after Close.
+var ErrClosed = errors.New("the spool is closed")
+
+// Config says where and for whom a Spool writes. Dir, State, Node, BootID,
+// Signer and Clock are required.
+type Config struct {
+	Dir    string // the spool
+	State  string // where seq and instance are kept; one agent at a time
+	Node   string
+	BootID string
+	Agent  string // "probity VERSION"; "probity" if empty
+	Signer *sign.Signer
+	// Clock reads boot time and wall time, once for each chunk.
+	Clock func() evidence.Clock
+	// Dropped, if set, is told which runs lost lines, so that their sites'
+	// states can be appended again: states are cumulative, so nothing but the
+	// moment is lost then. It is called from Run or Flush, without locks held.
+	Dropped    func(runIDs []string)
+	MaxPending int64 // bytes of closed chunks kept in memory; DefaultMaxPending if 0
+	Log        *slog.Logger
+}
+
+// Spool collects lines into chunks and writes them. Append, Seal, Flush and
+// Close may be called concurrently.
+type Spool struct {
+	cfg   Config
+	state *state
+	wake  chan struct{} // capacity 1: Run has something to look at
+
+	writing sync.Mutex // held over everything that touches the disk; taken before mu
+	synced  string     // the directory below ready/ that is known to be durable
+
+	mu       sync.Mutex
+	open     *chunk   // takes lines; nil if no line waits
+	pending  []*chunk // closed, oldest first
+	bytes    int64    // of pending
+	inflight bool     // pending[0] is being written
+	next     uint64   // sequence number of the next chunk
+	drops    drops    // not yet signed
+	failing  error    // why the last attempt to write failed
+	closed   bool
+}
+
+// Open makes the directories, removes what a crash left in tmp/, and finds the
+// next sequence number. A spool that cannot be written now is no error: chunks
+// then wait in memory. A state directory that cannot be read is one, or that
+// another process holds.
+func Open(cfg Config) (*Spool, error) {
+	if cfg.Dir == "" || cfg.State == "" || cfg.Signer == nil || cfg.Clock == nil {
+		return nil, errors.New("open spool: Dir, State, Signer and Clock are required")
+	}
+	if cfg.Agent == "" {
+		cfg.Agent = "probity"
+	}
+	if cfg.MaxPending <= 0 {
+		cfg.MaxPending = DefaultMaxPending
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	st, err := openState(cfg.State)
+	if err != nil {
+		return nil, fmt.Errorf("open spool: state: %w", err)
+	}
+	s := &Spool{cfg: cfg, state: st, wake: make(chan struct{}, 1)}
+	inSpool, err := highestSeq(cfg.Dir)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open spool: %w", err), st.close())
+	}
+	s.next = max(st.used, inSpool) + 1
+	// A header that cannot be written would fail every chunk: say so now.
+	if _, err := newChunk(s.header(evidence.Clock{Wall: evidence.TimeOf(time.Unix(0, 0))}, s.next)); err != nil {
+		return nil, errors.Join(fmt.Errorf("open spool: %w", err), st.close())
+	}
+	if err := s.makeDirs(); err != nil {
+		cfg.Log.Error("the spool cannot be written, evidence waits in memory", "dir", cfg.Dir, "error", err)
+	}
+	return s, nil
+}
+
+func (s *Spool) header(clock evidence.Clock, seq uint64) evidence.Header {
+	return evidence.Header{
+		Chunk: evidence.ChunkName(seq, s.state.instance), Node: s.cfg.Node, BootID: s.cfg.BootID,
+		Seq: evidence.Uint64(seq), KeyID: s.cfg.Signer.KeyID(), Clock: clock, Agent: s.cfg.Agent,
+	}
+}
+
+// Append adds a run's lines to the open chunk; runID is "" for lines of the node
+// or of a source. build is called once, with the clock of the header that the
+// lines go under, and derives every time in them from it; where they are spread
+// over several chunks, all of these have the same clock. It must not call the
+// Spool. Append checks all lines before it takes the first, so it takes all or
+// none, and never waits for the disk.
+func (s *Spool) Append(runID string, build func(evidence.Clock) []evidence.Line) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return fmt.Errorf("append evidence: %w", ErrClosed)
+	}
+	if err := s.append(runID, true, build); err != nil {
+		return fmt.Errorf("append evidence: %w", err)
+	}
+	return nil
+}
+
+type encoded struct {
+	line  evidence.Line
+	bytes []byte
+}
+
+// append is Append with mu held. oneRun refuses lines of other runs.
+func (s *Spool) append(runID string, oneRun bool, build func(evidence.Clock) []evidence.Line) error {
+	if c := s.open; c != nil && c.full(runID) {
+		s.seal()
+	}
+	var clock evidence.Clock
+	if s.open != nil {
+		clock = s.open.header.Clock
+	} else {
+		clock = s.cfg.Clock()
+	}
+	lines := build(clock)
+	enc := make([]encoded, 0, len(lines))
+	for _, l := range lines {
+		if r := evidence.RunOf(l); oneRun && r != "" && r != runID {
+			return fmt.Errorf("a line of run %s among those of %q", r, runID)
+		}
+		b, err := evidence.Encode(l)
+		if err != nil {
+			return err
+		}
+		if err := evidence.Validate(l); err != nil {
+			return fmt.Errorf("%s: %w", b[:min(len(b), 200)], err)
+		}
+		enc = append(enc, encoded{l, b})
+	}
+	for _, e := range enc {
+		if s.open != nil && !s.open.fits(e) {
+			s.seal()
+		}
+		if s.open == nil {
+			c, err := newChunk(s.header(clock, s.next))
+			if err != nil {
+				return err // Open has tried this header
+			}
+			s.next++
+			s.open = c
+			s.signal() // Run sets its timer
+		}
+		s.open.add(e)
+	}
+	return nil
+}
+
+// Seal closes the open chunk now, as the end of a run does. It does not wait
+// for the disk.
+func (s *Spool) Seal() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seal()
+}
+
+// seal is Seal with mu held.
+func (s *Spool) seal() {
+	c := s.open
+	if c == nil {
+		return
+	}
+	s.open = nil
+	c.closedNs = int64(s.cfg.Clock().BootNs)
+	s.pending = append(s.pending, c)
+	s.bytes += c.size()
+	s.shed()
+	s.signal()
+}
+
+// shed drops the oldest whole chunks past the bound, but not the one that is
+// being written, nor the newest: the bound is of what waits behind it.
+func (s *Spool) shed() {
+	for s.bytes > s.cfg.MaxPending {
+		i := 0
+		if s.inflight {
+			i = 1
+		}
+		if len(s.pending) <= i+1 {
+			return
+		}
+		s.drop(i)
+	}
+}
+
+// drop gives up pending[i] and remembers what has to be signed about it.
+func (s *Spool) drop(i int) {
+	c := s.pending[i]
+	s.pending = slices.Delete(s.pending, i, i+1)
+	s.bytes -= c.size()
+	s.drops.add(c, s.failing)
+	s.cfg.Log.Error("dropped a chunk that could not be written", "chunk", c.header.Chunk, "lines", c.tally.Lines(), "error", s.failing)
+}
+
+func (s *Spool) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run writes closed chunks, and closes the open one MaxWaitNs after its first
+// line, until ctx ends. It then closes and tries to write what is left, once,
+// and returns what could not be written as an error.
+func (s *Spool) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var retry time.Time // not before, after an error
+	for {
+		now := time.Now()
+		due := s.sealDue(now)
+		if !now.Before(retry) {
+			retry = time.Time{}
+			if err := s.publish(ctx); err != nil && ctx.Err() == nil {
+				retry = time.Now().Add(retryAfter)
+			}
+		}
+		if !retry.IsZero() && (due.IsZero() || retry.Before(due)) {
+			due = retry
+		}
+		var fire <-chan time.Time
+		if !due.IsZero() {
+			timer.Reset(time.Until(due))
+			fire = timer.C
+		}
+		select {
+		case <-ctx.Done():
+			return s.flushOnce()
+		case <-s.wake:
+		case <-fire:
+		}
+	}
+}
+
+// sealDue closes the open chunk if its time has come, or says when it will.
+func (s *Spool) sealDue(now time.Time) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		return time.Time{}
+	}
+	due := s.open.opened.Add(evidence.MaxWaitNs)
+	if now.Before(due) {
+		return due
+	}
+	s.seal()
+	return time.Time{}
+}
+
+// Flush closes the open chunk and returns nil when all that was appended before
+// the call is durable. It tries again after an error until ctx ends.
+func (s *Spool) Flush(ctx context.Context) error {
+	for {
+		err := s.flushOnce()
+		if err == nil {
+			return nil
+		}
+		timer := time.NewTimer(retryAfter)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("flush spool: %w", err)
+		case <-timer.C:
+		}
+	}
+}
+
+func (s *Spool) flushOnce() error {
+	s.Seal()
+	return s.publish(context.Background())
+}
+
+// Close writes what is left, once, and gives up the state directory. It is
+// idempotent. Run should have returned before.
+func (s *Spool) Close() error {
+	s.mu.Lock()
+	again := s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if again {
+		return nil
+	}
+	err := s.flushOnce()
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if err == nil {
+		err = s.state.settle(s.next - 1) // leaves no hole in the numbers
+	}
+	return errors.Join(err, s.state.close())
+}
+
+// publish writes all closed chunks. ctx is looked at between chunks.
+func (s *Spool) publish(ctx context.Context) error {
+	s.writing.Lock()
+	runs, err := s.publishLocked(ctx)
+	s.writing.Unlock()
+	if len(runs) > 0 && s.cfg.Dropped != nil {
+		s.cfg.Dropped(runs)
+	}
+	return err
+}
+
+func (s *Spool) publishLocked(ctx context.Context) (lostLines []string, err error) {
+	for ctx.Err() == nil {
+		s.mu.Lock()
+		if len(s.pending) == 0 {
+			s.mu.Unlock()
+			return lostLines, nil
+		}
+		c := s.pending[0]
+		s.inflight = true
+		s.mu.Unlock()
+
+		err := s.write(c)
+
+		s.mu.Lock()
+		s.inflight = false
+		if err != nil && !errors.Is(err, errNever) {
+			if s.failing == nil {
+				s.cfg.Log.Error("the spool cannot be written, evidence waits in memory", "chunk", c.header.Chunk, "error", err)
+			}
+			s.failing = err
+			s.shed()
+			n := len(s.pending)
+			s.mu.Unlock()
+			return lostLines, fmt.Errorf("write %d waiting chunks: %w", n, err)
+		}
+		if err != nil {
+			s.failing = err
+			s.drop(0)
+		} else {
+			if s.failing != nil {
+				s.cfg.Log.Info("the spool can be written again", "chunk", c.header.Chunk)
+			}
+			s.pending = slices.Delete(s.pending, 0, 1)
+			s.bytes -= c.size()
+		}
+		s.failing = nil
+		if !s.drops.empty() {
+			lostLines = append(lostLines, s.signDrops()...)
+		}
+		s.mu.Unlock()
+	}
+	return lostLines, ctx.Err()
+}
+
+// signDrops turns what was dropped into gap lines, in a chunk that is closed at
+// once. If that chunk is dropped in its turn, the same facts come back.
+func (s *Spool) signDrops() (runIDs []string) {
+	d := s.drops
+	s.drops = drops{}
+	s.seal() // the gaps' chunk holds nothing else, so that it can carry them back
+	if err := s.append("", false, func(c evidence.Clock) []evidence.Line { return d.gaps(c, s.state.instance) }); err != nil {
+		s.cfg.Log.Error("sign the gap of dropped evidence", "lines", d.lines, "error", err)
+		s.drops = d
+		return nil
+	}
+	if s.open != nil {
+		s.open.carries = d
+	}
+	s.seal()
+	return d.runIDs()
+}
+
+func (s *Spool) makeDirs() error {
+	for _, d := range []string{tmpDir, ReadyDir} {
+		if err := os.MkdirAll(filepath.Join(s.cfg.Dir, d), 0o750); err != nil {
+			return err
+		}
+	}
+	return emptyDir(filepath.Join(s.cfg.Dir, tmpDir))
+}

@@ -1,0 +1,185 @@
+package spool
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"probity/evidence"
+)
+
+// Files of the state directory.
+const (
+	seqFile      = "seq"      // the highest number that may have been used, decimal
+	instanceFile = "instance" // 16 hex digits, new with each empty state directory
+)
+
+// reserveAhead is how many numbers one fsync reserves. A crash leaves a hole of
+// at most as many; Close leaves none.
+const reserveAhead = 64
+
+// state is the part of the spool that outlives the chunks: shippers remove
+// them, and their numbers must still not be used again.
+//
+// Invariant: no chunk is published under a number above what seq durably says,
+// nor before instance is durable.
+type state struct {
+	dir      *os.File // locked
+	instance string
+	used     uint64 // what seq says
+	kept     bool   // instance is durable
+}
+
+// openState locks and reads the state directory. It creates the directory but
+// no file in it: a disk that is full now must not keep the agent from starting.
+func openState(dir string) (*state, error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &state{dir: d}
+	if err := s.load(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return s, nil
+}
+
+func (s *state) load() error {
+	if err := unix.Flock(int(s.dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("lock %s: %w (is another agent running?)", s.dir.Name(), err)
+	}
+	seq, err := s.read(seqFile)
+	if err != nil {
+		return err
+	}
+	if seq != "" {
+		n, err := strconv.ParseUint(seq, 10, 64)
+		if err != nil || n >= evidence.MaxSeq {
+			return fmt.Errorf("%s: %.40q is not a sequence number", filepath.Join(s.dir.Name(), seqFile), seq)
+		}
+		s.used = n
+	}
+	instance, err := s.read(instanceFile)
+	if err != nil {
+		return err
+	}
+	switch {
+	case evidence.ValidInstance(instance):
+		s.instance, s.kept = instance, true
+	case instance == "":
+		var b [8]byte
+		rand.Read(b[:]) // never fails (crypto/rand, Go 1.24)
+		s.instance = hex.EncodeToString(b[:])
+	default:
+		return fmt.Errorf("%s: %.40q is not 16 hex digits", filepath.Join(s.dir.Name(), instanceFile), instance)
+	}
+	return nil
+}
+
+// read returns a small file's content without its newline, "" if it is not there.
+func (s *state) read(name string) (string, error) {
+	f, err := os.OpenFile(filepath.Join(s.dir.Name(), name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 64))
+	if err != nil {
+		return "", err
+	}
+	text, ok := strings.CutSuffix(string(b), "\n")
+	if !ok || text == "" {
+		return "", fmt.Errorf("%s: %.40q: want one line", f.Name(), b)
+	}
+	return text, nil
+}
+
+// reserve returns nil when a chunk may be published under seq.
+func (s *state) reserve(seq uint64) error {
+	if seq > evidence.MaxSeq-reserveAhead {
+		return fmt.Errorf("%w: no sequence numbers are left", errNever)
+	}
+	if !s.kept {
+		if err := s.replace(instanceFile, s.instance); err != nil {
+			return err
+		}
+		s.kept = true
+	}
+	if seq <= s.used {
+		return nil
+	}
+	return s.settle(seq + reserveAhead - 1)
+}
+
+// settle makes used the highest number that may have been used.
+func (s *state) settle(used uint64) error {
+	if used == s.used || !s.kept {
+		return nil
+	}
+	if err := s.replace(seqFile, strconv.FormatUint(used, 10)); err != nil {
+		return err
+	}
+	s.used = used
+	return nil
+}
+
+// replace makes one line durable: temporary file, fsync, rename, fsync of the
+// directory.
+func (s *state) replace(name, text string) error {
+	path := filepath.Join(s.dir.Name(), name)
+	tmp := path + ".new"
+	if err := ignoreMissing(os.Remove(tmp)); err != nil {
+		return err
+	}
+	if err := writeFile(tmp, 0o640, []byte(text+"\n")); err != nil {
+		return errors.Join(err, ignoreMissing(os.Remove(tmp)))
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	return s.dir.Sync()
+}
+
+// close gives up the lock.
+func (s *state) close() error { return s.dir.Close() }
+
+// highestSeq returns the highest sequence number below ready/, 0 if there is
+// none. It matters when the state directory was lost: numbers then go on above
+// those of the former instance, so that names still sort by age. A name that is no
+// chunk's is not ours to judge, and one so high that it would use up the numbers
+// is somebody's joke.
+func highestSeq(dir string) (uint64, error) {
+	var top uint64
+	err := filepath.WalkDir(filepath.Join(dir, ReadyDir), func(_ string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // no spool yet, or a shipper has just removed it
+		}
+		if err != nil {
+			return err
+		}
+		name, _ := strings.CutSuffix(e.Name(), ".ndjson")
+		if seq, _, ok := evidence.ParseChunkName(name); ok && seq < evidence.MaxSeq/2 {
+			top = max(top, seq)
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("list %s: %w", dir, err)
+	}
+	return top, nil
+}

@@ -1,0 +1,163 @@
+package verify
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"probity/evidence"
+	"probity/evidence/score"
+	"probity/evidence/sign"
+)
+
+// maxFindings is how many findings of one file are listed.
+const maxFindings = 20
+
+// Chunk is a sound chunk.
+type Chunk struct {
+	File   string
+	Header evidence.Header
+	// Lines between header and envelope. Their texts keep the whole chunk in
+	// memory: copy what is kept for long.
+	Lines []evidence.Line
+	// Body is the bytes before the envelope line; the statement's first
+	// subject is their digest.
+	Body []byte
+	// Envelope is the envelope line without its newline.
+	Envelope []byte
+}
+
+// Bytes checks one chunk file's bytes; name only says where findings are. The
+// chunk is nil exactly if there are findings.
+func Bytes(name string, data []byte, key *sign.PublicKey) (*Chunk, []Finding) {
+	c := &checker{file: name}
+	chunk := c.check(data, key)
+	if len(c.findings) == 0 {
+		return chunk, nil
+	}
+	if more := len(c.findings) - maxFindings; more > 0 {
+		c.findings = append(c.findings[:maxFindings], Finding{File: name, Reason: fmt.Sprintf("%d more findings in this file", more)})
+	}
+	return nil, c.findings
+}
+
+type checker struct {
+	file     string
+	findings []Finding
+}
+
+func (c *checker) found(line int, format string, args ...any) {
+	c.findings = append(c.findings, Finding{File: c.file, Line: line, Reason: fmt.Sprintf(format, args...)})
+}
+
+func (c *checker) check(data []byte, key *sign.PublicKey) *Chunk {
+	switch {
+	case len(data) == 0:
+		c.found(0, "the file is empty")
+		return nil
+	case len(data) > evidence.MaxChunkBytes:
+		c.found(0, "%d bytes, a chunk has at most %d", len(data), evidence.MaxChunkBytes)
+		return nil
+	}
+	all := string(data) // the lines' texts are parts of it
+	last := strings.Count(all, "\n")
+	if all[len(all)-1] != '\n' {
+		c.found(last+1, "the file does not end in a newline: it is cut off, or something was added")
+		return nil
+	}
+	first, rest, _ := strings.Cut(all, "\n")
+	header, err := evidence.DecodeHeader(first)
+	if err == nil {
+		err = header.Validate()
+	}
+	if err != nil {
+		c.found(1, "header: %v", err)
+		if errors.Is(err, evidence.ErrNewer) {
+			return nil // its lines and its statement may mean anything
+		}
+	} else if header.KeyID != key.KeyID() {
+		c.found(1, "header: signed with key %s, not %s", header.KeyID, key.KeyID())
+	}
+	if last < 3 {
+		c.found(last, "the file has %d lines, a chunk has a header, lines and an envelope", last)
+		return nil
+	}
+
+	chunk := &Chunk{File: c.file, Header: header, Lines: make([]evidence.Line, 0, last-2)}
+	var tally evidence.Tally
+	for n := 2; n < last; n++ {
+		var line string
+		line, rest, _ = strings.Cut(rest, "\n")
+		l, err := c.line(line)
+		if err != nil {
+			c.found(n, "%v", err)
+			continue
+		}
+		tally.Add(l)
+		chunk.Lines = append(chunk.Lines, l)
+	}
+	envelope := strings.TrimSuffix(rest, "\n")
+	chunk.Body = data[:len(data)-len(rest)]
+	chunk.Envelope = data[len(data)-len(rest) : len(data)-1]
+	if tally.Runs() > evidence.MaxChunkRuns {
+		c.found(0, "%d runs, a chunk has at most %d", tally.Runs(), evidence.MaxChunkRuns)
+	}
+
+	payload, err := sign.Open([]byte(envelope), key)
+	if err != nil {
+		c.found(last, "envelope: %v", err)
+		return nil
+	}
+	sum := sha256.Sum256(chunk.Body)
+	c.statement(last, payload, header, &tally, hex.EncodeToString(sum[:]))
+	return chunk
+}
+
+// line checks one line between header and envelope.
+func (c *checker) line(line string) (evidence.Line, error) {
+	l, err := evidence.Decode(line)
+	if err != nil {
+		return nil, err
+	}
+	if err := evidence.Validate(l); err != nil {
+		return nil, err
+	}
+	o, ok := l.(*evidence.Observation)
+	if !ok || o.State == evidence.NotArmed {
+		return l, nil
+	}
+	if o.Confidence.Inputs.ProbeType != string(o.ProbeType) {
+		return nil, fmt.Errorf("confidence: computed for %.40q, but the line's probeType is %s", o.Confidence.Inputs.ProbeType, o.ProbeType)
+	}
+	if v, known := score.Of(o.Confidence); known && v != o.Confidence.Value {
+		return nil, fmt.Errorf("confidence: %v, but its inputs give %v", o.Confidence.Value, v)
+	}
+	return l, nil
+}
+
+// statement compares what was signed with what the bytes say.
+func (c *checker) statement(line int, payload []byte, h evidence.Header, tally *evidence.Tally, sum string) {
+	want, err := evidence.EncodeStatement(tally.Statement(h, sum))
+	if err != nil {
+		c.found(line, "statement: %v", err)
+		return
+	}
+	if string(payload) == string(want) {
+		return
+	}
+	s, err := evidence.DecodeStatement(string(payload))
+	switch {
+	case err != nil:
+		c.found(line, "statement: %v", err)
+	case len(s.Subject) == 0:
+		c.found(line, "statement: it has no subject")
+	case s.Subject[0].Name != "chunk:"+h.Chunk:
+		c.found(line, "statement: it was signed for %.80s, not for chunk:%s", s.Subject[0].Name, h.Chunk)
+	case s.Subject[0].Digest.SHA256 != sum:
+		c.found(line, "statement: the lines before it are not those that were signed (sha256 %s, signed %.64s)", sum, s.Subject[0].Digest.SHA256)
+	case len(c.findings) == 0: // else it was counted without the bad lines
+		c.found(line, "statement: what it says of the lines is not what they say (signed %.2000s, computed %.2000s)", payload, want)
+	}
+}

@@ -1,0 +1,139 @@
+package verify
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"probity/evidence"
+)
+
+// readyDir is where a spool keeps its chunks (evidence/spool).
+const readyDir = "ready"
+
+var (
+	errVanished = errors.New("removed while we looked")
+	errNotChunk = errors.New("not a chunk")
+)
+
+// file is one file to check.
+type file struct {
+	path string
+	rel  string // below ready/; "" for a file that was named itself
+}
+
+// find lists what paths name, each file once. What is wrong with the names in a
+// spool is a finding; what cannot be listed is part of the error.
+func find(paths []string) (files []file, found []Finding, err error) {
+	var errs []error
+	seen := map[string]bool{}
+	add := func(f file) {
+		if !seen[filepath.Clean(f.path)] {
+			seen[filepath.Clean(f.path)] = true
+			files = append(files, f)
+		}
+	}
+	for _, p := range paths {
+		st, err := os.Stat(p)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%w: %w", ErrLook, err))
+			continue
+		case !st.IsDir():
+			add(file{path: p})
+			continue
+		}
+		n, failed := 0, len(errs)
+		root := filepath.Join(p, readyDir)
+		err = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+			switch {
+			case errors.Is(err, fs.ErrNotExist) && path != root:
+				return nil // a shipper removes what it has delivered
+			case err != nil:
+				errs = append(errs, fmt.Errorf("%w: %w", ErrLook, err))
+				if e != nil && e.IsDir() {
+					return fs.SkipDir
+				}
+				return nil
+			case e.IsDir():
+				return nil
+			}
+			n++
+			if !e.Type().IsRegular() {
+				found = append(found, Finding{File: path, Reason: fmt.Sprintf("not a regular file (%v)", e.Type())})
+				return nil
+			}
+			rel, err := filepath.Rel(root, path)
+			if err != nil {
+				return err
+			}
+			add(file{path: path, rel: rel})
+			return nil
+		})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%w: %w", ErrLook, err))
+		} else if n == 0 && len(errs) == failed {
+			errs = append(errs, fmt.Errorf("%w: %s: a spool without any chunk", ErrLook, p))
+		}
+	}
+	return files, found, errors.Join(errs...)
+}
+
+// read returns the file's bytes, bounded by what a chunk can have. They lie in
+// *buf, which it makes larger where needed.
+func (f file) read(buf *[]byte) ([]byte, error) {
+	flags := os.O_RDONLY | unix.O_NONBLOCK // a FIFO must not hang us
+	if f.rel != "" {
+		flags |= unix.O_NOFOLLOW
+	}
+	h, err := os.OpenFile(f.path, flags, 0)
+	if err != nil {
+		if f.rel != "" && errors.Is(err, fs.ErrNotExist) {
+			return nil, errVanished
+		}
+		return nil, err
+	}
+	defer h.Close()
+	st, err := h.Stat()
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case !st.Mode().IsRegular():
+		return nil, fmt.Errorf("%w: not a regular file (%v)", errNotChunk, st.Mode().Type())
+	case st.Size() > evidence.MaxChunkBytes:
+		return nil, fmt.Errorf("%w: %d bytes, a chunk has at most %d", errNotChunk, st.Size(), evidence.MaxChunkBytes)
+	}
+	if need := int(st.Size()) + 1; cap(*buf) < need {
+		*buf = make([]byte, need)
+	}
+	b := (*buf)[:st.Size()+1] // one more: a file that grows is no chunk
+	n, err := io.ReadFull(h, b)
+	switch {
+	case err == nil:
+		return nil, fmt.Errorf("%w: it grew while it was read", errNotChunk)
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+		return b[:n], nil
+	}
+	return nil, fmt.Errorf("read %s: %w", f.path, err)
+}
+
+// named compares a chunk's place in a spool with its name.
+func (f file) named(c *Chunk) []Finding {
+	if f.rel == "" {
+		return nil
+	}
+	if want := filepath.FromSlash(evidence.ChunkPath(c.Header.Chunk)); f.rel != want {
+		if strings.TrimSuffix(filepath.Base(f.rel), ".ndjson") == c.Header.Chunk {
+			return []Finding{{File: f.path, Reason: fmt.Sprintf("not where the chunk belongs, %s", filepath.Join(readyDir, want))}}
+		}
+		return []Finding{{File: f.path, Line: 1, Reason: fmt.Sprintf("the file's name is not its chunk's, %s", c.Header.Chunk)}}
+	}
+	return nil
+}

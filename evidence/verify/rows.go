@@ -1,0 +1,339 @@
+package verify
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"probity/evidence"
+)
+
+// Row is the latest that is known of one site of one run, or of one probe where
+// it has no site.
+type Row struct {
+	RunID         string                  `json:"runId"`
+	ContainerID   string                  `json:"containerId"`
+	ContainerName string                  `json:"containerName,omitempty"`
+	Pod           string                  `json:"pod,omitempty"` // NAMESPACE/NAME
+	Runtime       string                  `json:"runtime"`
+	Image         string                  `json:"image,omitempty"`
+	ImageDigest   string                  `json:"imageDigest,omitempty"`
+	ProbeID       string                  `json:"probeId"`
+	ProbeType     evidence.ProbeType      `json:"probeType"`
+	Symbol        string                  `json:"symbol,omitempty"`
+	Event         string                  `json:"event,omitempty"`
+	Path          string                  `json:"path,omitempty"`
+	FileDigest    string                  `json:"fileDigest,omitempty"`
+	Offset        *evidence.Uint64        `json:"offset,omitempty"`
+	State         evidence.State          `json:"state"`
+	Reason        evidence.NotArmedReason `json:"reason,omitempty"`
+	Detail        string                  `json:"detail,omitempty"`
+	Count         *evidence.Uint64        `json:"count,omitempty"`
+	Complete      bool                    `json:"complete"`
+	Gaps          []evidence.GapReason    `json:"gaps,omitempty"`
+	Confidence    float64                 `json:"confidence"`
+	Final         bool                    `json:"final"`
+	FirstAt       evidence.Time           `json:"firstAt,omitzero"`
+	LastAt        evidence.Time           `json:"lastAt,omitzero"`
+	From          evidence.Time           `json:"from"`
+	To            evidence.Time           `json:"to"` // of the line, or of a later coverage line of the run
+}
+
+// GapRow is the latest that is known of one gap.
+type GapRow struct {
+	GapID       string             `json:"gapId"`
+	Scope       string             `json:"scope"`
+	Reason      evidence.GapReason `json:"reason"`
+	Source      string             `json:"source,omitempty"`
+	RunID       string             `json:"runId,omitempty"`
+	ContainerID string             `json:"containerId,omitempty"`
+	Path        string             `json:"path,omitempty"`
+	Count       evidence.Loss      `json:"count"`
+	From        evidence.Time      `json:"from"`
+	To          evidence.Time      `json:"to,omitzero"` // absent while open
+	Detail      string             `json:"detail,omitempty"`
+}
+
+// position orders lines by age: the chunk's seq, then the instance (two that
+// share a number are of different state directories, and either order is a
+// guess), then the line.
+type position struct {
+	seq      uint64
+	instance string
+	line     int
+}
+
+func (p position) after(q position) bool {
+	return cmp.Or(cmp.Compare(p.seq, q.seq), cmp.Compare(p.instance, q.instance), cmp.Compare(p.line, q.line)) > 0
+}
+
+type siteKey struct {
+	run, probe, path, file, symbol, event string
+	offset                                uint64
+	hasOffset                             bool
+}
+
+type latestSite struct {
+	at position
+	Row
+}
+
+type latestRun struct {
+	at    position
+	name  string
+	pod   string
+	image string
+	to    evidence.Time
+}
+
+type latestGap struct {
+	at position
+	GapRow
+}
+
+// fold keeps the latest line of everything. It copies what it keeps.
+type fold struct {
+	chunks map[string][]string // name -> files
+	lines  int
+	sites  map[siteKey]*latestSite
+	runs   map[string]*latestRun
+	gaps   map[string]*latestGap
+	runIDs map[string]bool
+	texts  map[string]string // one copy of every text that is kept
+}
+
+func newFold() *fold {
+	return &fold{
+		chunks: map[string][]string{}, sites: map[siteKey]*latestSite{}, runs: map[string]*latestRun{},
+		gaps: map[string]*latestGap{}, runIDs: map[string]bool{}, texts: map[string]string{},
+	}
+}
+
+// keep returns s without the chunk that it is a part of. Ids, paths and digests
+// are shared by many rows.
+func (f *fold) keep(s string) string {
+	if s == "" {
+		return ""
+	}
+	if have, ok := f.texts[s]; ok {
+		return have
+	}
+	s = strings.Clone(s)
+	f.texts[s] = s
+	return s
+}
+
+// add folds a sound chunk in.
+func (f *fold) add(c *Chunk) {
+	seq, instance, _ := evidence.ParseChunkName(c.Header.Chunk)
+	name := f.keep(c.Header.Chunk)
+	f.chunks[name] = append(f.chunks[name], c.File)
+	f.lines += len(c.Lines)
+	at := position{seq: seq, instance: f.keep(instance)}
+	for i, l := range c.Lines {
+		at.line = i + 2
+		if run := evidence.RunOf(l); run != "" && !f.runIDs[run] {
+			f.runIDs[f.keep(run)] = true
+		}
+		switch v := l.(type) {
+		case *evidence.Observation:
+			f.site(at, v)
+		case *evidence.Coverage:
+			f.run(at, v)
+		case *evidence.Gap:
+			f.gap(at, v)
+		}
+	}
+}
+
+func (f *fold) site(at position, o *evidence.Observation) {
+	k := siteKey{run: o.RunID, probe: o.ProbeID, path: o.Path, file: o.FileDigest, symbol: o.Symbol, event: o.Event}
+	if o.Offset != nil {
+		k.offset, k.hasOffset = uint64(*o.Offset), true
+	}
+	have := f.sites[k]
+	if have != nil && !at.after(have.at) {
+		return
+	}
+	r := Row{
+		RunID: f.keep(o.RunID), ContainerID: f.keep(o.ContainerID), Runtime: f.keep(o.Runtime),
+		ImageDigest: f.keep(o.ImageDigest), ProbeID: f.keep(o.ProbeID), ProbeType: evidence.ProbeType(f.keep(string(o.ProbeType))),
+		Symbol: f.keep(o.Symbol), Event: f.keep(o.Event), Path: f.keep(o.Path), FileDigest: f.keep(o.FileDigest),
+		Offset: o.Offset, State: evidence.State(f.keep(string(o.State))), Reason: evidence.NotArmedReason(f.keep(string(o.Reason))),
+		Detail: f.keep(o.Detail), Count: o.Count, Complete: o.Complete, Confidence: o.Confidence.Value, Final: o.Final,
+		FirstAt: o.FirstAt, LastAt: o.LastAt, From: o.From, To: o.To,
+	}
+	for _, g := range o.Gaps {
+		r.Gaps = append(r.Gaps, evidence.GapReason(f.keep(string(g.Reason))))
+	}
+	if have != nil {
+		have.at, have.Row = at, r
+		return
+	}
+	k.run, k.probe, k.path, k.file, k.symbol, k.event = r.RunID, r.ProbeID, r.Path, r.FileDigest, r.Symbol, r.Event
+	f.sites[k] = &latestSite{at, r}
+}
+
+func (f *fold) run(at position, c *evidence.Coverage) {
+	have := f.runs[c.RunID]
+	if have == nil {
+		have = &latestRun{}
+		f.runs[f.keep(c.RunID)] = have
+	} else if !at.after(have.at) {
+		return
+	}
+	have.at, have.to = at, c.To
+	have.name, have.image, have.pod = f.keep(c.ContainerName), f.keep(c.Image), ""
+	if c.Pod != nil {
+		have.pod = c.Pod.Namespace + "/" + c.Pod.Name
+	}
+}
+
+func (f *fold) gap(at position, g *evidence.Gap) {
+	have := f.gaps[g.GapID]
+	if have == nil {
+		have = &latestGap{}
+		f.gaps[f.keep(g.GapID)] = have
+	} else if !at.after(have.at) {
+		return
+	}
+	have.at = at
+	have.GapRow = GapRow{
+		GapID: f.keep(g.GapID), Scope: f.keep(g.Scope), Reason: evidence.GapReason(f.keep(string(g.Reason))),
+		Source: f.keep(g.Source), RunID: f.keep(g.RunID), ContainerID: f.keep(g.ContainerID), Path: f.keep(g.Path),
+		Count: g.Count, From: g.From, To: g.To, Detail: f.keep(g.Detail),
+	}
+}
+
+// merge takes over what another worker folded.
+func (f *fold) merge(o *fold) {
+	if f.chunks == nil {
+		*f = *o
+		return
+	}
+	f.lines += o.lines
+	for name, files := range o.chunks {
+		f.chunks[name] = append(f.chunks[name], files...)
+	}
+	maps.Copy(f.runIDs, o.runIDs)
+	mergeLatest(f.sites, o.sites, func(s *latestSite) position { return s.at })
+	mergeLatest(f.runs, o.runs, func(s *latestRun) position { return s.at })
+	mergeLatest(f.gaps, o.gaps, func(s *latestGap) position { return s.at })
+}
+
+func mergeLatest[K comparable, V any](into, from map[K]*V, at func(*V) position) {
+	for k, v := range from {
+		if have := into[k]; have == nil || at(v).after(at(have)) {
+			into[k] = v
+		}
+	}
+}
+
+// repeated returns a finding for each further file of a chunk.
+func (f *fold) repeated() (out []Finding) {
+	for name, files := range f.chunks {
+		slices.Sort(files)
+		for _, file := range files[1:] {
+			out = append(out, Finding{File: file, Line: 1, Reason: fmt.Sprintf("the same sequence number as %s: chunk %s is there twice", files[0], name)})
+		}
+	}
+	return out
+}
+
+// fill writes the fold into a report.
+func (f *fold) fill(rep *Report) {
+	rep.Chunks, rep.Lines, rep.Runs = len(f.chunks), f.lines, len(f.runIDs)
+	rep.Rows, rep.Gaps, rep.Holes = make([]Row, 0, len(f.sites)), make([]GapRow, 0, len(f.gaps)), f.holes()
+	for _, s := range f.inOrder() {
+		r := s.Row
+		if run := f.runs[r.RunID]; run != nil {
+			r.ContainerName, r.Pod, r.Image = run.name, run.pod, run.image
+			if run.at.after(s.at) && run.to.Std().After(r.To.Std()) {
+				r.To = run.to
+			}
+		}
+		rep.Rows = append(rep.Rows, r)
+	}
+	for _, g := range f.gaps {
+		rep.Gaps = append(rep.Gaps, g.GapRow)
+	}
+	slices.SortFunc(rep.Gaps, func(a, b GapRow) int {
+		return cmp.Or(a.From.Std().Compare(b.From.Std()), cmp.Compare(a.GapID, b.GapID))
+	})
+}
+
+// inOrder sorts the sites: runs by their beginning, and a run's by probe and
+// place.
+func (f *fold) inOrder() []*latestSite {
+	type run struct {
+		id, container string
+		from          evidence.Time
+		rank          int
+	}
+	runs := map[string]*run{}
+	for _, s := range f.sites {
+		r := runs[s.RunID]
+		if r == nil {
+			r = &run{id: s.RunID, container: s.ContainerID, from: s.From}
+			runs[s.RunID] = r
+		}
+		if s.From.Std().Before(r.from.Std()) {
+			r.from = s.From
+		}
+	}
+	ranked := slices.SortedFunc(maps.Values(runs), func(a, b *run) int {
+		return cmp.Or(a.from.Std().Compare(b.from.Std()), cmp.Compare(a.container, b.container), cmp.Compare(a.id, b.id))
+	})
+	for i, r := range ranked {
+		r.rank = i
+	}
+	type ranking struct {
+		rank   int
+		offset uint64
+		site   *latestSite
+	}
+	order := make([]ranking, 0, len(f.sites))
+	for k, s := range f.sites {
+		order = append(order, ranking{runs[s.RunID].rank, k.offset, s})
+	}
+	slices.SortFunc(order, func(x, y ranking) int {
+		if x.rank != y.rank {
+			return x.rank - y.rank
+		}
+		a, b := x.site, y.site
+		if c := strings.Compare(a.ProbeID, b.ProbeID); c != 0 {
+			return c
+		}
+		if c := strings.Compare(a.Path, b.Path); c != 0 {
+			return c
+		}
+		return cmp.Or(cmp.Compare(x.offset, y.offset), strings.Compare(a.Symbol, b.Symbol), strings.Compare(a.FileDigest, b.FileDigest), strings.Compare(a.Event, b.Event))
+	})
+	out := make([]*latestSite, len(order))
+	for i, o := range order {
+		out[i] = o.site
+	}
+	return out
+}
+
+func (f *fold) holes() []Hole {
+	byInstance := map[string][]uint64{}
+	for name := range f.chunks {
+		if seq, instance, ok := evidence.ParseChunkName(name); ok {
+			byInstance[instance] = append(byInstance[instance], seq)
+		}
+	}
+	holes := []Hole{}
+	for _, instance := range slices.Sorted(maps.Keys(byInstance)) {
+		seqs := byInstance[instance]
+		slices.Sort(seqs)
+		for i := 1; i < len(seqs); i++ {
+			if seqs[i] > seqs[i-1]+1 {
+				holes = append(holes, Hole{Instance: instance, From: seqs[i-1] + 1, To: seqs[i] - 1})
+			}
+		}
+	}
+	return holes
+}

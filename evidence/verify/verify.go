@@ -1,0 +1,188 @@
+// Package verify checks evidence offline: chunk files against a node's public
+// key.
+//
+// In: paths of spools or chunk files, and the key. Out: a [Report] with every
+// finding (file, line, reason), and the rows that the sound chunks say. All is
+// computed again from the bytes: the chunk's digest, the statement with the
+// writer's own Tally, the signature over exactly the payload bytes that are
+// expected. What is not sound adds nothing to the rows.
+//
+// The package trusts the key that it is given and nothing else; a file may be
+// anything and of any size. It is not a control against what is not there: a
+// chunk that somebody deleted leaves at most a hole in the sequence numbers,
+// which a shipper that removes what it has delivered leaves too. The node's log
+// is not looked at, and the report says so. Nor is it a control against a node
+// that lied before it signed.
+package verify
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+
+	"probity/evidence/sign"
+)
+
+// Options of Path. The zero value checks and writes nothing.
+type Options struct {
+	// Bundles, if set, is a directory that gets NAME.sigstore.json and
+	// NAME.blob of every sound chunk.
+	Bundles string
+	// Workers is how many chunks are checked at once; GOMAXPROCS if 0.
+	Workers int
+}
+
+// Finding is one thing that is wrong.
+type Finding struct {
+	File   string `json:"file"`
+	Line   int    `json:"line,omitempty"` // from 1; absent where the whole file is meant
+	Reason string `json:"reason"`
+}
+
+func (f Finding) String() string {
+	if f.Line == 0 {
+		return fmt.Sprintf("%s: %s", f.File, f.Reason)
+	}
+	return fmt.Sprintf("%s:%d: %s", f.File, f.Line, f.Reason)
+}
+
+// Report is what Path found.
+type Report struct {
+	KeyID    string    `json:"keyId"`
+	Files    int       `json:"files"`  // looked at
+	Chunks   int       `json:"chunks"` // sound
+	Runs     int       `json:"runs"`   // of sound chunks
+	Lines    int       `json:"lines"`  // between header and envelope, of sound chunks
+	Findings []Finding `json:"findings"`
+	Rows     []Row     `json:"rows"`
+	Gaps     []GapRow  `json:"gaps"`
+	Holes    []Hole    `json:"holes"` // in the sequence numbers: no finding, see Hole
+	Log      string    `json:"log"`   // "not checked"
+}
+
+// Hole is a range of sequence numbers that no chunk has although later ones are
+// there. A shipper that removes what it delivered leaves holes, and so does a
+// node that crashed; somebody who deletes evidence does too.
+type Hole struct {
+	Instance string `json:"instance"`
+	From     uint64 `json:"from,string"`
+	To       uint64 `json:"to,string"`
+}
+
+// Sound reports whether nothing is wrong with what was looked at.
+func (r Report) Sound() bool { return len(r.Findings) == 0 }
+
+// ErrLook is wrapped by an error of Path: something could not be looked at.
+var ErrLook = errors.New("could not look")
+
+// ExitCode is the command line's: 0 sound; 1 a finding, which wins; 3 something
+// could not be looked at.
+func ExitCode(r Report, err error) int {
+	switch {
+	case !r.Sound():
+		return 1
+	case err != nil:
+		return 3
+	}
+	return 0
+}
+
+// Path checks spools (directories with ready/ in them) and chunk files. The
+// report is valid also with an error, which wraps ErrLook and names everything
+// that could not be looked at: a path that is missing or unreadable, a directory
+// that is no spool, a spool without a chunk. Anything wrong inside a readable file
+// is a finding instead.
+func Path(ctx context.Context, paths []string, key *sign.PublicKey, opts Options) (Report, error) {
+	rep := Report{KeyID: key.KeyID(), Log: "not checked", Findings: []Finding{}}
+	files, found, err := find(paths)
+	rep.Findings = append(rep.Findings, found...)
+	if opts.Workers <= 0 {
+		opts.Workers = runtime.GOMAXPROCS(0)
+	}
+
+	var (
+		mu   sync.Mutex
+		next int
+		all  fold
+		wg   sync.WaitGroup
+		errs = []error{err}
+	)
+	for range min(opts.Workers, len(files)) {
+		wg.Go(func() {
+			part := newFold()
+			var buf []byte
+			for ctx.Err() == nil {
+				mu.Lock()
+				i := next
+				next++
+				mu.Unlock()
+				if i >= len(files) {
+					break
+				}
+				res, err := checkFile(files[i], key, opts, part, &buf)
+				mu.Lock()
+				if err != nil {
+					errs = append(errs, err)
+				}
+				if res.looked {
+					rep.Files++
+				}
+				rep.Findings = append(rep.Findings, res.findings...)
+				mu.Unlock()
+			}
+			mu.Lock()
+			all.merge(part)
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		errs = append(errs, fmt.Errorf("%w: %w", ErrLook, err))
+	}
+	rep.Findings = append(rep.Findings, all.repeated()...)
+	all.fill(&rep)
+	slices.SortFunc(rep.Findings, func(a, b Finding) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Reason, b.Reason))
+	})
+	slices.SortFunc(errs, func(a, b error) int { return cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	return rep, errors.Join(errs...)
+}
+
+type result struct {
+	looked   bool
+	findings []Finding
+}
+
+// checkFile reads and checks one file and folds it into part if it is sound.
+// Nothing of the file is kept, so the next one is read into the same buffer.
+func checkFile(f file, key *sign.PublicKey, opts Options, part *fold, buf *[]byte) (result, error) {
+	data, err := f.read(buf)
+	switch {
+	case errors.Is(err, errVanished):
+		return result{}, nil
+	case errors.Is(err, errNotChunk):
+		return result{looked: true, findings: []Finding{{File: f.path, Reason: err.Error()}}}, nil
+	case err != nil:
+		return result{}, fmt.Errorf("%w: %w", ErrLook, err)
+	}
+	c, findings := Bytes(f.path, data, key)
+	if c != nil {
+		findings = append(findings, f.named(c)...)
+	}
+	res := result{looked: true, findings: findings}
+	if len(findings) > 0 {
+		return res, nil
+	}
+	part.add(c)
+	if opts.Bundles == "" {
+		return res, nil
+	}
+	if err := WriteBundle(opts.Bundles, c); err != nil {
+		return res, fmt.Errorf("%w: bundle of %s: %w", ErrLook, f.path, err)
+	}
+	return res, nil
+}
