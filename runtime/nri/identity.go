@@ -1,0 +1,143 @@
+package nri
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/containerd/nri/pkg/api"
+
+	"probity/runtime/container"
+)
+
+const maxPid = 1 << 22 // PID_MAX_LIMIT on 64-bit kernels
+
+// runtimeNamed translates the name a runtime configures plugins with.
+func runtimeNamed(name string) (container.Runtime, bool) {
+	switch strings.ToLower(name) {
+	case "containerd":
+		return container.Containerd, true
+	case "cri-o", "crio":
+		return container.CRIO, true
+	case "docker", "dockerd", "moby":
+		return container.Docker, true
+	}
+	return "", false
+}
+
+// The labels of the kubelet, and the annotations of the runtimes.
+const (
+	labelContainer = "io.kubernetes.container.name"
+	labelPod       = "io.kubernetes.pod.name"
+	labelNamespace = "io.kubernetes.pod.namespace"
+	labelUID       = "io.kubernetes.pod.uid"
+
+	criContainer  = "io.kubernetes.cri.container-name"  // containerd
+	criImage      = "io.kubernetes.cri.image-name"      //
+	crioContainer = "io.kubernetes.cri-o.ContainerName" // CRI-O: the kubelet's name with pod and attempt
+	crioImage     = "io.kubernetes.cri-o.ImageName"     //
+	crioImageID   = "io.kubernetes.cri-o.ImageRef"      // the image ID, despite its name
+	crioAsked     = "io.kubernetes.cri-o.Image"         // older; an image ID or a name
+)
+
+// identify says who a container is. Names longer than the bounds are left out,
+// and so are labels and annotations past them; how many of those is returned.
+// Nobody gets out of sight by giving themselves many labels.
+func identify(r container.Runtime, p *api.PodSandbox, c *api.Container) (id container.Identity, cut int) {
+	labels, notes := c.GetLabels(), c.GetAnnotations()
+	id = container.Identity{Runtime: r, ID: c.GetId(), Image: imageOf(r, c)}
+	id.Name = first(labels[labelContainer], notes[labelContainer], notes[criContainer], c.GetName(), notes[crioContainer])
+	pod := container.Pod{
+		ID:        text(cmp.Or(p.GetId(), c.GetPodSandboxId())),
+		Name:      first(p.GetName(), labels[labelPod]),
+		Namespace: first(p.GetNamespace(), labels[labelNamespace]),
+		UID:       first(p.GetUid(), labels[labelUID]),
+	}
+	var a, b, d int
+	pod.Labels, a = fit(p.GetLabels())
+	id.Labels, b = fit(labels)
+	id.Annotations, d = fit(notes)
+	if pod.ID != "" || pod.Name != "" {
+		id.Pod = &pod
+	}
+	return id, a + b + d
+}
+
+// imageOf says what NRI knows of the image, which is not its manifest's
+// digest: api.Image.Digest is that of the target, an index or a manifest, and
+// which of the two it is, it does not say. So the digest is left to whoever
+// can look into the image store, and the config digest, of which there is only
+// one kind, says whether they found the same image.
+func imageOf(r container.Runtime, c *api.Container) (i container.Image) {
+	notes := c.GetAnnotations()
+	if r == container.CRIO {
+		i.Name = first(notes[crioImage], c.GetImage().GetName(), notes[crioAsked])
+		i.ConfigDigest = digest(first(c.GetImage().GetConfigDigest(), notes[crioImageID]))
+	} else {
+		i.Name = first(c.GetImage().GetName(), notes[criImage])
+		i.ConfigDigest = digest(c.GetImage().GetConfigDigest())
+	}
+	if d := c.GetImage().GetDigest(); container.ValidDigest(d) {
+		i.DigestReason = "NRI does not say whether " + d + " is an index or a manifest"
+	} else {
+		i.DigestReason = "NRI does not know the manifest"
+	}
+	return i
+}
+
+// digest takes a digest, or the bare hex digits that CRI-O calls an image ID.
+func digest(s string) string {
+	if container.ValidDigest(s) {
+		return s
+	}
+	if container.ValidDigest("sha256:" + s) {
+		return "sha256:" + s
+	}
+	return ""
+}
+
+// first returns the first of the texts that is within the bounds.
+func first(ss ...string) string {
+	for _, s := range ss {
+		if s = text(s); s != "" {
+			return s
+		}
+	}
+	return ""
+}
+
+func text(s string) string {
+	if len(s) > container.MaxName || !utf8.ValidString(s) {
+		return ""
+	}
+	return s
+}
+
+// fit returns m if it is within the bounds, else the shortest of its pairs
+// that are, and how many were left out.
+func fit(m map[string]string) (map[string]string, int) {
+	size := 0
+	for k, v := range m {
+		size += len(k) + len(v)
+	}
+	if len(m) == 0 {
+		return nil, 0
+	}
+	if len(m) <= container.MaxPairs && size <= container.MaxPairsBytes {
+		return m, 0
+	}
+	length := func(k string) int { return len(k) + len(m[k]) }
+	keys := slices.SortedFunc(maps.Keys(m), func(a, b string) int {
+		return cmp.Or(cmp.Compare(length(a), length(b)), strings.Compare(a, b))
+	})
+	kept, size := map[string]string{}, 0
+	for _, k := range keys {
+		if size += length(k); len(kept) == container.MaxPairs || size > container.MaxPairsBytes {
+			break
+		}
+		kept[k] = m[k]
+	}
+	return kept, len(m) - len(kept)
+}
