@@ -1,0 +1,386 @@
+package probe
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"probity/bpf"
+	"probity/bpf/kernel"
+	"probity/evidence"
+)
+
+// Config configures an Engine. The zero value of a field is the default in
+// parentheses.
+type Config struct {
+	Kernel kernel.Facts
+	// Linger is how long links of a file stay after its last container has
+	// gone, so that the next start of the image finds them (30 s).
+	Linger time.Duration
+	// MaxSites bounds the sites of one container (20000; 256 where the kernel
+	// has no uprobe_multi, because each costs a link of its own).
+	MaxSites int
+	// BootTime is CLOCK_BOOTTIME in nanoseconds. Required.
+	BootTime func() int64
+	Log      *slog.Logger
+}
+
+// Engine arms containers. Safe for concurrent use.
+type Engine struct {
+	obj     *bpf.Objects
+	cfg     Config
+	machine Machine
+
+	exec    link.Link // nil if execs cannot be seen
+	execHow bpf.ExecMechanism
+	execErr error
+
+	mu     sync.Mutex
+	files  map[fileKey]*sharedFile
+	levels [bpf.MaxLevel]int // armed containers at each depth
+	next   uint32            // the last site number given
+	closed bool
+}
+
+// NewEngine attaches the exec program and returns an engine without any
+// container. It starts no goroutine; Run takes away what is not used any more.
+func NewEngine(obj *bpf.Objects, cfg Config) *Engine {
+	if cfg.Linger == 0 {
+		cfg.Linger = 30 * time.Second
+	}
+	if cfg.MaxSites == 0 {
+		cfg.MaxSites = 20000
+		if _, err := obj.UprobeMulti(); err != nil {
+			cfg.MaxSites = 256
+		}
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	e := &Engine{obj: obj, cfg: cfg, machine: Host(), files: map[fileKey]*sharedFile{}}
+	e.exec, e.execHow, e.execErr = obj.AttachExec()
+	if e.execErr != nil {
+		cfg.Log.Warn("execs cannot be seen on this kernel", "err", e.execErr)
+	}
+	return e
+}
+
+// ExecMechanism says how execs are seen, or why they are not.
+func (e *Engine) ExecMechanism() (bpf.ExecMechanism, error) { return e.execHow, e.execErr }
+
+// Target is the container to arm.
+type Target struct {
+	Cgroup uint64 // kernel cgroup id
+	Level  int    // depth of that cgroup below the root
+	Root   string // path of its merged root file system: "/proc/PID/root" or a host path
+	Upper  string // host path of its upper directory; empty if it has none
+}
+
+// Arm arms the plan's sites for one container and returns when each is proven
+// armed or has its reason. It must be called while the container cannot run
+// and its root file system cannot go away. An error means that nothing at all
+// is armed; a site that could not be armed is no error.
+func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) {
+	if t.Level < 0 || t.Level >= bpf.MaxLevel {
+		return nil, fmt.Errorf("cgroup is %d levels deep, at most %d can be armed", t.Level, bpf.MaxLevel-1)
+	}
+	h := &Handle{engine: e, target: t, Sites: plan.Sites, Searches: plan.Searches}
+	if err := e.obj.PutRun(t.Cgroup); err != nil {
+		return nil, err
+	}
+	if err := e.level(t.Level, 1); err != nil {
+		return nil, errors.Join(err, e.obj.DeleteRun(t.Cgroup))
+	}
+	root, err := os.OpenFile(t.Root, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open the container's root: %w", err), h.Close())
+	}
+	defer root.Close()
+	e.armExec(h)
+	for _, b := range batches(h.Sites, e.cfg.MaxSites) {
+		e.armBatch(h, b, root)
+	}
+	h.ArmedAt = e.cfg.BootTime()
+	return h, nil
+}
+
+func (e *Engine) armExec(h *Handle) {
+	for i := range h.Sites {
+		s := &h.Sites[i]
+		if s.Requested != evidence.Tracepoint || s.Reason != "" {
+			continue
+		}
+		if e.execErr != nil {
+			s.Reason, s.Detail = evidence.KernelUnsupported, e.execErr.Error()
+			continue
+		}
+		s.Armed, s.Type = true, evidence.ProbeType(e.execHow)
+	}
+}
+
+// batch are the sites of one probe in one file.
+type batch struct {
+	file  *File
+	probe string
+	sites []*Site
+}
+
+// batches groups the sites that are to be attached, and refuses those past the
+// bound.
+func batches(sites []Site, bound int) []*batch {
+	type key struct{ dir, rel, probe string }
+	index := map[key]*batch{}
+	var order []*batch
+	n := 0
+	for i := range sites {
+		s := &sites[i]
+		if s.Reason != "" || !s.HasOffset || s.File == nil {
+			continue
+		}
+		if n++; n > bound {
+			s.Reason, s.Detail = evidence.OverBudget, fmt.Sprintf("more than %d sites in one container", bound)
+			continue
+		}
+		k := key{s.File.Match.Layer.Dir, s.File.Match.Rel, s.Probe.ID}
+		b := index[k]
+		if b == nil {
+			b = &batch{file: s.File, probe: s.Probe.ID}
+			index[k] = b
+			order = append(order, b)
+		}
+		b.sites = append(b.sites, s)
+	}
+	return order
+}
+
+// armBatch arms one batch. What goes wrong is the reason of its sites.
+func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
+	all := func(r evidence.NotArmedReason, err error) {
+		for _, s := range b.sites {
+			s.Reason, s.Detail = r, err.Error()
+		}
+	}
+	lower, err := b.file.Match.Open()
+	if err != nil {
+		all(unreadable(err), err)
+		return
+	}
+	defer lower.Close()
+	// In the root as it was mounted, not through a mount on top of it: a file
+	// that is hidden by a volume is not what the container will run.
+	fd, err := unix.Openat2(int(root.Fd()), relative(b.file.Match.Path), &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	})
+	if err != nil {
+		all(evidence.FileUnreadable, fmt.Errorf("open %s in the container's root: %w", b.file.Match.Path, err))
+		return
+	}
+	merged := os.NewFile(uintptr(fd), b.file.Match.Path)
+	defer merged.Close()
+	shared, err := e.take(lower, b)
+	if err != nil {
+		all(evidence.AttachFailed, err)
+		return
+	}
+	ids := make([]uint32, len(shared.points))
+	for i, p := range shared.points {
+		ids[i] = p.site
+	}
+	if err := e.obj.PutSlots(h.target.Cgroup, ids); err != nil {
+		e.drop(shared)
+		reason := evidence.AttachFailed
+		if errors.Is(err, bpf.ErrNoSpace) {
+			reason = evidence.OverBudget
+		}
+		all(reason, err)
+		return
+	}
+	h.held = append(h.held, held{shared, ids})
+	refusedAt, err := shared.arm(e.obj, lower, merged, e.machine)
+	if err != nil {
+		all(evidence.AttachFailed, err)
+		return
+	}
+	for _, s := range b.sites {
+		if r, no := refusedAt[s.Offset]; no {
+			s.Reason, s.Detail = r.reason, r.detail
+			continue
+		}
+		s.Armed, s.Type, s.ID = true, evidence.Uprobe, shared.site(s.Offset)
+	}
+}
+
+func relative(path string) string {
+	for len(path) > 0 && path[0] == '/' {
+		path = path[1:]
+	}
+	return path
+}
+
+func (s *sharedFile) site(offset uint64) uint32 {
+	for _, p := range s.points {
+		if p.offset == offset {
+			return p.site
+		}
+	}
+	return 0
+}
+
+// take finds or makes the shared file and takes a reference.
+func (e *Engine) take(lower *os.File, b *batch) (*sharedFile, error) {
+	dev, ino, err := identify(lower)
+	if err != nil {
+		return nil, err
+	}
+	var offsets []uint64
+	seen := map[uint64]bool{}
+	var bytes []byte
+	for _, s := range b.sites {
+		if !seen[s.Offset] {
+			seen[s.Offset] = true
+			offsets = append(offsets, s.Offset)
+			bytes = binary.LittleEndian.AppendUint64(bytes, s.Offset)
+		}
+	}
+	key := fileKey{dev, ino, b.probe, string(bytes)}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, errors.New("the engine is closed")
+	}
+	s := e.files[key]
+	if s == nil {
+		s = &sharedFile{key: key, path: b.file.Match.Path}
+		for _, o := range offsets {
+			e.next++
+			s.points = append(s.points, point{o, e.next})
+		}
+		e.files[key] = s
+	}
+	s.refs++
+	return s, nil
+}
+
+func (e *Engine) drop(s *sharedFile) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if s.refs--; s.refs == 0 {
+		s.idleSince = e.cfg.BootTime()
+	}
+}
+
+// level counts containers per depth and tells the kernel which depths to look at.
+func (e *Engine) level(n, by int) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.levels[n] += by
+	var mask uint32
+	for i, c := range e.levels {
+		if c > 0 {
+			mask |= 1 << i
+		}
+	}
+	return e.obj.SetLevels(mask)
+}
+
+// Run detaches in the background what no container uses any more. It returns
+// when ctx ends.
+func (e *Engine) Run(ctx context.Context) error {
+	tick := time.NewTicker(max(e.cfg.Linger/4, 10*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			e.reap(e.cfg.BootTime() - int64(e.cfg.Linger))
+		}
+	}
+}
+
+// reap detaches files that have been without a container since before.
+func (e *Engine) reap(before int64) {
+	var idle []*sharedFile
+	e.mu.Lock()
+	for k, s := range e.files {
+		if s.refs == 0 && s.idleSince <= before {
+			delete(e.files, k)
+			idle = append(idle, s)
+		}
+	}
+	e.mu.Unlock()
+	closeAll(idle, e.cfg.Log)
+}
+
+func closeAll(files []*sharedFile, log *slog.Logger) {
+	var wg sync.WaitGroup
+	for _, s := range files {
+		wg.Go(func() {
+			if err := s.close(); err != nil {
+				log.Warn("detach", "file", s.path, "err", err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// Stats are the engine's own numbers.
+type Stats struct {
+	Files int `json:"files"` // (inode, probe) pairs attached
+	Sites int `json:"sites"`
+}
+
+// Stats returns what is attached now.
+func (e *Engine) Stats() Stats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	st := Stats{Files: len(e.files)}
+	for _, s := range e.files {
+		st.Sites += len(s.points)
+	}
+	return st
+}
+
+// Misses is how many program runs the kernel says it skipped since the engine
+// was made; unknowable on kernels that do not count them all.
+func (e *Engine) Misses() evidence.Loss {
+	if !e.cfg.Kernel.CountsMisses.Yes {
+		return evidence.Loss{Unknowable: true}
+	}
+	n, err := e.obj.Misses()
+	if err != nil {
+		return evidence.Loss{Unknowable: true}
+	}
+	return evidence.Loss{N: n}
+}
+
+// Close detaches everything. It is idempotent. Counters of handles that are
+// still open cannot be read afterwards.
+func (e *Engine) Close() error {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return nil
+	}
+	e.closed = true
+	var all []*sharedFile
+	for _, s := range e.files {
+		all = append(all, s)
+	}
+	e.files = map[fileKey]*sharedFile{}
+	e.mu.Unlock()
+	closeAll(all, e.cfg.Log)
+	if e.exec != nil {
+		return e.exec.Close()
+	}
+	return nil
+}

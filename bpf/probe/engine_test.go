@@ -1,0 +1,456 @@
+package probe
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"probity/bpf"
+	"probity/bpf/kernel"
+	"probity/bpf/policy"
+	"probity/evidence"
+	"probity/runtime/cgroup"
+	"probity/runtime/image"
+	"probity/tests/need"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// target is the compiled testdata/target.c, built once.
+var target = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "probity-target")
+	if err != nil {
+		return "", err
+	}
+	out := filepath.Join(dir, "target")
+	b, err := exec.Command("gcc", "-O2", "-static", "-o", out, "testdata/target.c").CombinedOutput()
+	if err != nil {
+		return "", errors.New(string(b))
+	}
+	return out, nil
+})
+
+// box is a stand-in for one container: an overlay mount over a lower
+// directory, and a cgroup. What runs in it is a real process.
+type box struct {
+	t      *testing.T
+	lower  string
+	upper  string
+	work   string
+	merged string
+	cgroup string // directory
+	id     uint64
+	level  int
+}
+
+func newLower(t *testing.T) string {
+	t.Helper()
+	need.Root(t)
+	need.Command(t, "gcc")
+	bin, err := target()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lower := filepath.Join(t.TempDir(), "lower")
+	must(t, os.MkdirAll(filepath.Join(lower, "bin"), 0o755))
+	data, err := os.ReadFile(bin)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(lower, "bin/target"), data, 0o755))
+	return lower
+}
+
+func newBox(t *testing.T, lower string) *box {
+	t.Helper()
+	dir := t.TempDir()
+	b := &box{t: t, lower: lower, upper: dir + "/upper", work: dir + "/work", merged: dir + "/merged"}
+	for _, d := range []string{b.upper, b.work, b.merged} {
+		must(t, os.Mkdir(d, 0o755))
+	}
+	b.mount()
+	t.Cleanup(func() { _ = unix.Unmount(b.merged, 0) })
+	root := need.Cgroup2(t)
+	b.cgroup = filepath.Join(root, "probity-test-"+filepath.Base(filepath.Dir(dir))+"-"+filepath.Base(dir))
+	must(t, os.Mkdir(b.cgroup, 0o755))
+	t.Cleanup(func() { must(t, os.Remove(b.cgroup)) })
+	var st unix.Stat_t
+	must(t, unix.Stat(b.cgroup, &st))
+	b.id, b.level = st.Ino, 1
+	return b
+}
+
+func (b *box) mount() {
+	b.t.Helper()
+	must(b.t, unix.Mount("overlay", b.merged, "overlay", 0, "lowerdir="+b.lower+",upperdir="+b.upper+",workdir="+b.work))
+}
+
+// run runs the target inside the box, from its first instruction on.
+func (b *box) run(env []string, args ...string) {
+	b.t.Helper()
+	cg, err := os.Open(b.cgroup)
+	must(b.t, err)
+	defer cg.Close()
+	cmd := exec.Command(filepath.Join(b.merged, "bin/target"), args...)
+	cmd.Env = env
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		b.t.Fatalf("run %v: %v\n%s", args, err, out)
+	}
+}
+
+func (b *box) target() Target {
+	return Target{Cgroup: b.id, Level: b.level, Root: b.merged, Upper: b.upper}
+}
+
+// tree is the file tree of a box whose layers are known without looking.
+type tree struct {
+	lower string
+	*Inspector
+}
+
+func (f tree) Glob(string) ([]image.Match, bool, string) {
+	return []image.Match{{Path: "/bin/target", Layer: image.Layer{Dir: f.lower}, Rel: "bin/target", Kind: "regular", Origin: "imageLayer"}}, true, ""
+}
+
+func (b *box) plan(probes ...policy.Probe) Plan {
+	return MakePlan(probes, tree{b.lower, &Inspector{}}, Host())
+}
+
+func symbols(names ...string) policy.Probe {
+	return policy.Probe{ID: "p", Type: "uprobe", File: "/bin/target", Symbols: names}
+}
+
+func newEngine(t *testing.T, o bpf.Options, c Config) *Engine {
+	t.Helper()
+	need.BPF(t)
+	obj, err := bpf.Load(o)
+	must(t, err)
+	c.BootTime = cgroup.BootTime
+	c.Kernel, err = kernel.Look()
+	must(t, err)
+	e := NewEngine(obj, c)
+	t.Cleanup(func() {
+		held := objects(t)
+		must(t, e.Close())
+		must(t, obj.Close())
+		nothingLeft(t, held)
+	})
+	return e
+}
+
+func (b *box) arm(e *Engine, probes ...policy.Probe) *Handle {
+	b.t.Helper()
+	h, err := e.Arm(context.Background(), b.target(), b.plan(probes...))
+	must(b.t, err)
+	b.t.Cleanup(func() { must(b.t, h.Close()) })
+	return h
+}
+
+func counts(t *testing.T, h *Handle) map[string]uint64 {
+	t.Helper()
+	out := map[string]uint64{}
+	for _, s := range h.Sites {
+		if !s.Armed {
+			continue
+		}
+		c, err := h.Counter(s)
+		must(t, err)
+		if c.Count > 0 && (c.FirstNs < h.ArmedAt-int64(time.Second) || c.FirstNs > c.LastNs) {
+			t.Errorf("%s: first %d, last %d, armed at %d", s.Symbol, c.FirstNs, c.LastNs, h.ArmedAt)
+		}
+		out[s.Symbol] = c.Count
+	}
+	return out
+}
+
+// rungs are the ways to attach, each tested on any kernel that has the best.
+var rungs = map[string]bpf.Options{
+	"multi":  {},
+	"single": {ForceSingle: true},
+	"fixed":  {ForceSingle: true, ForceFixedSite: true},
+}
+
+// Two containers of one image, of which one calls the function; an
+// unprobeable neighbour in the same file; a process that nobody selected.
+func TestTwoContainersOneImage(t *testing.T) {
+	for name, o := range rungs {
+		t.Run(name, func(t *testing.T) {
+			lower := newLower(t)
+			caller, idle, neighbour := newBox(t, lower), newBox(t, lower), newBox(t, lower)
+			e := newEngine(t, o, Config{})
+			wanted := symbols("hello", "locked", "goodbye", "never", "absent")
+			h1, h2 := caller.arm(e, wanted), idle.arm(e, wanted)
+			if st := e.Stats(); st.Files != 1 {
+				t.Errorf("%d attachments for one inode and probe, want 1", st.Files)
+			}
+			for _, h := range []*Handle{h1, h2} {
+				for _, s := range h.Sites {
+					switch s.Symbol {
+					case "locked":
+						if s.Armed || s.Reason != evidence.UnprobeableInstruction {
+							t.Errorf("locked: %+v", s)
+						}
+					case "absent":
+						if s.Reason != evidence.SymbolNotFound {
+							t.Errorf("absent: %+v", s)
+						}
+					default:
+						if !s.Armed || s.Type != evidence.Uprobe {
+							t.Errorf("%s: armed %v, type %s, %s %s", s.Symbol, s.Armed, s.Type, s.Reason, s.Detail)
+						}
+					}
+				}
+			}
+			caller.run(nil, "hello", "hello", "hello", "goodbye", "locked")
+			neighbour.run(nil, "hello")
+			idle.run(nil)
+			if c := counts(t, h1); c["hello"] != 3 || c["goodbye"] != 1 || c["never"] != 0 {
+				t.Errorf("the caller: %v", c)
+			}
+			if c := counts(t, h2); c["hello"]+c["goodbye"]+c["never"] != 0 {
+				t.Errorf("the idle one: %v", c)
+			}
+			for _, h := range []*Handle{h1, h2} {
+				if tr := h.Check(); len(tr) != 0 {
+					t.Errorf("troubles %v", tr)
+				}
+			}
+		})
+	}
+}
+
+// The very first instruction of a static program is e_entry.
+func TestFirstInstruction(t *testing.T) {
+	b := newBox(t, newLower(t))
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.arm(e, policy.Probe{ID: "p", Type: "uprobe", File: "/bin/target", Offsets: []policy.Offset{{Entry: true}}})
+	b.run(nil)
+	if c := counts(t, h); c[""] != 1 {
+		t.Errorf("e_entry: %v, sites %+v", c, h.Sites)
+	}
+}
+
+func TestExec(t *testing.T) {
+	b := newBox(t, newLower(t))
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.arm(e, policy.Probe{ID: "exec", Type: "tracepoint", Event: policy.ProcessExec})
+	how, err := e.ExecMechanism()
+	must(t, err)
+	if s := h.Sites[0]; !s.Armed || string(s.Type) != string(how) {
+		t.Errorf("site %+v, mechanism %s", s, how)
+	}
+	b.run(nil)
+	b.run(nil)
+	r, err := h.Run()
+	must(t, err)
+	if r.Execs != 2 || r.FirstExecNs == 0 || r.LastExecNs <= r.FirstExecNs {
+		t.Errorf("%+v", r)
+	}
+}
+
+// Each way to copy a file up disarms silently; each is found.
+func TestCopyUp(t *testing.T) {
+	for name, do := range map[string]func(string) error{
+		"touch": func(p string) error { return os.Chtimes(p, time.Now(), time.Now()) },
+		"chmod": func(p string) error { return os.Chmod(p, 0o700) },
+		"chown": func(p string) error { return os.Chown(p, 1, 1) },
+		"write": func(p string) error {
+			f, err := os.OpenFile(p, os.O_WRONLY|os.O_APPEND, 0)
+			if err == nil {
+				err = f.Close()
+			}
+			return err
+		},
+		"remove":             os.Remove,
+		"replace the parent": func(p string) error { return os.Rename(p, p+".old") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBox(t, newLower(t))
+			e := newEngine(t, bpf.Options{}, Config{})
+			h := b.arm(e, symbols("hello"))
+			if tr := h.Check(); len(tr) != 0 {
+				t.Fatalf("before: %v", tr)
+			}
+			must(t, do(filepath.Join(b.merged, "bin/target")))
+			tr := h.Check()
+			if len(tr) != 1 || tr[0].Reason != evidence.GapFileChanged || tr[0].Path != "/bin/target" {
+				t.Fatalf("after: %v", tr)
+			}
+		})
+	}
+}
+
+// A link pins the mount it was resolved through: ours is the lower layer's, so
+// the container can be unmounted, mounted again and its storage removed while
+// another one of the image runs.
+func TestUnmountWhileArmed(t *testing.T) {
+	lower := newLower(t)
+	one, other := newBox(t, lower), newBox(t, lower)
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := one.arm(e, symbols("hello"))
+	other.arm(e, symbols("hello"))
+	must(t, unix.Unmount(one.merged, 0))
+	must(t, h.Close())
+	one.mount()
+	h = one.arm(e, symbols("hello"))
+	one.run(nil, "hello")
+	if c := counts(t, h); c["hello"] != 1 {
+		t.Errorf("after remount: %v", c)
+	}
+	must(t, unix.Unmount(one.merged, 0))
+	must(t, os.RemoveAll(one.upper))
+	if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapFileChanged || !strings.Contains(tr[0].Detail, "gone") {
+		t.Errorf("with the upper directory gone: %v", tr)
+	}
+}
+
+// What no container uses is detached after a while, and not before.
+func TestReap(t *testing.T) {
+	b := newBox(t, newLower(t))
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.arm(e, symbols("hello"))
+	e.reap(cgroup.BootTime())
+	if e.Stats().Files != 1 {
+		t.Fatal("reaped in use")
+	}
+	must(t, h.Close())
+	e.reap(cgroup.BootTime() - int64(time.Minute))
+	if e.Stats().Files != 1 {
+		t.Fatal("reaped before its time")
+	}
+	e.reap(cgroup.BootTime())
+	if e.Stats().Files != 0 {
+		t.Fatal("not reaped")
+	}
+}
+
+// A link that somebody else closes shows in the canary.
+func TestLinkLost(t *testing.T) {
+	b := newBox(t, newLower(t))
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.arm(e, symbols("hello"))
+	for _, l := range h.held[0].file.att.links {
+		must(t, l.Close())
+	}
+	if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost {
+		t.Errorf("troubles %v", tr)
+	}
+	h.held[0].file.att.links = nil
+}
+
+func TestOverBudget(t *testing.T) {
+	b := newBox(t, newLower(t))
+	e := newEngine(t, bpf.Options{}, Config{MaxSites: 1})
+	h := b.arm(e, symbols("hello", "goodbye"))
+	if !h.Sites[0].Armed || h.Sites[1].Armed || h.Sites[1].Reason != evidence.OverBudget {
+		t.Errorf("%+v", h.Sites)
+	}
+}
+
+func TestMapFull(t *testing.T) {
+	b := newBox(t, newLower(t))
+	e := newEngine(t, bpf.Options{Slots: 1}, Config{})
+	h := b.arm(e, symbols("hello", "goodbye"))
+	if h.Sites[0].Reason != evidence.OverBudget {
+		t.Errorf("%+v", h.Sites)
+	}
+}
+
+func TestTooDeep(t *testing.T) {
+	e := newEngine(t, bpf.Options{}, Config{})
+	if _, err := e.Arm(context.Background(), Target{Cgroup: 1, Level: bpf.MaxLevel}, Plan{}); err == nil {
+		t.Error("a cgroup below every depth that the kernel looks at was armed")
+	}
+}
+
+// nothingLeft wants that none of the kernel objects that this process held is
+// there any more. Detaching is deferred in places, so it looks until they are
+// gone or a deadline is.
+func nothingLeft(t *testing.T, held []object) {
+	t.Helper()
+	if len(held) < 5 {
+		t.Errorf("only %d kernel objects were held: this check sees nothing", len(held))
+	}
+	var left []object
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+		// cilium/ebpf maps .rodata and .bss into memory and leaves it to the
+		// collector to unmap them; until then they hold their map.
+		runtime.GC()
+		left = left[:0]
+		for _, o := range held {
+			if o.exists() {
+				left = append(left, o)
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+	}
+	t.Errorf("left in the kernel: %v", left)
+}
+
+// object is a program, map or link of the kernel, by its id.
+type object struct {
+	kind string // as in /proc/PID/fdinfo
+	id   int
+}
+
+func (o object) exists() bool {
+	var c io.Closer
+	var err error
+	switch o.kind {
+	case "prog_id":
+		c, err = ebpf.NewProgramFromID(ebpf.ProgramID(o.id))
+	case "map_id":
+		c, err = ebpf.NewMapFromID(ebpf.MapID(o.id))
+	case "link_id":
+		c, err = link.NewFromID(link.ID(o.id))
+	}
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
+}
+
+// objects lists what this process holds, by its descriptors.
+func objects(t *testing.T) (out []object) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/self/fdinfo/*")
+	must(t, err)
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // the descriptor of the listing itself
+		}
+		for line := range strings.Lines(string(b)) {
+			k, v, _ := strings.Cut(line, ":")
+			if id, err := strconv.Atoi(strings.TrimSpace(v)); err == nil && (k == "prog_id" || k == "map_id" || k == "link_id") {
+				// A map's or link's fdinfo may name a program too: it is held as well.
+				out = append(out, object{k, id})
+			}
+		}
+	}
+	return out
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

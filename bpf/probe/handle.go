@@ -1,0 +1,135 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"probity/bpf"
+	"probity/evidence"
+)
+
+// Handle is one armed container. Its methods may be called from one goroutine
+// at a time; Close may be called at any time.
+type Handle struct {
+	Sites    []Site
+	Searches []Search
+	ArmedAt  int64 // boot time at which the last site was proven
+
+	engine *Engine
+	target Target
+	held   []held
+	once   sync.Once
+	err    error
+}
+
+// held is a reference to a shared file and the container's counters there.
+type held struct {
+	file *sharedFile
+	ids  []uint32
+}
+
+// Counter reads the kernel's counter of an armed site. Probes without a site
+// number count execs.
+func (h *Handle) Counter(s Site) (bpf.Counter, error) {
+	if s.ID == 0 {
+		r, err := h.engine.obj.Run(h.target.Cgroup)
+		return bpf.Counter{Count: r.Execs, FirstNs: r.FirstExecNs, LastNs: r.LastExecNs}, err
+	}
+	return h.engine.obj.Slot(h.target.Cgroup, s.ID)
+}
+
+// Run reads what the kernel counts for the container as a whole.
+func (h *Handle) Run() (bpf.Run, error) { return h.engine.obj.Run(h.target.Cgroup) }
+
+// Misses is Engine.Misses.
+func (h *Handle) Misses() evidence.Loss { return h.engine.Misses() }
+
+// Trouble is a site that is not armed any more.
+type Trouble struct {
+	Path   string // of the file, in the container
+	Reason evidence.GapReason
+	Detail string
+}
+
+// Check proves again that the container runs the files that were armed and
+// that they are still armed. It returns the files for which that is not so, at
+// most one trouble each.
+func (h *Handle) Check() []Trouble {
+	var out []Trouble
+	done := map[string]bool{}
+	add := func(path string, r evidence.GapReason, detail string) {
+		if !done[path] {
+			done[path] = true
+			out = append(out, Trouble{path, r, detail})
+		}
+	}
+	var upper *os.File
+	var upperErr error
+	if h.target.Upper != "" {
+		upper, upperErr = os.OpenFile(h.target.Upper, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if upper != nil {
+			defer upper.Close()
+		}
+	}
+	for i := range h.Sites {
+		s := &h.Sites[i]
+		if !s.Armed || s.File == nil || s.File.Match.Origin != "imageLayer" || h.target.Upper == "" || done[s.File.Match.Path] {
+			continue
+		}
+		path := s.File.Match.Path
+		if upperErr != nil {
+			add(path, evidence.GapFileChanged, "the upper directory was gone before this check: "+upperErr.Error())
+			continue
+		}
+		if covered, detail := inUpper(upper, path); covered {
+			add(path, evidence.GapFileChanged, detail)
+		}
+	}
+	for _, held := range h.held {
+		lost, err := held.file.check(h.engine.machine)
+		if err != nil {
+			add(held.file.path, evidence.GapLinkLost, err.Error())
+		} else if len(lost) > 0 {
+			add(held.file.path, evidence.GapLinkLost, fmt.Sprintf("%d of the file's sites do not read as a breakpoint any more", len(lost)))
+		}
+	}
+	return out
+}
+
+// inUpper reports whether the upper directory has its own version of the path,
+// or a whiteout: any write, touch, chmod or chown copies the file up, and what
+// the container runs from then on is the copy.
+func inUpper(upper *os.File, path string) (bool, string) {
+	fd, err := unix.Openat2(int(upper.Fd()), relative(path), &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	switch {
+	case err == nil:
+		unix.Close(fd)
+		return true, "the container's upper directory has its own version of the file"
+	case errors.Is(err, unix.ENOENT):
+		return false, ""
+	default: // ELOOP, ENOTDIR: a directory on the way was replaced
+		return true, "the container's upper directory covers the path: " + err.Error()
+	}
+}
+
+// Close disarms the container: its counters go, and the links with them once
+// no other container of the image holds them. It is idempotent.
+func (h *Handle) Close() error {
+	h.once.Do(func() {
+		var errs []error
+		for _, held := range h.held {
+			errs = append(errs, h.engine.obj.DeleteSlots(h.target.Cgroup, held.ids))
+			h.engine.drop(held.file)
+		}
+		errs = append(errs, h.engine.obj.DeleteRun(h.target.Cgroup), h.engine.level(h.target.Level, -1))
+		h.err = errors.Join(errs...)
+	})
+	return h.err
+}

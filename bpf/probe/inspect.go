@@ -1,0 +1,113 @@
+package probe
+
+import (
+	"container/list"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"probity/bpf/symbol"
+	"probity/runtime/image"
+)
+
+// Inspector reads ELF files once and remembers what it found, so that a warm
+// start is a look-up. The zero value is ready to use. Safe for concurrent use.
+type Inspector struct {
+	Limits symbol.Limits
+	Max    int // files remembered (4096)
+
+	mu    sync.Mutex
+	known map[inspectKey]*list.Element
+	order list.List // of *inspected, most recently used first
+}
+
+// inspectKey identifies the bytes of a file as well as the kernel can tell:
+// any write changes ctime.
+type inspectKey struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime unix.Timespec
+	want         string
+}
+
+type inspected struct {
+	key   inspectKey
+	once  sync.Once
+	facts Facts
+	err   error
+}
+
+// Inspect implements Files for one match.
+func (in *Inspector) Inspect(m image.Match, want []string) (Facts, error) {
+	f, err := m.Open()
+	if err != nil {
+		return Facts{}, err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return Facts{}, fmt.Errorf("stat %s: %w", m.Path, err)
+	}
+	e := in.entry(inspectKey{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim, strings.Join(want, "\x00")})
+	e.once.Do(func() {
+		e.facts.ELF, e.facts.Symbols, e.err = symbol.Read(f, st.Size, want, in.Limits)
+		e.facts.Digest = sync.OnceValues(func() (string, error) { return digest(m) })
+	})
+	return e.facts, e.err
+}
+
+func (in *Inspector) entry(k inspectKey) *inspected {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.known == nil {
+		in.known = map[inspectKey]*list.Element{}
+	}
+	if el := in.known[k]; el != nil {
+		in.order.MoveToFront(el)
+		return el.Value.(*inspected)
+	}
+	e := &inspected{key: k}
+	in.known[k] = in.order.PushFront(e)
+	bound := in.Max
+	if bound == 0 {
+		bound = 4096
+	}
+	for len(in.known) > bound {
+		last := in.order.Back()
+		in.order.Remove(last)
+		delete(in.known, last.Value.(*inspected).key)
+	}
+	return e
+}
+
+// digest hashes the file's bytes as they are on disk, never as they are in a
+// process: a probed function has a breakpoint in it.
+func digest(m image.Match) (string, error) {
+	f, err := m.Open()
+	if err != nil {
+		return "", fmt.Errorf("hash %s: %w", m.Path, err)
+	}
+	defer f.Close()
+	return hash(f)
+}
+
+func hash(f *os.File) (string, error) {
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", fmt.Errorf("hash: %w", err)
+	}
+	return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// Tree is the file tree of one container: a view of its layers, read by an
+// Inspector. It implements Files.
+type Tree struct {
+	*image.View
+	*Inspector
+}

@@ -1,0 +1,140 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"sort"
+
+	"probity/bpf/policy"
+	"probity/bpf/symbol"
+	"probity/evidence"
+	"probity/runtime/image"
+)
+
+// MaxProbes bounds the probes of one container: its coverage line lists them
+// all. Those past it are not armed, and say so.
+const MaxProbes = 200
+
+// MakePlan says for each probe which sites it has in these files. Same input,
+// same plan: sites are in the order of the probes, then by path, then in the
+// order in which the policy names them.
+func MakePlan(probes []policy.Probe, files Files, machine Machine) Plan {
+	var p Plan
+	for i, pr := range probes {
+		if i >= MaxProbes {
+			p.Sites = append(p.Sites, Site{
+				Probe: pr, Requested: evidence.ProbeType(pr.Type), Reason: evidence.OverBudget,
+				Detail: fmt.Sprintf("more than %d probes for one container", MaxProbes),
+			})
+			continue
+		}
+		switch pr.Type {
+		case string(evidence.Tracepoint):
+			p.Sites = append(p.Sites, Site{Probe: pr, Requested: evidence.Tracepoint})
+			p.Searches = append(p.Searches, Search{ProbeID: pr.ID, Complete: true})
+		default:
+			sites, search := planFiles(pr, files, machine)
+			p.Sites = append(p.Sites, sites...)
+			p.Searches = append(p.Searches, search)
+		}
+	}
+	return p
+}
+
+func planFiles(pr policy.Probe, files Files, machine Machine) ([]Site, Search) {
+	matches, complete, why := files.Glob(pr.File)
+	search := Search{ProbeID: pr.ID, Complete: complete, Why: why}
+	base := Site{Probe: pr, Requested: evidence.ProbeType(pr.Type), Copies: len(matches)}
+	if len(matches) == 0 {
+		none := base
+		none.Reason, none.Detail = evidence.FileNotFound, why
+		return []Site{none}, search
+	}
+	var sites []Site
+	for _, m := range matches {
+		one := base
+		one.File = &File{Match: m, Size: m.Size}
+		facts, err := files.Inspect(m, pr.Symbols)
+		if err != nil {
+			one.Reason, one.Detail = unreadable(err), err.Error()
+			if one.Reason == evidence.FileUnreadable || one.Reason == evidence.RemoteFilesystem {
+				search.Complete = false
+				search.Why = fmt.Sprintf("%s: %v", m.Path, err)
+			}
+			sites = append(sites, one)
+			continue
+		}
+		one.File.BuildID = facts.ELF.BuildID
+		one.File.Digest = facts.Digest
+		if !machine.runs(facts.ELF) {
+			one.Reason, one.Detail = evidence.ForeignArchitecture, facts.ELF.Machine.String()
+			sites = append(sites, one)
+			continue
+		}
+		sites = append(sites, planSymbols(one, pr, facts)...)
+		sites = append(sites, planOffsets(one, pr, facts)...)
+	}
+	return sites, search
+}
+
+func planSymbols(one Site, pr policy.Probe, facts Facts) []Site {
+	var sites []Site
+	for _, name := range pr.Symbols {
+		found := facts.Symbols[name]
+		s := one
+		s.Symbol = name
+		if len(found) == 0 {
+			s.Reason = evidence.SymbolNotFound
+			sites = append(sites, s)
+			continue
+		}
+		sort.Slice(found, func(i, j int) bool { return found[i].Offset < found[j].Offset })
+		for _, sym := range found {
+			s.Kind, s.Inline = sym.Kind, "unknown"
+			s.Offset, s.HasOffset = sym.Offset, true
+			sites = append(sites, guard(s, facts))
+		}
+	}
+	return sites
+}
+
+func planOffsets(one Site, pr policy.Probe, facts Facts) []Site {
+	var sites []Site
+	for _, off := range pr.Offsets {
+		s := one
+		s.Offset, s.HasOffset = off.Value, true
+		if off.Entry {
+			if !facts.ELF.HasEntry {
+				s.HasOffset = false
+				s.Reason, s.Detail = evidence.UnprobeableInstruction, "e_entry does not lie in an executable segment of the file"
+				sites = append(sites, s)
+				continue
+			}
+			s.Offset = facts.ELF.Entry
+		}
+		sites = append(sites, guard(s, facts))
+	}
+	return sites
+}
+
+// guard refuses sites that must not or cannot be armed.
+func guard(s Site, facts Facts) Site {
+	switch {
+	case facts.ELF.WouldBreak(s.Offset):
+		s.Reason, s.Detail = evidence.WouldBreakTarget, "the instruction lies in text that verifies its own hash"
+	case !facts.ELF.ExecutableOffset(s.Offset):
+		s.Reason, s.Detail = evidence.UnprobeableInstruction, "the offset does not lie in an executable segment of the file"
+	}
+	return s
+}
+
+// unreadable maps what went wrong with a file to the closed list.
+func unreadable(err error) evidence.NotArmedReason {
+	switch {
+	case errors.Is(err, image.ErrRemote):
+		return evidence.RemoteFilesystem
+	case errors.Is(err, symbol.ErrForeign):
+		return evidence.ForeignArchitecture
+	}
+	return evidence.FileUnreadable
+}

@@ -1,0 +1,93 @@
+// Package probe turns a policy into armed sites and keeps proving that they
+// are armed.
+//
+// In: the probes that a policy selects for a container, and a view of its
+// files. [MakePlan] is the pure half: probes and files in, a [Plan] of sites
+// out, with a reason for each one that will not be armed. [Engine.Arm] is the
+// privileged half: it attaches, proves, and returns a [Handle] whose counters
+// run. On return from Arm each site says whether it is armed, by which probe
+// type the kernel really serves it, or why not.
+//
+// What is trusted: the kernel, and that the lower layers of an image change
+// only by the hand of root on the host. The container's files are hostile: they
+// are read with bounds by bpf/symbol and opened with openat2 by runtime/image.
+//
+// Arming is proven, not assumed. The kernel looks at an instruction only when
+// a mapping of it exists, so the agent maps the file itself, private and
+// executable and through the container's own path, and afterwards wants to
+// read a breakpoint at each offset (FACT: a function that begins with a lock
+// prefix attaches without error and is never hit). The links themselves are
+// made through the lower layer's own path, because a link pins the mount that
+// it was resolved through.
+//
+// What is not a control: a process that rewrites or copies its own text, maps
+// it shared or writable, or runs code inlined elsewhere is not seen.
+package probe
+
+import (
+	"probity/bpf/policy"
+	"probity/bpf/symbol"
+	"probity/evidence"
+	"probity/runtime/image"
+)
+
+// File is one file of a container in which sites were looked for.
+type File struct {
+	Match   image.Match
+	Size    int64
+	BuildID string
+	// Digest is the SHA-256 of the file's bytes ("sha256:..."), computed on
+	// first use and remembered; empty and an error if it cannot be read any more.
+	Digest func() (string, error)
+}
+
+// Site is one instruction of one file that one probe wants, or the reason why
+// there is none.
+type Site struct {
+	Probe     policy.Probe
+	Requested evidence.ProbeType
+	File      *File  // nil if no file matched, and for probes without files
+	Symbol    string // "" for an offset that the policy gave
+	Kind      string // symbolKind of FORMAT.md
+	Inline    string // inline of FORMAT.md
+	Copies    int    // files that the probe's glob matched
+	Offset    uint64 // in the file
+	HasOffset bool
+
+	// Reason is set if the site is not armed; Detail explains it to a person.
+	Reason evidence.NotArmedReason
+	Detail string
+
+	// What Arm found out.
+	Armed bool
+	Type  evidence.ProbeType // what the kernel really used
+	ID    uint32             // the site's number in the kernel
+}
+
+// Search says whether all files of a probe were found.
+type Search struct {
+	ProbeID  string
+	Complete bool
+	Why      string // why not
+}
+
+// Plan is what to arm for one container.
+type Plan struct {
+	Sites    []Site
+	Searches []Search
+}
+
+// Files is the container's file tree, as far as planning needs it.
+type Files interface {
+	// Glob as image.View.Glob.
+	Glob(pattern string) (matches []image.Match, complete bool, why string)
+	// Inspect reads the ELF file behind m, looking for the wanted symbols.
+	Inspect(m image.Match, want []string) (Facts, error)
+}
+
+// Facts are what was read of one file.
+type Facts struct {
+	ELF     *symbol.File
+	Symbols map[string][]symbol.Symbol
+	Digest  func() (string, error)
+}
