@@ -1,0 +1,204 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"probity/bpf/kernel"
+	"probity/bpf/probe"
+)
+
+// Status is what `probity status` shows.
+type Status struct {
+	Version  string            `json:"version"`
+	Node     string            `json:"node"`
+	KeyID    string            `json:"keyId"`
+	BootID   string            `json:"bootId"`
+	Spool    string            `json:"spool"`
+	Policies PolicyStatus      `json:"policies"`
+	Kernel   kernel.Facts      `json:"kernel"`
+	Exec     string            `json:"execMechanism"` // tracepoint, rawTracepoint, or why there is none
+	Cgroup   string            `json:"cgroupMode"`
+	Sources  map[string]string `json:"sources"` // by name: connected, or what is the matter
+	Live     int               `json:"liveRuns"`
+	Waiting  int               `json:"waiting"` // runs being armed or sealed
+	Armed    probe.Stats       `json:"armed"`
+	Problems []string          `json:"problems"` // what a person should look at
+}
+
+// PolicyStatus sums up the policies in force.
+type PolicyStatus struct {
+	Dir      string `json:"dir"`
+	Digest   string `json:"digest"`
+	Policies int    `json:"policies"`
+	Probes   int    `json:"probes"`
+}
+
+// Status returns what the agent is doing.
+func (a *Agent) Status() Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := Status{
+		Version: a.cfg.Version, Node: a.cfg.Node, KeyID: a.signer.KeyID(), BootID: a.bootID, Spool: a.cfg.Spool,
+		Policies: PolicyStatus{Dir: a.cfg.Policies, Digest: a.policies.Digest, Policies: len(a.policies.Policies)},
+		Kernel:   a.kernel, Sources: map[string]string{}, Live: len(a.live), Waiting: a.busy, Problems: append([]string{}, a.problems...),
+	}
+	for _, p := range a.policies.Policies {
+		s.Policies.Probes += len(p.Probes)
+	}
+	for k, v := range a.sources {
+		s.Sources[k] = v
+	}
+	if a.cgErr == nil {
+		s.Cgroup = string(a.cgroups.Mode)
+	}
+	if a.engine != nil {
+		s.Armed = a.engine.Stats()
+		if how, err := a.engine.ExecMechanism(); err != nil {
+			s.Exec = err.Error()
+		} else {
+			s.Exec = string(how)
+		}
+	}
+	return s
+}
+
+// serveAdmin serves the administration socket: read-only, root only. The kernel's
+// word for who connects (SO_PEERCRED) is the only thing that is believed.
+func (a *Agent) serveAdmin(ctx context.Context, l net.Listener) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { reply(w, a.Status()) })
+	mux.HandleFunc("GET /containers", func(w http.ResponseWriter, _ *http.Request) { reply(w, a.witness.Live()) })
+	// Answers when no run is live and all evidence is on disk.
+	mux.HandleFunc("GET /idle", func(w http.ResponseWriter, r *http.Request) {
+		err := a.waitIdle(r.Context())
+		if err == nil {
+			err = a.spool.Flush(r.Context())
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		reply(w, a.Status())
+	})
+	srv := &http.Server{
+		Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Minute, IdleTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10,
+	}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	err := srv.Serve(rootOnly{l, a})
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+func reply(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // the peer may have gone
+}
+
+// rootOnly hangs up on peers that are not root before a byte of them is read.
+type rootOnly struct {
+	net.Listener
+	agent *Agent
+}
+
+func (l rootOnly) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		uid, err := peerUID(c)
+		if err == nil && uid == 0 {
+			return c, nil
+		}
+		l.agent.cfg.Log.Warn("refused a peer of the administration socket", "uid", uid, "err", err)
+		c.Close()
+	}
+}
+
+// peerUID is the kernel's word for the user at the other end.
+func peerUID(c net.Conn) (uint32, error) {
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var sockErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return 0, err
+	}
+	if sockErr != nil {
+		return 0, sockErr
+	}
+	return cred.Uid, nil
+}
+
+// Ask asks the agent that listens on socket. It is the command line's half.
+func Ask(ctx context.Context, socket, path string, into any) error {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask the agent at %s: %w (is it running, and are you root?)", socket, errors.Unwrap(err))
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("ask the agent at %s: %s", socket, resp.Status)
+	}
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		return fmt.Errorf("read the agent's answer: %w", err)
+	}
+	return nil
+}
+
+// WaitReady asks until the agent answers.
+func WaitReady(ctx context.Context, socket string, most time.Duration) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	for {
+		var st Status
+		err := Ask(ctx, socket, "/status", &st)
+		if err == nil {
+			return st, nil
+		}
+		// Nothing announces a socket that is not there yet.
+		select {
+		case <-ctx.Done():
+			return st, err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// WaitIdle returns when the agent has no live run and all evidence is on disk.
+func WaitIdle(ctx context.Context, socket string, most time.Duration) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	var st Status
+	err := Ask(ctx, socket, "/idle", &st)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("runs are still live after %v (see: probity containers)", most)
+	}
+	return st, err
+}

@@ -1,0 +1,259 @@
+// Package agent is the wiring of the node service: it applies the runtimes'
+// notices to the lifecycle table and carries out the actions that the table
+// asks for.
+//
+// In: notices from the NRI sources and the hook socket. Out: armed containers
+// while they live, and evidence in the spool. When Run returns, nothing of
+// ours is left in the kernel, every run's last line is written, and the
+// sockets are gone.
+//
+// It trusts the kernel and root. A notice that comes with a barrier is
+// answered when the container's sites are proven armed, or when the barrier's
+// deadline is over: then the container starts, arming goes on, and the time in
+// between is signed as lateAttach. No failure of ours fails a container.
+//
+// It is not a control: it observes, and it does not stop anything.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"probity/bpf"
+	"probity/bpf/kernel"
+	"probity/bpf/policy"
+	"probity/bpf/probe"
+	"probity/evidence"
+	"probity/evidence/sign"
+	"probity/evidence/spool"
+	"probity/evidence/witness"
+	"probity/runtime/cgroup"
+	"probity/runtime/handoff"
+	"probity/runtime/image"
+	"probity/runtime/lifecycle"
+)
+
+// Agent is the node service. New opens it, Run runs it, once.
+type Agent struct {
+	cfg      Config
+	log      *slog.Logger
+	bootID   string
+	kernel   kernel.Facts
+	policies *policy.Set
+	signer   *sign.Signer
+	spool    *spool.Spool
+	witness  *witness.Witness
+	cgroups  *cgroup.FS // nil without a cgroup2 hierarchy
+	cgErr    error
+	finder   *image.Finder
+	layers   *image.Cache
+	inspect  *probe.Inspector
+
+	obj    *bpf.Objects // nil where the kernel refuses eBPF
+	bpfErr error
+	engine *probe.Engine
+	ring   *ring
+
+	admin *handoff.Listener
+	hooks *handoff.Listener
+
+	// work are the goroutines of single runs: arming, watching, sealing.
+	work sync.WaitGroup
+
+	mu       sync.Mutex
+	table    lifecycle.Table
+	live     map[string]*live
+	busy     int           // notices being carried out, runs being sealed
+	changed  chan struct{} // closed and replaced when live or busy change
+	sources  map[string]string
+	problems []string
+}
+
+// New opens everything that can fail and listens on the sockets. It starts no
+// goroutine.
+func New(cfg Config) (_ *Agent, err error) {
+	cfg, err = cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		cfg: cfg, log: cfg.Log, live: map[string]*live{}, changed: make(chan struct{}),
+		sources: map[string]string{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.Close())
+		}
+	}()
+	if a.policies, err = policy.Load(cfg.Policies); err != nil {
+		return nil, fmt.Errorf("load policies: %w", err)
+	}
+	if a.bootID, err = cgroup.BootID(); err != nil {
+		return nil, err
+	}
+	if a.kernel, err = kernel.Look(); err != nil {
+		return nil, err
+	}
+	if a.cgroups, a.cgErr = cgroup.Find(); a.cgErr != nil {
+		a.problem("containers cannot be told apart, so none is armed: %v", a.cgErr)
+	}
+	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
+		return nil, fmt.Errorf("make the state directory: %w", err)
+	}
+	if a.signer, err = sign.LoadOrCreate(cfg.State); err != nil {
+		return nil, fmt.Errorf("open the node's key: %w", err)
+	}
+	if a.spool, err = spool.Open(spool.Config{
+		Dir: cfg.Spool, State: cfg.State, Node: cfg.Node, BootID: a.bootID, Signer: a.signer,
+		Clock: now, Agent: "probity " + cfg.Version, Log: a.log.With("in", "spool"),
+		Dropped: func(runIDs []string) { a.witness.Restate(runIDs) },
+	}); err != nil {
+		return nil, fmt.Errorf("open the spool: %w", err)
+	}
+	a.witness = witness.New(witness.Config{Sink: a.spool, BootTime: cgroup.BootTime, Policies: a.policies.Digest, Log: a.log.With("in", "witness")})
+	a.finder = image.New(image.Config{ContainerdAddress: cfg.ContainerdAddress, PodmanRoot: cfg.PodmanRoot, Log: a.log.With("in", "image")})
+	if err := a.openKernel(); err != nil {
+		return nil, err
+	}
+	if err := a.listen(); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// openKernel loads the programs. A kernel that refuses them is no reason to be
+// silent: then every site is signed as kernelUnsupported.
+func (a *Agent) openKernel() error {
+	a.obj, a.bpfErr = bpf.Load(bpf.Options{})
+	if a.bpfErr != nil {
+		a.problem("nothing can be armed: %v", a.bpfErr)
+		return nil
+	}
+	r, err := a.obj.Reader()
+	if err != nil {
+		return err
+	}
+	a.ring = newRing(r, a.witness, a.log)
+	a.engine = probe.NewEngine(a.obj, probe.Config{
+		Kernel: a.kernel, Linger: a.cfg.Linger, BootTime: cgroup.BootTime, Log: a.log.With("in", "probe"),
+	})
+	return nil
+}
+
+func (a *Agent) listen() (err error) {
+	open := func(path string) (*handoff.Listener, error) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return nil, fmt.Errorf("make the socket's directory: %w", err)
+		}
+		return handoff.Listen(path, 0o600)
+	}
+	if a.admin, err = open(a.cfg.AdminSocket); err != nil {
+		return err
+	}
+	if a.cfg.HookSocket != "none" {
+		a.hooks, err = open(a.cfg.HookSocket)
+	}
+	return err
+}
+
+// now reads the clock of a chunk.
+func now() evidence.Clock {
+	wall := time.Now()
+	return evidence.Clock{BootNs: evidence.Uint64(cgroup.BootTime()), Wall: evidence.TimeOf(wall)}
+}
+
+func (a *Agent) problem(format string, args ...any) {
+	p := fmt.Sprintf(format, args...)
+	a.log.Error(p)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.problems) < 64 {
+		a.problems = append(a.problems, p)
+	}
+}
+
+// Run serves until ctx ends, then writes each run's last lines, detaches
+// everything and closes.
+func (a *Agent) Run(ctx context.Context) (err error) {
+	// The spool outlives everything that writes to it.
+	spoolCtx, stopSpool := context.WithCancel(context.WithoutCancel(ctx))
+	spoolDone := make(chan error, 1)
+	go func() { spoolDone <- a.spool.Run(spoolCtx) }()
+	a.recover()
+
+	g, gctx := errgroup.WithContext(ctx)
+	a.serve(g, gctx)
+	a.cfg.Ready()
+	err = g.Wait()
+
+	a.stopRuns()
+	flushCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	if ferr := a.spool.Flush(flushCtx); ferr != nil {
+		err = errors.Join(err, fmt.Errorf("write the last evidence: %w", ferr))
+	}
+	cancel()
+	stopSpool()
+	return errors.Join(err, <-spoolDone, a.Close())
+}
+
+// stopRuns ends every run with final: false.
+func (a *Agent) stopRuns() {
+	a.mu.Lock()
+	a.table.Stopping(cgroup.BootTime())
+	runs := a.live
+	a.live = map[string]*live{}
+	a.mu.Unlock()
+	for _, l := range runs {
+		l.stop()
+	}
+	a.work.Wait()
+	for _, l := range runs {
+		a.check(l)
+	}
+	if a.ring != nil {
+		a.ring.drain()
+	}
+	a.witness.Stop()
+	for _, l := range runs {
+		if l.handle != nil {
+			if err := l.handle.Close(); err != nil {
+				a.log.Warn("disarm", "run", l.id, "err", err)
+			}
+		}
+	}
+}
+
+// Close lets go of everything that New opened. It is idempotent.
+func (a *Agent) Close() error {
+	var errs []error
+	if a.admin != nil {
+		errs = append(errs, a.admin.Close())
+	}
+	if a.hooks != nil {
+		errs = append(errs, a.hooks.Close())
+	}
+	if a.ring != nil {
+		errs = append(errs, a.ring.close())
+	}
+	if a.engine != nil {
+		errs = append(errs, a.engine.Close())
+	}
+	if a.obj != nil {
+		errs = append(errs, a.obj.Close())
+	}
+	if a.finder != nil {
+		errs = append(errs, a.finder.Close())
+	}
+	if a.spool != nil {
+		errs = append(errs, a.spool.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,133 @@
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Config configures an Agent. The zero value of a field is the default in
+// parentheses. The same fields, in the same spelling, are the configuration
+// file's.
+type Config struct {
+	// Node is the node's name in evidence (the host name).
+	Node string `yaml:"node"`
+	// State holds the node's key, the sequence and the instance
+	// (/var/lib/probity).
+	State string `yaml:"state"`
+	// Spool is where evidence is published (the state directory's "spool").
+	Spool string `yaml:"spool"`
+	// Policies is the directory of *.yaml policies (/etc/probity/policies.d).
+	Policies string `yaml:"policies"`
+	// HookSocket is where OCI hooks ask (/run/probity/hook.sock; "none": nowhere).
+	HookSocket string `yaml:"hookSocket"`
+	// AdminSocket is where the command line asks (/run/probity/admin.sock).
+	AdminSocket string `yaml:"adminSocket"`
+	// NRISockets are the runtimes' NRI sockets (/var/run/nri/nri.sock; "none": none).
+	NRISockets []string `yaml:"nriSockets"`
+	// ContainerdAddress is asked for images that NRI does not describe
+	// (/run/containerd/containerd.sock).
+	ContainerdAddress string `yaml:"containerdAddress"`
+	// PodmanRoot is podman's storage (/var/lib/containers/storage).
+	PodmanRoot string `yaml:"podmanRoot"`
+	// Barrier is how long a container's start is held at most (1200ms; the
+	// runtimes' own limit is 2 s, and a plugin past it is cut off).
+	Barrier time.Duration `yaml:"barrier"`
+	// Health is the time between two proofs that a site is still armed (5s).
+	Health time.Duration `yaml:"health"`
+	// Linger is how long links stay after their last container (30s).
+	Linger time.Duration `yaml:"linger"`
+
+	// Version is the program's version, for evidence and status.
+	Version string `yaml:"-"`
+	// Ready is called once every source has been started.
+	Ready func() `yaml:"-"`
+	// Alive is called at every turn of the agent's own loop, for a watchdog.
+	Alive func()       `yaml:"-"`
+	Log   *slog.Logger `yaml:"-"`
+}
+
+// maxConfig bounds a configuration file.
+const maxConfig = 1 << 20
+
+// ReadConfig reads a configuration file. Unknown keys are errors. A missing
+// file is an error that wraps os.ErrNotExist.
+func ReadConfig(path string) (Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration %s: %w", path, err)
+	}
+	if len(b) > maxConfig {
+		return Config{}, fmt.Errorf("read configuration %s: longer than %d bytes", path, maxConfig)
+	}
+	var c Config
+	dec := yaml.NewDecoder(bytes.NewReader(b))
+	dec.KnownFields(true)
+	if err := dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return Config{}, fmt.Errorf("read configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// withDefaults fills in what is not set.
+func (c Config) withDefaults() (Config, error) {
+	if c.Node == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return c, fmt.Errorf("find the node's name: %w", err)
+		}
+		c.Node = name
+	}
+	set := func(s *string, d string) {
+		if *s == "" {
+			*s = d
+		}
+	}
+	set(&c.State, "/var/lib/probity")
+	set(&c.Spool, c.State+"/spool")
+	set(&c.Policies, "/etc/probity/policies.d")
+	set(&c.HookSocket, "/run/probity/hook.sock")
+	set(&c.AdminSocket, "/run/probity/admin.sock")
+	set(&c.ContainerdAddress, "/run/containerd/containerd.sock")
+	set(&c.PodmanRoot, "/var/lib/containers/storage")
+	if c.NRISockets == nil {
+		c.NRISockets = []string{"/var/run/nri/nri.sock"}
+	}
+	if len(c.NRISockets) == 1 && c.NRISockets[0] == "none" {
+		c.NRISockets = nil
+	}
+	duration := func(v *time.Duration, d time.Duration) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	duration(&c.Barrier, 1200*time.Millisecond)
+	duration(&c.Health, 5*time.Second)
+	duration(&c.Linger, 30*time.Second)
+	if c.Barrier < 0 || c.Barrier > 1300*time.Millisecond {
+		return c, fmt.Errorf("barrier: %v; want 0 to 1.3s: a runtime waits 2s and then cuts the agent off", c.Barrier)
+	}
+	if c.Health < 0 || c.Linger < 0 {
+		return c, errors.New("health and linger: want a positive duration")
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, f := range []*func(){&c.Ready, &c.Alive} {
+		if *f == nil {
+			*f = func() {}
+		}
+	}
+	return c, nil
+}

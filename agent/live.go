@@ -1,0 +1,368 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"probity/bpf/policy"
+	"probity/bpf/probe"
+	"probity/evidence"
+	"probity/evidence/witness"
+	"probity/runtime/cgroup"
+	"probity/runtime/container"
+	"probity/runtime/image"
+	"probity/runtime/lifecycle"
+)
+
+// live is one run that the agent has on its hands.
+type live struct {
+	id        string
+	container string
+	armed     chan struct{}   // closed when arming is over
+	ctx       context.Context // ends with stop
+	stop      context.CancelFunc
+
+	// released is when the container was let go before it was armed, or 0.
+	// Guarded by Agent.mu.
+	released int64
+
+	// Set before armed is closed, and not changed afterwards.
+	handle *probe.Handle // nil if nothing could be armed
+	rootfs image.Rootfs
+
+	checking sync.Mutex // one health check at a time
+}
+
+// notify applies one notice. For a notice with a barrier it returns when the
+// run is armed or ctx ends, and never later than the barrier's budget allows.
+func (a *Agent) notify(ctx context.Context, n container.Notice) {
+	a.begin()
+	defer a.end()
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.Barrier)
+	defer cancel()
+	if n.At == 0 {
+		n.At = cgroup.BootTime()
+	}
+	n.Identity.BootID = a.bootID
+	if err := n.Validate(); err != nil {
+		a.problem("a notice of %s was not taken: %v", n.Source, err)
+		return
+	}
+	switch n.Kind {
+	case container.Starting:
+		a.starting(ctx, n)
+	case container.Existing, container.Started:
+		// Containers that ran before the agent are not adopted yet; those it
+		// armed itself are in the table already.
+		a.log.Debug("not adopted", "container", n.Identity.ID)
+	default:
+		a.mu.Lock()
+		actions := a.table.Apply(n)
+		a.mu.Unlock()
+		for _, act := range actions {
+			if look, ok := act.(lifecycle.LookNow); ok {
+				// The runtime is about to take the root file system away: this
+				// is the last chance to prove that the files were the ones armed.
+				if l := a.run(look.Run.ID); l != nil {
+					a.check(l)
+				}
+			}
+		}
+	}
+}
+
+// starting arms a container that waits.
+func (a *Agent) starting(ctx context.Context, n container.Notice) {
+	n.Identity.Image = a.finder.Identify(ctx, n)
+	probes := a.policies.Select(n.Identity)
+	if len(probes) == 0 {
+		return // no policy wants it: no record at all
+	}
+	cgErr := a.complete(&n)
+
+	a.mu.Lock()
+	var l *live
+	for _, act := range a.table.Apply(n) {
+		switch act := act.(type) {
+		case lifecycle.Arm:
+			l = &live{id: act.Run.ID, container: n.Identity.ID, armed: make(chan struct{})}
+			l.ctx, l.stop = context.WithCancel(context.Background())
+			a.live[l.id] = l
+			a.work.Go(func() { a.arm(l, act.Run, probes, cgErr) })
+		case lifecycle.Await:
+			l = a.live[act.Run.ID]
+		}
+	}
+	a.mu.Unlock()
+	if l == nil {
+		return
+	}
+	select {
+	case <-l.armed:
+		return
+	case <-ctx.Done():
+	}
+	a.release(l)
+}
+
+// release notes that a run's container is let go now. It does so before the
+// source answers, so a run that is armed later is known to be late.
+func (a *Agent) release(l *live) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	select {
+	case <-l.armed: // at the last moment, and before it was let go
+		return
+	default:
+	}
+	if l.released == 0 {
+		l.released = cgroup.BootTime()
+		a.log.Warn("a container was let go before it was armed", "run", l.id, "container", l.container)
+	}
+}
+
+// late is told by a source that it let a container go for reasons of its own.
+func (a *Agent) late(n container.Notice) {
+	for _, l := range a.runs() {
+		if l.container == n.Identity.ID {
+			a.release(l)
+		}
+	}
+}
+
+// complete fills in the run's cgroup, from /proc and not from what a source
+// said.
+func (a *Agent) complete(n *container.Notice) error {
+	if a.cgErr != nil {
+		return a.cgErr
+	}
+	path, id, err := a.cgroups.OfPid(n.Pid)
+	if err != nil {
+		return err
+	}
+	n.Identity.CgroupPath, n.Identity.CgroupID = path, id
+	return nil
+}
+
+// arm arms a run, and sees it to its end.
+func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr error) {
+	defer l.stop()
+	start := a.armNow(l, run, probes, cgErr)
+	a.witness.Armed(start)
+	a.mu.Lock()
+	close(l.armed)
+	released := l.released
+	a.mu.Unlock()
+	// Whoever answered the runtime did so by this time at the latest.
+	if most := run.Notice.At + int64(a.cfg.Barrier); released == 0 && start.ArmedAt > most {
+		released = most
+	}
+
+	// The container may be on its way: what takes time comes now.
+	for _, s := range start.Sites {
+		if s.File != nil && s.File.Digest != nil {
+			_, _ = s.File.Digest() // remembered; the line says if it failed
+		}
+	}
+	a.witness.Publish(l.id, released)
+	a.mu.Lock()
+	a.table.Armed(l.id, l.handle != nil)
+	a.mu.Unlock()
+
+	at, err := a.waitEnd(l.ctx, run.Notice)
+	if l.ctx.Err() != nil {
+		return // the agent stops
+	}
+	if err != nil {
+		a.problem("the end of container %s could not be watched: %v", run.Notice.Identity.ID, err)
+		<-l.ctx.Done()
+		return
+	}
+	a.seal(l, at)
+}
+
+// armNow does what must happen before the container's first instruction.
+func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr error) witness.Start {
+	n := run.Notice
+	start := witness.Start{Identity: n.Identity, Source: n.Source, Notified: n.At}
+	refuse := func(r evidence.NotArmedReason, err error) witness.Start {
+		for _, p := range probes {
+			start.Sites = append(start.Sites, probe.Site{Probe: p, Requested: evidence.ProbeType(p.Type), Reason: r, Detail: err.Error()})
+			start.Searches = append(start.Searches, probe.Search{ProbeID: p.ID, Why: err.Error()})
+		}
+		start.ArmedAt = cgroup.BootTime()
+		return start
+	}
+	if cgErr != nil {
+		return refuse(whyNoCgroup(n.Pid, cgErr), cgErr)
+	}
+	if a.engine == nil {
+		return refuse(evidence.KernelUnsupported, a.bpfErr)
+	}
+	// What fails because the container has ended meanwhile says so.
+	failed := func(r evidence.NotArmedReason, err error) witness.Start {
+		if populated, perr := a.cgroups.Populated(n.Identity.CgroupPath); perr == nil && !populated {
+			r = evidence.EndedBeforeArmed
+		}
+		return refuse(r, err)
+	}
+	rootfs, err := a.finder.Rootfs(l.ctx, n, n.Identity.Image)
+	if err != nil {
+		return failed(evidence.FileUnreadable, fmt.Errorf("find the container's root file system: %w", err))
+	}
+	view, err := a.layers.View(l.ctx, rootfs)
+	if err != nil {
+		return failed(evidence.FileUnreadable, fmt.Errorf("read the container's layers: %w", err))
+	}
+	plan := probe.MakePlan(probes, probe.Tree{View: view, Inspector: a.inspect}, probe.Host())
+	h, err := a.engine.Arm(l.ctx, probe.Target{
+		Cgroup: n.Identity.CgroupID, Level: a.cgroups.Level(n.Identity.CgroupPath), Root: rootfs.Merged, Upper: rootfs.Upper,
+	}, plan)
+	if err != nil {
+		return failed(evidence.AttachFailed, err)
+	}
+	l.handle, l.rootfs = h, rootfs
+	start.Sites, start.Searches, start.Arm, start.ArmedAt = h.Sites, h.Searches, h, h.ArmedAt
+	return start
+}
+
+// whyNoCgroup tells a container that shares its cgroup from one that has ended.
+func whyNoCgroup(pid int, err error) evidence.NotArmedReason {
+	switch {
+	case errors.Is(err, cgroup.ErrShared):
+		return evidence.SharedCgroup
+	case unix.Kill(pid, 0) == unix.ESRCH:
+		return evidence.EndedBeforeArmed
+	}
+	return evidence.AttachFailed
+}
+
+// waitEnd returns when nothing of the run executes any more, with the boot
+// time at which that was seen.
+func (a *Agent) waitEnd(ctx context.Context, n container.Notice) (int64, error) {
+	if n.Identity.CgroupID == 0 {
+		// Without a cgroup of its own, init's end is all that can be seen.
+		err := waitPid(ctx, n.Pid)
+		return cgroup.BootTime(), err
+	}
+	err := a.cgroups.WaitEmptyID(ctx, n.Identity.CgroupPath, n.Identity.CgroupID)
+	return cgroup.BootTime(), err
+}
+
+// waitPid waits for a process to end. One that is not there has ended.
+func waitPid(ctx context.Context, pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == unix.ESRCH {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	for ctx.Err() == nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
+		if n > 0 {
+			return nil
+		}
+		if err != nil && err != unix.EINTR {
+			return fmt.Errorf("wait for process %d: %w", pid, err)
+		}
+	}
+	return ctx.Err()
+}
+
+// seal writes the last lines of a run whose cgroup is empty.
+func (a *Agent) seal(l *live, at int64) {
+	a.begin()
+	defer a.end()
+	// First the check: the runtime removes the upper directory soon.
+	a.check(l)
+	if a.ring != nil {
+		a.ring.drain()
+	}
+	a.mu.Lock()
+	actions := a.table.CgroupEmpty(l.id, at)
+	a.mu.Unlock()
+	for _, act := range actions {
+		if s, ok := act.(lifecycle.Seal); ok {
+			a.witness.End(s.Run.ID, s.At, s.Final)
+		}
+	}
+	if l.handle != nil {
+		if err := l.handle.Close(); err != nil {
+			a.log.Warn("disarm", "run", l.id, "err", err)
+		}
+	}
+	a.mu.Lock()
+	delete(a.live, l.id)
+	a.mu.Unlock()
+}
+
+// check proves again that the run's sites are armed.
+func (a *Agent) check(l *live) {
+	select {
+	case <-l.armed:
+	default:
+		return
+	}
+	if l.handle == nil {
+		return
+	}
+	l.checking.Lock()
+	defer l.checking.Unlock()
+	at := cgroup.BootTime()
+	a.witness.Checked(l.id, at, l.handle.Check())
+}
+
+func (a *Agent) run(id string) *live {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.live[id]
+}
+
+func (a *Agent) runs() []*live {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make([]*live, 0, len(a.live))
+	for _, l := range a.live {
+		out = append(out, l)
+	}
+	return out
+}
+
+// begin and end count what is being carried out, for those who wait until the
+// agent is idle.
+func (a *Agent) begin() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.busy++
+}
+
+func (a *Agent) end() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.busy--
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// waitIdle returns when there is no live run and nothing is being carried out.
+func (a *Agent) waitIdle(ctx context.Context) error {
+	for {
+		a.mu.Lock()
+		idle, changed := len(a.live) == 0 && a.busy == 0, a.changed
+		a.mu.Unlock()
+		if idle {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}

@@ -1,0 +1,104 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf/ringbuf"
+
+	"probity/bpf"
+	"probity/evidence/witness"
+)
+
+// ring reads the kernel's ring buffer and hands each event to the witness.
+type ring struct {
+	reader  *ringbuf.Reader
+	witness *witness.Witness
+	log     *slog.Logger
+
+	mu      sync.Mutex
+	waiting []chan struct{} // drains that have not been served
+	closed  bool
+}
+
+func newRing(r *ringbuf.Reader, w *witness.Witness, log *slog.Logger) *ring {
+	return &ring{reader: r, witness: w, log: log}
+}
+
+// run reads until the ring is closed.
+func (r *ring) run() error {
+	var rec ringbuf.Record
+	var serving []chan struct{}
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.closed = true
+		serveAll(append(serving, r.waiting...))
+		r.waiting = nil
+	}()
+	for {
+		err := r.reader.ReadInto(&rec)
+		switch {
+		case errors.Is(err, ringbuf.ErrFlushed):
+			// A drain may have been asked for after this flush had read the
+			// ring, so read once more what is there now, without waiting.
+			serving = append(serving, r.take()...)
+			r.reader.SetDeadline(time.Unix(1, 0))
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			serveAll(serving)
+			serving = nil
+			r.reader.SetDeadline(time.Time{})
+		case errors.Is(err, ringbuf.ErrClosed):
+			return nil
+		case err != nil:
+			return fmt.Errorf("read the ring buffer: %w", err)
+		default:
+			e, err := bpf.Decode(rec.RawSample)
+			if err != nil {
+				r.log.Error("an event of the kernel was not understood", "err", err)
+				r.witness.Undecodable(err)
+				continue
+			}
+			r.witness.Event(e)
+		}
+	}
+}
+
+func (r *ring) take() []chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w := r.waiting
+	r.waiting = nil
+	return w
+}
+
+func serveAll(drains []chan struct{}) {
+	for _, d := range drains {
+		close(d)
+	}
+}
+
+// drain returns when every event that was in the ring at the call has been
+// handed on, or the ring is closed.
+func (r *ring) drain() {
+	done := make(chan struct{})
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return
+	}
+	r.waiting = append(r.waiting, done)
+	err := r.reader.Flush()
+	r.mu.Unlock()
+	if err != nil {
+		return
+	}
+	<-done
+}
+
+// close ends run. It is idempotent.
+func (r *ring) close() error { return r.reader.Close() }

@@ -1,0 +1,183 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"probity/evidence"
+	"probity/evidence/spool"
+	"probity/evidence/witness"
+	"probity/runtime/cgroup"
+	"probity/runtime/container"
+	"probity/runtime/handoff"
+	"probity/runtime/handoff/wire"
+	"probity/runtime/nri"
+	"probity/runtime/oci"
+)
+
+// sweepEvery is how often the agent looks whether the ring buffer was full: a
+// first hit whose event was dropped is on disk within a second all the same,
+// half of which is the spool's.
+const sweepEvery = 300 * time.Millisecond
+
+// barrierMargin is how much longer the sources wait than the agent: it must be
+// the agent that lets a container go, because it signs when.
+const barrierMargin = 150 * time.Millisecond
+
+// serve starts everything that runs as long as the agent does.
+func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
+	if a.ring != nil {
+		// Not in the group's time: the last runs are sealed after the sources
+		// have ended, and need the ring. Close ends it.
+		go func() {
+			if err := a.ring.run(); err != nil {
+				a.problem("detail of hits is lost from now on: %v", err)
+			}
+		}()
+		g.Go(func() error { return a.engine.Run(ctx) })
+		g.Go(func() error { return a.sweep(ctx) })
+	}
+	g.Go(func() error { return a.health(ctx) })
+	g.Go(func() error { return a.serveAdmin(ctx, a.admin) })
+	if a.hooks != nil {
+		srv := handoff.New(a.hooks, handoff.Config{
+			Handle: a.hook, Deadline: a.cfg.Barrier + barrierMargin, Log: a.log.With("in", "hook"),
+			Rejected: func(p handoff.Peer, err error) {
+				a.problem("a request on the hook socket was not taken (pid %d, uid %d): %v", p.Pid, p.Uid, err)
+			},
+		})
+		g.Go(func() error { return srv.Run(ctx) })
+		a.source("hook", "listening on "+a.cfg.HookSocket)
+	}
+	for _, socket := range a.cfg.NRISockets {
+		g.Go(func() error { return a.nri(ctx, socket) })
+	}
+}
+
+func (a *Agent) nri(ctx context.Context, socket string) error {
+	name := "nri:" + socket
+	// From the agent's start on until the runtime is connected, containers
+	// start unseen.
+	a.sourceLost(name, cgroup.BootTime(), "not connected yet")
+	src := nri.New(nri.Config{
+		Socket: socket, Barrier: a.cfg.Barrier + barrierMargin, Late: a.late, Log: a.log.With("in", "nri", "socket", socket),
+		Notify: func(ctx context.Context, n container.Notice) error { a.notify(ctx, n); return nil },
+		Lost: func(from, to int64) {
+			if to == 0 {
+				a.sourceLost(name, from, "the connection to the runtime is gone")
+			}
+		},
+		Synced: func() { a.sourceBack(name, cgroup.BootTime()) },
+	})
+	return src.Run(ctx)
+}
+
+// hook answers one OCI hook. Whatever is wrong with the request, the container
+// goes on: the policy is open.
+func (a *Agent) hook(ctx context.Context, r handoff.Request) handoff.Answer {
+	n, err := oci.Notice(r.Stage.String(), r.Body, r.Peer.Pid)
+	if err != nil && !errors.Is(err, oci.ErrSharedCgroup) { // that one is signed
+		a.problem("a hook's container was not believed: %v", err)
+		return handoff.Answer{Message: "probity: not armed: " + err.Error()}
+	}
+	if r.Stage == wire.CreateRuntime && !r.Peer.Alive() {
+		return handoff.Answer{} // it did not wait for us
+	}
+	a.notify(ctx, n)
+	return handoff.Answer{}
+}
+
+func (a *Agent) source(name, state string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sources[name] = state
+}
+
+func (a *Agent) sourceLost(name string, at int64, why string) {
+	a.mu.Lock()
+	a.sources[name] = "disconnected: " + why
+	gap := len(a.table.SourceLost(name, at)) > 0
+	a.mu.Unlock()
+	if gap {
+		a.witness.SourceLost(name, at, why)
+	}
+}
+
+func (a *Agent) sourceBack(name string, at int64) {
+	a.mu.Lock()
+	a.sources[name] = "connected"
+	a.table.SourceBack(name, at) // the cgroup watchers look by themselves
+	a.mu.Unlock()
+	a.witness.SourceBack(name, at)
+}
+
+// health proves every few seconds that what was armed still is, and is the
+// agent's own heartbeat.
+func (a *Agent) health(ctx context.Context) error {
+	tick := time.NewTicker(a.cfg.Health)
+	defer tick.Stop()
+	hour := time.NewTicker(time.Hour)
+	defer hour.Stop()
+	for {
+		a.cfg.Alive()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			for _, l := range a.runs() {
+				a.check(l)
+			}
+		case <-hour.C:
+			a.witness.Hourly()
+		}
+	}
+}
+
+// sweep reads all counters when the ring had no room for an event.
+func (a *Agent) sweep(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	var seen uint64
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		n, err := a.obj.RingFull()
+		if err != nil {
+			return err
+		}
+		if n != seen {
+			seen = n
+			a.witness.Sweep()
+		}
+	}
+}
+
+// recover signs what the spool of an earlier agent leaves open: nothing is
+// known of those runs since their last line.
+func (a *Agent) recover() {
+	open, err := spool.Recover(a.cfg.Spool, a.signer.Public())
+	if err != nil {
+		a.problem("the spool that was found: %v", err)
+	}
+	for _, r := range open {
+		a.log.Warn("an earlier agent left a run open", "run", r.Coverage.RunID, "container", r.Coverage.ContainerID, "last", r.To)
+		cov := r.Coverage
+		cov.Final, cov.To = false, r.To
+		cov.GapReasons = append(cov.GapReasons, evidence.GapAgentDown)
+		gap := &evidence.Gap{
+			GapID: witness.NewGapID(), Scope: evidence.ScopeRun, Reason: evidence.GapAgentDown, From: r.To,
+			Count: evidence.Loss{N: 1}, RunID: cov.RunID, ContainerID: cov.ContainerID,
+			Detail: "no agent, and nothing that kept its counters",
+		}
+		err := a.spool.Append(cov.RunID, func(evidence.Clock) []evidence.Line { return []evidence.Line{&cov, gap} })
+		if err != nil {
+			a.problem("the gap of run %s was not signed: %v", cov.RunID, err)
+		}
+	}
+}

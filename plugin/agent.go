@@ -1,0 +1,202 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sort"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"probity/agent"
+	"probity/evidence/witness"
+)
+
+const (
+	defaultConfig = "/etc/probity/probity.yaml"
+	defaultAdmin  = "/run/probity/admin.sock"
+)
+
+func (c *cli) agent() *cobra.Command {
+	var flags agent.Config
+	var file, level string
+	cmd := &cobra.Command{
+		Use: "agent", Short: "Run the node service",
+		Long: `Agent runs until it gets SIGTERM or SIGINT. It needs root, or CAP_BPF,
+CAP_PERFMON, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. Flags win over the
+configuration file, which may be absent only if it is the default one.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := agent.ReadConfig(file)
+			if errors.Is(err, os.ErrNotExist) && !cmd.Flags().Changed("config") {
+				err = nil
+			}
+			if err != nil {
+				return exitError{exitUsage, err}
+			}
+			var lvl slog.Level
+			if err := lvl.UnmarshalText([]byte(level)); err != nil {
+				return exitError{exitUsage, fmt.Errorf("--log-level: %w", err)}
+			}
+			cfg = override(cfg, flags)
+			cfg.Version = versionString()
+			cfg.Log = slog.New(slog.NewTextHandler(c.errOut, &slog.HandlerOptions{Level: lvl}))
+			cfg.Ready = func() {
+				// Not under systemd the variable is not set and nothing is sent.
+				_, err := daemon.SdNotify(false, daemon.SdNotifyReady)
+				cfg.Log.Info("ready", "node", cfg.Node, "notify", err)
+			}
+			if interval, err := daemon.SdWatchdogEnabled(false); err == nil && interval > 0 {
+				cfg.Alive = func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog) }
+			}
+			a, err := agent.New(cfg)
+			if err != nil {
+				return blind(err)
+			}
+			return blind(a.Run(cmd.Context()))
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&file, "config", defaultConfig, "configuration `file`")
+	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&flags.Node, "node", "", "the node's `name` in evidence (default: the host name)")
+	f.StringVar(&flags.State, "state", "", "`directory` of the node's key and sequence (default /var/lib/probity)")
+	f.StringVar(&flags.Spool, "spool", "", "`directory` of the evidence (default STATE/spool)")
+	f.StringVar(&flags.Policies, "policies", "", "`directory` of policies (default /etc/probity/policies.d)")
+	f.StringVar(&flags.HookSocket, "hook-socket", "", "`path` where OCI hooks ask, or none (default /run/probity/hook.sock)")
+	f.StringVar(&flags.AdminSocket, "admin-socket", "", "`path` where the command line asks (default "+defaultAdmin+")")
+	f.StringArrayVar(&flags.NRISockets, "nri-socket", nil, "`path` of a runtime's NRI socket, or none; may be repeated (default /var/run/nri/nri.sock)")
+	f.StringVar(&flags.ContainerdAddress, "containerd-address", "", "`path` of containerd's socket (default /run/containerd/containerd.sock)")
+	f.StringVar(&flags.PodmanRoot, "podman-root", "", "`directory` of podman's storage (default /var/lib/containers/storage)")
+	f.DurationVar(&flags.Barrier, "barrier", 0, "hold a container's start at most this long (default 1.2s)")
+	f.DurationVar(&flags.Linger, "linger", 0, "keep probes of an image this long after its last container (default 30s)")
+	f.DurationVar(&flags.Health, "health", 0, "prove that sites are armed this often (default 5s)")
+	return cmd
+}
+
+// override lets what was said on the command line win.
+func override(cfg, flags agent.Config) agent.Config {
+	for _, p := range []struct{ into, from *string }{
+		{&cfg.Node, &flags.Node}, {&cfg.State, &flags.State}, {&cfg.Spool, &flags.Spool}, {&cfg.Policies, &flags.Policies},
+		{&cfg.HookSocket, &flags.HookSocket}, {&cfg.AdminSocket, &flags.AdminSocket},
+		{&cfg.ContainerdAddress, &flags.ContainerdAddress}, {&cfg.PodmanRoot, &flags.PodmanRoot},
+	} {
+		if *p.from != "" {
+			*p.into = *p.from
+		}
+	}
+	if flags.NRISockets != nil {
+		cfg.NRISockets = flags.NRISockets
+	}
+	for _, p := range []struct{ into, from *time.Duration }{{&cfg.Barrier, &flags.Barrier}, {&cfg.Linger, &flags.Linger}, {&cfg.Health, &flags.Health}} {
+		if *p.from != 0 {
+			*p.into = *p.from
+		}
+	}
+	return cfg
+}
+
+func (c *cli) status() *cobra.Command {
+	var socket string
+	var ready, idle time.Duration
+	cmd := &cobra.Command{
+		Use: "status", Short: "Show what the agent is doing", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			var st agent.Status
+			var err error
+			switch {
+			case ready > 0:
+				st, err = agent.WaitReady(ctx, socket, ready)
+			case idle > 0:
+				st, err = agent.WaitIdle(ctx, socket, idle)
+			default:
+				err = agent.Ask(ctx, socket, "/status", &st)
+			}
+			if err != nil {
+				return blind(err)
+			}
+			return c.print(st, func(w io.Writer) error { return printStatus(w, st) })
+		},
+	}
+	cmd.Flags().StringVar(&socket, "admin-socket", defaultAdmin, "the agent's administration socket")
+	cmd.Flags().DurationVar(&ready, "wait-ready", 0, "wait at most this long for the agent to answer")
+	cmd.Flags().DurationVar(&idle, "wait-idle", 0, "wait at most this long until no run is live and all evidence is on disk")
+	cmd.MarkFlagsMutuallyExclusive("wait-ready", "wait-idle")
+	return cmd
+}
+
+func printStatus(w io.Writer, st agent.Status) error {
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	row := func(k string, format string, args ...any) {
+		fmt.Fprintf(t, "%s\t%s\n", k, fmt.Sprintf(format, args...))
+	}
+	row("agent", "probity %s on node %s", st.Version, st.Node)
+	row("key", "%s", st.KeyID)
+	row("spool", "%s", st.Spool)
+	row("policies", "%d with %d probes, from %s", st.Policies.Policies, st.Policies.Probes, st.Policies.Dir)
+	row("kernel", "%s %s, uprobe_multi: %s, execs by: %s", st.Kernel.Release, st.Kernel.Machine, st.Kernel.UprobeMulti, st.Exec)
+	row("cgroups", "%s", st.Cgroup)
+	names := make([]string, 0, len(st.Sources))
+	for k := range st.Sources {
+		names = append(names, k)
+	}
+	sort.Strings(names)
+	for _, n := range names {
+		row("source", "%s: %s", n, st.Sources[n])
+	}
+	row("live runs", "%d", st.Live)
+	row("attached", "%d sites in %d files", st.Armed.Sites, st.Armed.Files)
+	for _, p := range st.Problems {
+		row("problem", "%s", printable(p))
+	}
+	return t.Flush()
+}
+
+func (c *cli) containers() *cobra.Command {
+	var socket string
+	cmd := &cobra.Command{
+		Use: "containers", Short: "List the containers that are armed now", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			runs := []witness.Live{}
+			if err := agent.Ask(cmd.Context(), socket, "/containers", &runs); err != nil {
+				return blind(err)
+			}
+			sort.Slice(runs, func(i, j int) bool { return runs[i].ArmedAt < runs[j].ArmedAt })
+			return c.print(runs, func(w io.Writer) error {
+				t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+				fmt.Fprintln(t, "CONTAINER\tNAME\tRUNTIME\tIMAGE\tSITES\tARMED\tHIT\tGAPS")
+				for _, r := range runs {
+					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\n", short(r.Identity.ID), printable(r.Identity.Name), r.Identity.Runtime,
+						printable(r.Identity.Image.Name), r.Sites, r.Armed, r.Hit, printable(strings.Join(r.Gaps, ", ")))
+				}
+				return t.Flush()
+			})
+		},
+	}
+	cmd.Flags().StringVar(&socket, "admin-socket", defaultAdmin, "the agent's administration socket")
+	return cmd
+}
+
+func short(id string) string {
+	if len(id) > 12 {
+		return id[:12]
+	}
+	return id
+}
+
+// printable keeps text that a container chose from driving the terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\u202e' {
+			return '?'
+		}
+		return r
+	}, s)
+}

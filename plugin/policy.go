@@ -1,0 +1,76 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"probity/bpf/policy"
+)
+
+func (c *cli) policy() *cobra.Command {
+	cmd := &cobra.Command{Use: "policy", Short: "Work with policies"}
+	cmd.AddCommand(&cobra.Command{
+		Use: "check FILE...", Short: "Report every mistake in policy files",
+		Long: `Check reads policy files as the agent would and reports every mistake with
+file, line and column. It exits with 1 if there is one.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, files []string) error { return c.checkPolicies(files) },
+	})
+	return cmd
+}
+
+// checkResult is what `policy check` found.
+type checkResult struct {
+	Policies    int                 `json:"policies"`
+	Probes      int                 `json:"probes"`
+	Diagnostics []policy.Diagnostic `json:"diagnostics"`
+}
+
+func (c *cli) checkPolicies(files []string) error {
+	r := checkResult{Diagnostics: []policy.Diagnostic{}}
+	var sources []policy.Source
+	var unread error
+	for _, f := range files {
+		data, err := policy.ReadFile(f)
+		if err != nil {
+			unread = errors.Join(unread, err)
+			continue
+		}
+		sources = append(sources, policy.Source{Name: f, Data: data})
+	}
+	// Together, so that an id that two files have is found.
+	set, err := policy.NewSet(sources)
+	var ds policy.Diagnostics
+	switch {
+	case errors.As(err, &ds):
+		r.Diagnostics = ds
+	case err != nil:
+		return blind(err)
+	default:
+		r.Policies = len(set.Policies)
+		for _, p := range set.Policies {
+			r.Probes += len(p.Probes)
+		}
+	}
+	if err := c.print(r, func(w io.Writer) error {
+		for _, d := range r.Diagnostics {
+			fmt.Fprintln(w, d.Error())
+		}
+		if len(r.Diagnostics) == 0 && len(sources) > 0 {
+			fmt.Fprintf(w, "ok: policies %d, probes %d\n", r.Policies, r.Probes)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	if len(r.Diagnostics) > 0 {
+		if unread != nil {
+			fmt.Fprintln(c.errOut, "probity:", unread)
+		}
+		return exitError{code: exitFinding}
+	}
+	return blind(unread)
+}

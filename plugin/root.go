@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes of the command line.
+const (
+	exitSound   = 0
+	exitFinding = 1
+	exitUsage   = 2
+	exitBlind   = 3 // could not look
+)
+
+// exitError carries an exit code. A nil err has been reported already.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e exitError) Unwrap() error { return e.err }
+
+func blind(err error) error {
+	if err == nil {
+		return nil
+	}
+	return exitError{exitBlind, err}
+}
+
+// version is set by the linker; else the module's own.
+var version string
+
+func versionString() string {
+	if version != "" {
+		return version
+	}
+	if bi, ok := debug.ReadBuildInfo(); ok && bi.Main.Version != "" {
+		return bi.Main.Version
+	}
+	return "(devel)"
+}
+
+// cli is what every command shares.
+type cli struct {
+	out    io.Writer
+	errOut io.Writer
+	format string // "text" or "json"
+}
+
+// print writes v as JSON if that was asked for, else text writes it.
+func (c *cli) print(v any, text func(io.Writer) error) error {
+	if c.format != "json" {
+		return text(c.out)
+	}
+	enc := json.NewEncoder(c.out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	c := &cli{out: stdout, errOut: stderr}
+	root := &cobra.Command{
+		Use:   "probity",
+		Short: "Testify, per container, to what really ran",
+		Long: `Probity arms eBPF probes in a container before its first instruction, keeps
+them as long as it lives, and writes signed evidence of what was executed and
+of what could not be seen.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if c.format != "text" && c.format != "json" {
+				return exitError{exitUsage, fmt.Errorf("-o %s: want text or json", c.format)}
+			}
+			return nil
+		},
+	}
+	root.PersistentFlags().StringVarP(&c.format, "output", "o", "text", "text or json")
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{exitUsage, err} })
+	root.AddCommand(c.agent(), c.status(), c.containers(), c.evidence(), c.verify(), c.policy(), c.version())
+
+	err := root.ExecuteContext(ctx)
+	var exit exitError
+	switch {
+	case err == nil:
+		return exitSound
+	case errors.As(err, &exit):
+		if exit.err != nil {
+			fmt.Fprintln(stderr, "probity:", exit.err)
+		}
+		return exit.code
+	default: // cobra's own: unknown command, wrong number of arguments
+		fmt.Fprintln(stderr, "probity:", err)
+		return exitUsage
+	}
+}
+
+func (c *cli) version() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			v := struct {
+				Version string `json:"version"`
+			}{versionString()}
+			return c.print(v, func(w io.Writer) error {
+				_, err := fmt.Fprintln(w, "probity", v.Version)
+				return err
+			})
+		},
+	}
+}

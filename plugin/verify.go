@@ -1,0 +1,53 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"probity/evidence/sign"
+	"probity/evidence/verify"
+)
+
+func (c *cli) verify() *cobra.Command {
+	var keyFile, bundles string
+	cmd := &cobra.Command{
+		Use: "verify SPOOL|FILE... --key FILE", Short: "Verify evidence and say what it says",
+		Long: `Verify recomputes every digest and signature, offline, and prints one row per
+site of each container. It exits with 0 if all is sound, with 1 if anything is
+wrong with a file that it could read, and with 3 if it could not look.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, paths []string) error {
+			pem, err := os.ReadFile(keyFile)
+			if err != nil {
+				return blind(fmt.Errorf("read the key: %w", err))
+			}
+			key, err := sign.LoadPublic(pem)
+			if err != nil {
+				return blind(fmt.Errorf("read the key %s: %w", keyFile, err))
+			}
+			if bundles != "" {
+				if err := os.MkdirAll(bundles, 0o755); err != nil {
+					return blind(fmt.Errorf("make the bundles' directory: %w", err))
+				}
+			}
+			rep, err := verify.Path(cmd.Context(), paths, key, verify.Options{Bundles: bundles})
+			if perr := c.print(rep, func(w io.Writer) error { return rep.WriteTable(w) }); perr != nil {
+				return blind(perr)
+			}
+			if code := verify.ExitCode(rep, err); code != exitSound {
+				return exitError{code, err}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&keyFile, "key", "", "the node's public key, PEM `file` (required)")
+	cmd.Flags().StringVar(&bundles, "bundles", "", "write NAME.sigstore.json and NAME.blob of each sound chunk to this `directory`")
+	if err := cmd.MarkFlagRequired("key"); err != nil {
+		panic(errors.Join(errors.New("the flag was just made"), err))
+	}
+	return cmd
+}
