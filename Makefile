@@ -1,0 +1,37 @@
+# `make help` lists what there is. The work is in scripts/, which handle the
+# PATH and HOME that sudo leaves.
+
+RUNTIME ?= podman
+OUT ?=
+
+.PHONY: all generate check test test-full bench demo rpm clean help
+
+all: ## build bin/probity and bin/probity-hook
+	@scripts/build.sh
+
+generate: ## compile the BPF programs (needs exactly Debian 12's clang-14)
+	@scripts/generate.sh
+
+check: ## gofmt, vet, generated objects, shell, unit file, import policy, linter
+	@scripts/check.sh
+
+test: ## all tests; as root those with real runtimes too (sudo make test)
+	@scripts/test.sh
+
+test-full: ## the same, with the race detector and fuzzing
+	@scripts/test.sh full
+
+bench: ## measure the budgets of docs/design.md (sudo make bench)
+	@scripts/bench.sh
+
+demo: ## a container, its probes, its evidence (sudo make demo [RUNTIME=containerd] [OUT=DIR])
+	@scripts/demo.sh '$(RUNTIME)' '$(OUT)'
+
+rpm: ## build one RPM into bin/rpm
+	@scripts/rpm.sh
+
+clean: ## remove what was built
+	@rm -rf bin
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,0 +1,159 @@
+// Package packaging_test builds what is installed and looks at it: the RPM's
+// list of files, the hook files as a runtime reads them, the unit as systemd
+// does, and the policy and configuration as the agent does.
+package packaging_test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"probity/agent"
+	"probity/bpf/policy"
+	"probity/tests/need"
+)
+
+func command(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, errs.String())
+	}
+	return string(out)
+}
+
+func TestRPM(t *testing.T) {
+	need.Command(t, "rpmbuild", "rpm")
+	path := strings.TrimSpace(command(t, "../scripts/rpm.sh", t.TempDir()))
+	if strings.Contains(path, "\n") || !strings.HasSuffix(path, ".rpm") {
+		t.Fatalf("want the path of one RPM, got %q", path)
+	}
+	files := strings.Fields(command(t, "rpm", "-qlp", path))
+	want := []string{
+		"/etc/probity",
+		"/etc/probity/policies.d",
+		"/etc/probity/policies.d/default.yaml",
+		"/etc/probity/probity.yaml",
+		"/usr/bin/probity",
+		"/usr/lib/systemd/system/probity.service",
+		"/usr/libexec/probity",
+		"/usr/libexec/probity/probity-hook",
+		"/usr/share/containers/oci/hooks.d/probity-create.json",
+		"/usr/share/containers/oci/hooks.d/probity-poststop.json",
+		"/usr/share/doc/probity",
+		"/usr/share/doc/probity/README.md",
+		"/usr/share/licenses/probity",
+		"/usr/share/licenses/probity/LICENSE",
+		"/usr/share/licenses/probity/LICENSES.bpf.md",
+	}
+	slices.Sort(files)
+	if !slices.Equal(files, want) {
+		t.Errorf("rpm -qlp lists\n%s\nwant\n%s", strings.Join(files, "\n"), strings.Join(want, "\n"))
+	}
+	// An upgrade must not overwrite what an operator wrote.
+	config := strings.Fields(command(t, "rpm", "-qcp", path))
+	slices.Sort(config)
+	if !slices.Equal(config, []string{"/etc/probity/policies.d/default.yaml", "/etc/probity/probity.yaml"}) {
+		t.Errorf("configuration files are %q", config)
+	}
+	// Nobody but root may change what root's runtime executes.
+	for line := range strings.Lines(command(t, "rpm", "-qp", "--qf", `[%{FILEMODES:perms} %{FILEUSERNAME} %{FILEGROUPNAME} %{FILENAMES}\n]`, path)) {
+		f := strings.Fields(line)
+		if len(f) != 4 || f[1] != "root" || f[2] != "root" || f[0][5] == 'w' || f[0][8] == 'w' {
+			t.Errorf("mode or owner: %s", line)
+		}
+	}
+}
+
+// The spec, the hook files and the unit name the same two programs.
+func TestOnePath(t *testing.T) {
+	spec, err := os.ReadFile("rpm/probity.spec")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit, err := os.ReadFile("systemd/probity.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(unit), "\nExecStart=/usr/bin/probity agent\n") || !strings.Contains(string(spec), "%{_bindir}/probity\n") {
+		t.Error("the unit starts another program than the RPM installs")
+	}
+	if !strings.Contains(string(spec), "%{_libexecdir}/probity/probity-hook\n") {
+		t.Error("the RPM does not install the hook where the hook files say")
+	}
+}
+
+func TestHookFiles(t *testing.T) {
+	for file, stage := range map[string]string{"probity-create.json": "createRuntime", "probity-poststop.json": "poststop"} {
+		b, err := os.ReadFile(filepath.Join("hooks", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var h struct {
+			Version string
+			Hook    struct {
+				Path    string
+				Args    []string
+				Timeout int
+			}
+			When   struct{ Annotations map[string]string }
+			Stages []string
+		}
+		if err := json.Unmarshal(b, &h); err != nil {
+			t.Fatalf("%s: %v", file, err) // every podman run would fail
+		}
+		if h.Version != "1.0.0" || h.Hook.Path != "/usr/libexec/probity/probity-hook" || h.Hook.Timeout != 5 ||
+			!slices.Equal(h.Hook.Args, []string{"probity-hook", stage}) || !slices.Equal(h.Stages, []string{stage}) {
+			t.Errorf("%s: %+v", file, h)
+		}
+		// CRI-O reads the same directory and has NRI: podman only.
+		for name, value := range h.When.Annotations {
+			if !regexp.MustCompile(name).MatchString("io.container.manager") || !regexp.MustCompile(value).MatchString("libpod") ||
+				regexp.MustCompile(value).MatchString("cri-o") {
+				t.Errorf("%s: matches %q=%q", file, name, value)
+			}
+		}
+		if len(h.When.Annotations) != 1 {
+			t.Errorf("%s: %d annotations", file, len(h.When.Annotations))
+		}
+	}
+}
+
+func TestUnit(t *testing.T) {
+	need.Command(t, "systemd-analyze")
+	command(t, "../scripts/unit.sh")
+}
+
+func TestDefaults(t *testing.T) {
+	b, err := os.ReadFile("default-policy.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := policy.Parse("default-policy.yaml", b); err != nil || len(p.Probes) == 0 {
+		t.Errorf("the default policy: %v, %d probes", err, len(p.Probes))
+	}
+	if _, err := agent.ReadConfig("probity.yaml"); err != nil {
+		t.Error(err)
+	}
+	// What is commented out are keys that exist, too.
+	text, err := os.ReadFile("probity.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := regexp.MustCompile(`(?m)^#([a-zA-Z]+: )`).ReplaceAllString(string(text), "$1")
+	path := filepath.Join(t.TempDir(), "probity.yaml")
+	if err := os.WriteFile(path, []byte(set), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := agent.ReadConfig(path); err != nil || c.PodmanRoot == "" {
+		t.Errorf("with every key set: %+v, %v", c, err)
+	}
+}

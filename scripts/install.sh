@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Installs what is missing for the named purposes (demo, test, check, rpm)
+# through the distribution's package manager. It asks what is there first and
+# does nothing, not even look at package lists, when nothing is missing.
+# Go and git are the only things it does not install.
+#
+#	scripts/install.sh PURPOSE...
+# shellcheck source=scripts/env.sh
+. "$(dirname "$0")/env.sh"
+
+# A row: what it is for, how to see that it is there (a program, or a file with
+# an absolute path), and the package of Debian and Ubuntu, and of Fedora and RHEL.
+rows='
+demo podman podman podman
+demo conmon conmon conmon
+demo runc runc runc
+demo gcc gcc gcc
+demo /usr/include/stdio.h libc6-dev glibc-devel
+demo libc.a libc6-dev glibc-static
+demo unshare util-linux util-linux
+demo mount mount util-linux
+test rpmbuild rpm rpm-build
+test rpm rpm rpm
+test systemd-analyze systemd systemd
+test busybox busybox-static busybox
+check clang-14 clang-14 clang
+check llvm-strip-14 llvm-14 llvm
+check /usr/include/bpf/bpf_helpers.h libbpf-dev libbpf-devel
+check shellcheck shellcheck ShellCheck
+check systemd-analyze systemd systemd
+rpm rpmbuild rpm rpm-build
+'
+
+there() {
+	case $1 in
+	/*) [ -e "$1" ] ;;
+	*.a) [ -e "$(gcc -print-file-name="$1" 2>/dev/null)" ] ;;
+	*) command -v "$1" >/dev/null ;;
+	esac
+}
+
+purposes=" $* "
+case $purposes in *" test "*) purposes+="demo " ;; esac
+for p in "$@"; do
+	case $p in demo | test | check | rpm) ;; *) die "unknown purpose $p" 2 ;; esac
+done
+
+column=3
+if ! command -v apt-get >/dev/null; then column=4; fi
+missing=() packages=()
+while read -r purpose what deb rpm; do
+	[ -n "$purpose" ] || continue
+	case $purposes in *" $purpose "*) ;; *) continue ;; esac
+	if there "$what"; then continue; fi
+	missing+=("$what")
+	if [ $column = 3 ]; then packages+=("$deb"); else packages+=("$rpm"); fi
+done <<<"$rows"
+[ ${#missing[@]} -gt 0 ] || exit 0
+mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
+
+[ "$(id -u)" = 0 ] || die "missing: ${missing[*]}; run it as root to install ${packages[*]}"
+echo "install.sh: missing ${missing[*]}: installing ${packages[*]}"
+if command -v apt-get >/dev/null; then
+	export DEBIAN_FRONTEND=noninteractive
+	# Package lists may be absent or stale: look before asking for news.
+	apt-get install -y -q --no-install-recommends "${packages[@]}" >/dev/null 2>&1 || {
+		apt-get update -q
+		apt-get install -y -q --no-install-recommends "${packages[@]}"
+	}
+elif command -v dnf >/dev/null; then
+	dnf install -y -q "${packages[@]}"
+else
+	die "neither apt-get nor dnf is here; install what provides: ${missing[*]}"
+fi
+
+hash -r
+for what in "${missing[@]}"; do
+	there "$what" || die "$what is still missing after the installation of ${packages[*]}"
+done

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Runs the tests. As root: everything, with every need required, after
+# installing what is missing. Else: what needs none, and the end names what was
+# skipped.
+#
+#	scripts/test.sh [full]
+#
+# full adds the race detector and half a minute of fuzzing per target.
+# shellcheck source=scripts/env.sh
+. "$(dirname "$0")/env.sh"
+
+packages=$(go list -e ./...) || die "go list failed"
+mapfile -t quick < <(grep -v '/tests/' <<<"$packages")
+mapfile -t slow < <(grep '/tests/' <<<"$packages")
+common=(-count=1 -timeout 15m)
+
+command=(go run ./tests/need/report)
+if [ "$(id -u)" = 0 ]; then
+	scripts/install.sh test
+	scripts/peers.sh containerd cosign
+	export PROBITY_REQUIRE=${PROBITY_REQUIRE:-all}
+	command=(scripts/private.sh "${command[@]}")
+fi
+status=0
+if [ "${1:-}" = full ]; then
+	go run ./tests/need/report "${common[@]}" -race "${quick[@]}" || status=1
+	while IFS=: read -r file target; do
+		echo "fuzz $target ($file)"
+		go test -run '^$' -fuzz "^$target\$" -fuzztime 30s "./$(dirname "$file")" || status=1
+	done < <(grep -rhoE --include='*_test.go' -H '^func Fuzz[A-Za-z0-9_]+' . | sed 's/:func /:/')
+fi
+# Scenarios with real runtimes measure time: one package after another, and
+# after the others.
+"${command[@]}" "${common[@]}" "${quick[@]}" -- "${common[@]}" -p 1 "${slow[@]}" || status=1
+if [ -d bin ]; then give_back bin; fi
+exit $status

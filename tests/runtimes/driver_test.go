@@ -1,0 +1,159 @@
+package runtimes
+
+import (
+	"strings"
+	"testing"
+
+	"probity/evidence"
+)
+
+// driver runs the scenarios' containers under one runtime.
+type driver interface {
+	// agent says how to start an agent that hears of this runtime's containers.
+	agent(AgentOptions) AgentOptions
+	// attach makes the runtime's containers known to a, which has been started.
+	attach(t *testing.T, a *Agent)
+	scratch() *Scratch
+	load(t *testing.T, archive string)
+	// start starts a container of the image in the background.
+	start(t *testing.T, image, name string, args ...string) ran
+	runtime() string
+}
+
+// ran is one container.
+type ran interface {
+	id() string
+	wait(t *testing.T) int
+	stop(t *testing.T)
+	remove(t *testing.T)
+	exec(t *testing.T, args ...string)
+}
+
+type podmanDriver struct{ *Podman }
+
+func (d podmanDriver) agent(o AgentOptions) AgentOptions {
+	o.PodmanRoot = d.Root
+	return o
+}
+
+func (d podmanDriver) attach(t *testing.T, a *Agent) {
+	d.InstallHook(t, repository(t), a.Binaries.Hook, a.HookSocket)
+}
+func (d podmanDriver) scratch() *Scratch                 { return d.Scratch }
+func (d podmanDriver) load(t *testing.T, archive string) { d.Load(t, archive) }
+func (d podmanDriver) runtime() string                   { return "podman" }
+
+func (d podmanDriver) start(t *testing.T, image, name string, args ...string) ran {
+	return podmanRan{d.Podman, d.Detach(t, append([]string{"--name", name, image}, args...)...)}
+}
+
+type podmanRan struct {
+	p *Podman
+	c string
+}
+
+func (r podmanRan) id() string                        { return r.c }
+func (r podmanRan) wait(t *testing.T) int             { return r.p.Wait(t, r.c) }
+func (r podmanRan) stop(t *testing.T)                 { r.p.Stop(t, r.c) }
+func (r podmanRan) remove(t *testing.T)               { r.p.Rm(t, r.c) }
+func (r podmanRan) exec(t *testing.T, args ...string) { r.p.Exec(t, r.c, args...) }
+
+type containerdDriver struct{ *Containerd }
+
+func (d containerdDriver) agent(o AgentOptions) AgentOptions { return o.For(d.Containerd) }
+func (d containerdDriver) attach(t *testing.T, a *Agent)     { a.WaitSources(t) }
+func (d containerdDriver) scratch() *Scratch                 { return d.Scratch }
+func (d containerdDriver) load(t *testing.T, archive string) { d.Load(t, archive) }
+func (d containerdDriver) runtime() string                   { return "containerd" }
+
+func (d containerdDriver) start(t *testing.T, image, name string, args ...string) ran {
+	return criRan{d.Run(t, Spec{Image: image, Name: name, Args: args, PodLabels: map[string]string{"app": "probity-test"}})}
+}
+
+type criRan struct{ c *Container }
+
+func (r criRan) id() string                        { return r.c.ID }
+func (r criRan) wait(t *testing.T) int             { return r.c.Wait(t) }
+func (r criRan) stop(t *testing.T)                 { r.c.Stop(t) }
+func (r criRan) remove(t *testing.T)               { r.c.Remove(t) }
+func (r criRan) exec(t *testing.T, args ...string) { r.c.Exec(t, args...) }
+
+// drivers are the runtimes that every scenario runs under.
+var drivers = map[string]func(*testing.T) driver{
+	"podman":     func(t *testing.T) driver { return podmanDriver{NewPodman(t)} },
+	"containerd": func(t *testing.T) driver { return containerdDriver{StartContainerd(t)} },
+}
+
+// underEach runs a scenario under each runtime, with an agent and its policy.
+func underEach(t *testing.T, o AgentOptions, scenario func(t *testing.T, d driver, a *Agent)) {
+	for name, open := range drivers {
+		t.Run(name, func(t *testing.T) {
+			d := open(t)
+			a := StartAgent(t, d.agent(o))
+			d.attach(t, a)
+			scenario(t, d, a)
+		})
+	}
+}
+
+// targetImage builds the image of testdata/target.c and loads it.
+func targetImage(t *testing.T, d driver) (digest string) {
+	t.Helper()
+	bin := d.scratch().Path("target")
+	Compile(t, bin, "-static", "-O2", "testdata/target.c")
+	archive, digest := BuildImage(t, d.scratch(), targetName, []string{"/bin/target"}, HostFile(t, bin, "/bin/target"))
+	d.load(t, archive)
+	return digest
+}
+
+const targetName = "localhost/target:latest"
+
+// targetPolicy probes the target's functions in every image of its name.
+const targetPolicy = `
+name: target
+select:
+  images: ["localhost/target*"]
+probes:
+  - id: fn
+    type: uprobe
+    file: /bin/target
+    symbols: [hello, goodbye, never, locked, absent]
+  - id: entry
+    type: uprobe
+    file: /bin/*
+    offsets: [entry]
+  - id: nofile
+    type: uprobe
+    file: /usr/lib/**/libabsent.so*
+    symbols: [f]
+  - id: exec
+    type: tracepoint
+    event: sched:sched_process_exec
+`
+
+// settled waits until every container is sealed, verifies the spool and
+// returns what it says.
+func settled(t *testing.T, a *Agent) Evidence {
+	t.Helper()
+	a.WaitIdle(t)
+	a.Verify(t)
+	return a.Evidence(t)
+}
+
+// want compares one site's latest observation.
+func want(t *testing.T, e Evidence, container, probe, symbol string, state evidence.State, reason evidence.NotArmedReason, count uint64) *evidence.Observation {
+	t.Helper()
+	o := e.Latest(container, probe, symbol)
+	if o == nil {
+		t.Fatalf("no observation of %s %s in %s", probe, symbol, container)
+	}
+	got := uint64(0)
+	if o.Count != nil {
+		got = uint64(*o.Count)
+	}
+	if o.State != state || o.Reason != reason || got != count {
+		b, _ := evidence.Encode(o)
+		t.Errorf("%s %s: %s %s, count %d; want %s %s, count %d\n%s", probe, symbol, o.State, o.Reason, got, state, reason, count, strings.TrimSpace(string(b)))
+	}
+	return o
+}

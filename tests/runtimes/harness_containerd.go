@@ -1,0 +1,275 @@
+package runtimes
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"probity/tests/need"
+	"probity/tests/ociarchive"
+)
+
+// pauseImage is the sandbox image: ours, so that no registry is asked.
+const pauseImage = "localhost/probity-pause:latest"
+
+// Containerd is a containerd of our own: its root, state, sockets and
+// configuration are in the scratch directory.
+type Containerd struct {
+	Scratch   *Scratch
+	Address   string // of the containerd and CRI socket
+	NRISocket string
+
+	tools   need.ContainerdTools
+	config  string
+	server  *process
+	conn    *grpc.ClientConn
+	runtime cri.RuntimeServiceClient
+	images  cri.ImageServiceClient
+	pods    int
+}
+
+// StartContainerd starts one for a test, which needs root, runc and a built
+// containerd.
+func StartContainerd(t testing.TB) *Containerd {
+	t.Helper()
+	tools := need.Containerd(t)
+	need.Command(t, "gcc")
+	return OpenContainerd(t, NewScratch(t), tools, filepath.Join(repository(t), "tests/demo/image/pause.c"))
+}
+
+// OpenContainerd starts one in s. pause is the C file of the sandbox image.
+func OpenContainerd(t T, s *Scratch, tools need.ContainerdTools, pause string) *Containerd {
+	t.Helper()
+	dir := s.mkdir(t, "containerd")
+	c := &Containerd{
+		Scratch:   s,
+		Address:   filepath.Join(dir, "containerd.sock"),
+		NRISocket: filepath.Join(s.mkdir(t, "nri"), "nri.sock"),
+		tools:     tools,
+	}
+	c.config = s.write(t, "containerd.toml", c.toml(dir))
+	conn, err := grpc.NewClient("unix:"+c.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatalf("containerd: %v", err)
+	}
+	c.conn, c.runtime, c.images = conn, cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
+	t.Cleanup(func() {
+		if err := c.close(); err != nil {
+			t.Errorf("containerd: %v", err)
+		}
+	})
+	c.start(t)
+
+	Compile(t, s.Path("pause"), "-static", "-s", pause)
+	archive, _ := BuildImage(t, s, pauseImage, []string{"/pause"}, HostFile(t, s.Path("pause"), "/pause"))
+	c.Load(t, archive)
+	return c
+}
+
+// toml is the configuration: nothing outside dir, no CNI, and what a
+// restricted host needs (no CAP_SYS_RESOURCE: an OOM score cannot be lowered).
+func (c *Containerd) toml(dir string) string {
+	return fmt.Sprintf(`version = 3
+root = '%[1]s/root'
+state = '%[1]s/state'
+temp = '%[1]s/temp'
+imports = []
+disabled_plugins = ['io.containerd.snapshotter.v1.blockfile', 'io.containerd.snapshotter.v1.btrfs', 'io.containerd.snapshotter.v1.devmapper', 'io.containerd.snapshotter.v1.erofs', 'io.containerd.snapshotter.v1.zfs']
+
+[grpc]
+address = '%[2]s'
+
+[ttrpc]
+address = '%[2]s.ttrpc'
+
+[plugins.'io.containerd.cri.v1.images']
+snapshotter = 'overlayfs'
+
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+sandbox = '%[3]s'
+
+[plugins.'io.containerd.cri.v1.runtime']
+restrict_oom_score_adj = true
+disable_apparmor = true
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd]
+default_runtime_name = 'runc'
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = 'io.containerd.runc.v2'
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+BinaryName = '%[5]s'
+Root = '%[1]s/runc'
+SystemdCgroup = false
+
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+bin_dirs = ['%[1]s/cni/bin']
+conf_dir = '%[1]s/cni/conf'
+
+[plugins.'io.containerd.internal.v1.opt']
+path = '%[1]s/opt'
+
+[plugins.'io.containerd.shim.v1.manager']
+socket_dir = '%[6]s'
+
+[plugins.'io.containerd.nri.v1.nri']
+disable = false
+socket_path = '%[4]s'
+plugin_path = '%[1]s/nri/plugins'
+plugin_config_path = '%[1]s/nri/conf.d'
+`, dir, c.Address, pauseImage, c.NRISocket, runc(), c.Scratch.Path("s"))
+}
+
+func runc() string {
+	if path, ok := need.Look("runc"); ok {
+		return path
+	}
+	return "runc"
+}
+
+// start starts the server and waits until CRI answers.
+func (c *Containerd) start(t T) {
+	t.Helper()
+	cmd := exec.Command(c.tools.Containerd, "--config", c.config)
+	// The shim is looked for in PATH, and asks for runc there.
+	cmd.Env = append(os.Environ(), "PATH="+c.tools.Dir+":"+filepath.Dir(runc())+":"+os.Getenv("PATH"))
+	server, err := start("containerd", c.Scratch.Path("containerd.log"), cmd)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	c.server = server
+	ctx, cancel := within(t, Patience)
+	defer cancel()
+	for ctx.Err() == nil {
+		try, done := context.WithTimeout(ctx, time.Second)
+		_, err = c.runtime.Version(try, &cri.VersionRequest{}, grpc.WaitForReady(true))
+		done()
+		if err == nil {
+			return
+		}
+		select {
+		case <-server.done:
+			t.Fatalf("containerd ended: %v\n%s", server.err, server.tail())
+		default:
+		}
+		c.conn.ResetConnectBackoff()
+	}
+	t.Fatalf("containerd does not answer: %v\n%s", err, server.tail())
+}
+
+// Restart stops and starts the server; containers keep running meanwhile.
+func (c *Containerd) Restart(t T) {
+	t.Helper()
+	c.Stop(t)
+	c.start(t)
+}
+
+// Stop stops the server alone; Start brings it back.
+func (c *Containerd) Stop(t T) {
+	t.Helper()
+	if err := c.server.stop(syscall.SIGTERM); err != nil {
+		t.Fatalf("%v\n%s", err, c.server.tail())
+	}
+}
+
+// Kill ends the server with SIGKILL; containers and shims stay.
+func (c *Containerd) Kill(t T) {
+	t.Helper()
+	if err := c.server.stop(syscall.SIGKILL); err != nil {
+		t.Fatalf("%v", err)
+	}
+}
+
+// Start starts the server after Stop or Kill.
+func (c *Containerd) Start(t T) {
+	t.Helper()
+	c.start(t)
+}
+
+// Log returns the path of the server's log.
+func (c *Containerd) Log() string { return c.server.log }
+
+// Ctr runs the ctr tool in CRI's namespace and returns its output.
+func (c *Containerd) Ctr(t T, args ...string) string {
+	t.Helper()
+	ctx, cancel := within(t, Patience)
+	defer cancel()
+	out, err := output(exec.CommandContext(ctx, c.tools.Ctr, append([]string{"--address", c.Address, "--namespace", "k8s.io"}, args...)...))
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	return out
+}
+
+// Load imports an OCI archive and returns when CRI knows its images, which it
+// learns by an event.
+func (c *Containerd) Load(t T, archive string) {
+	t.Helper()
+	name, err := ociarchive.Name(archive)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	c.Ctr(t, "images", "import", "--platform", "linux", archive)
+	ctx, cancel := within(t, Patience)
+	defer cancel()
+	for ctx.Err() == nil {
+		r, err := c.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}})
+		if err == nil && r.Image != nil {
+			return
+		}
+		pause(ctx)
+	}
+	t.Fatalf("containerd: CRI does not know %s after its import\n%s", name, c.server.tail())
+}
+
+// Digest returns the digest that the image store has for an image's name.
+func (c *Containerd) Digest(t T, name string) string {
+	t.Helper()
+	for line := range strings.Lines(c.Ctr(t, "images", "list")) {
+		if f := strings.Fields(line); len(f) > 2 && f[0] == name {
+			return f[2]
+		}
+	}
+	t.Fatalf("containerd has no image %s", name)
+	return ""
+}
+
+// close removes all pods and stops the server.
+func (c *Containerd) close() error {
+	if c.server == nil {
+		return c.conn.Close()
+	}
+	defer c.conn.Close()
+	ctx, cancel := within(nil, Patience)
+	defer cancel()
+	select {
+	case <-c.server.done: // a test left it stopped: sweep ends the rest
+		return nil
+	default:
+	}
+	list, err := c.runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
+	if err == nil {
+		for _, pod := range list.Items {
+			if _, e := c.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: pod.Id}); e != nil {
+				err = fmt.Errorf("stop pod %s: %w", pod.Id, e)
+			} else if _, e := c.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod.Id}); e != nil {
+				err = fmt.Errorf("remove pod %s: %w", pod.Id, e)
+			}
+		}
+	}
+	if e := c.server.stop(syscall.SIGTERM); e != nil {
+		err = e
+	}
+	return err
+}

@@ -1,0 +1,88 @@
+/*
+ * A program whose functions are probed. Each argument is an order:
+ * a function to call, or
+ *	wait		until the file /go is there
+ *	go		make it
+ *	touch		this program's own file
+ *	sparse		make /odd/sparse
+ *	orphan		leave a child behind that calls hello after init has ended
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define NOINLINE __attribute__((noinline, noclone, used))
+
+static volatile int sink;
+
+NOINLINE void hello(void) { sink++; }
+NOINLINE void goodbye(void) { sink--; }
+NOINLINE void never(void) { sink = 9; }
+
+/* The kernel refuses to probe an instruction with a lock prefix. */
+__asm__(".text\n.globl locked\n.type locked,@function\n"
+	"locked: lock addl $1, sink_word(%rip)\n ret\n"
+	".size locked, .-locked\n.data\n.balign 8\nsink_word: .quad 0\n.text\n");
+void locked(void);
+
+/* Until the file /go is there. */
+static void wait_for_go(void)
+{
+	struct stat st;
+
+	while (stat("/go", &st))
+		usleep(1000);
+}
+
+/* An ELF header, and zeros up to an apparent gigabyte. */
+static void sparse(const char *self)
+{
+	char head[64];
+	int in = open(self, O_RDONLY), out = open("/odd/sparse", O_CREAT | O_WRONLY, 0755);
+
+	if (read(in, head, sizeof(head)) != sizeof(head) || write(out, head, sizeof(head)) != sizeof(head) || ftruncate(out, 1 << 30))
+		_exit(1);
+	close(in);
+	close(out);
+}
+
+static void orphan(void)
+{
+	pid_t init = getpid();
+
+	if (fork())
+		return;
+	while (getppid() == init)
+		usleep(1000);
+	for (int i = 0; i < 3; i++) {
+		hello();
+		usleep(20000);
+	}
+	_exit(0);
+}
+
+int main(int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++) {
+		if (!strcmp(argv[i], "hello"))
+			hello();
+		else if (!strcmp(argv[i], "goodbye"))
+			goodbye();
+		else if (!strcmp(argv[i], "locked"))
+			locked();
+		else if (!strcmp(argv[i], "wait"))
+			wait_for_go();
+		else if (!strcmp(argv[i], "touch"))
+			utimensat(AT_FDCWD, argv[0], NULL, 0);
+		else if (!strcmp(argv[i], "go"))
+			close(open("/go", O_CREAT | O_WRONLY, 0644));
+		else if (!strcmp(argv[i], "sparse"))
+			sparse(argv[0]);
+		else if (!strcmp(argv[i], "orphan"))
+			orphan();
+	}
+	return 0;
+}
