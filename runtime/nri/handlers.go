@@ -90,7 +90,7 @@ func (a *attempt) StartContainer(_ context.Context, p *api.PodSandbox, c *api.Co
 	if !ok {
 		return nil
 	}
-	a.s.barrier(a.ctx, n, time.Duration(a.barrier.Load()))
+	a.s.barrier(a.ctx, n, min(time.Duration(a.barrier.Load()), a.s.shared.allowance(begin)))
 	return nil
 }
 

@@ -92,6 +92,8 @@ func TestOwnCgroup(t *testing.T) {
 func TestLies(t *testing.T) {
 	s := play(t, t.TempDir(), "runc")
 	elsewhere := play(t, t.TempDir(), "runc")
+	forged := t.TempDir() // root's too, and it names the true root file system
+	writeConfig(t, forged, `{"root":{"path":"`+s.rootfs+`"},"annotations":{"app":"another"}}`)
 	ended := exec.Command("/bin/true")
 	if err := ended.Run(); err != nil {
 		t.Fatal(err)
@@ -111,8 +113,10 @@ func TestLies(t *testing.T) {
 		{"a process of the agent", map[string]any{"pid": other(t, nil)}, s.Hook, ErrPid},
 		{"init of another container", map[string]any{"pid": elsewhere.Init}, s.Hook, ErrPid},
 		{"another child of the runtime", map[string]any{"pid": s.Sibling}, s.Hook, ErrPid},
+		{"a container of the runtime that runs", map[string]any{"pid": s.Entered}, s.Hook, ErrPid},
 		{"a thread of init", map[string]any{"pid": threadOf(t, s.Init)}, s.Hook, ErrPid},
 		{"the bundle of another container", map[string]any{"bundle": elsewhere.bundle}, s.Hook, ErrBundle},
+		{"a bundle that is nobody's", map[string]any{"bundle": forged}, s.Hook, ErrBundle},
 		{"a bundle that is not there", map[string]any{"bundle": s.bundle + "/none"}, s.Hook, ErrBundle},
 		{"a bundle that is a file", map[string]any{"bundle": s.bundle + "/config.json"}, s.Hook, ErrBundle},
 		{"everything of another container", map[string]any{"pid": elsewhere.Init, "bundle": elsewhere.bundle}, s.Hook, ErrPid},

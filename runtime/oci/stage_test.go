@@ -29,6 +29,11 @@ func TestMain(m *testing.M) {
 		goleak.VerifyTestMain(m)
 	case "runtime":
 		runtimeRole()
+	case "entered": // a container that runs
+		if err := syscall.Chroot("."); err != nil {
+			panic(err)
+		}
+		fallthrough
 	default: // hook, init: there until its stdin ends
 		fmt.Println(os.Getpid())
 		io.Copy(io.Discard, os.Stdin)
@@ -42,7 +47,7 @@ func runtimeRole() {
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env = append(os.Environ(), roleEnv+"="+role, "GORACE=atexit_sleep_ms=0")
 		cmd.Dir = dir
-		if role == "init" {
+		if role == "init" || role == "entered" {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 		}
 		in, err := cmd.StdinPipe()
@@ -62,8 +67,10 @@ func runtimeRole() {
 	init, endInit := start("init", os.Args[1])
 	hook, endHook := start("hook", ".")
 	sibling, endSibling := start("sibling", os.Args[1])
-	json.NewEncoder(os.Stdout).Encode(scene{Runtime: os.Getpid(), Init: init, Hook: hook, Sibling: sibling})
+	entered, endEntered := start("entered", os.Args[1])
+	json.NewEncoder(os.Stdout).Encode(scene{Runtime: os.Getpid(), Init: init, Hook: hook, Sibling: sibling, Entered: entered})
 	io.Copy(io.Discard, os.Stdin)
+	endEntered()
 	endSibling()
 	endHook()
 	endInit()
@@ -73,6 +80,7 @@ func runtimeRole() {
 type scene struct {
 	Runtime, Init, Hook int
 	Sibling             int // a child of the runtime's that is on the host
+	Entered             int // a child of the runtime's that is a container already
 	bundle, rootfs      string
 }
 
