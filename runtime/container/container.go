@@ -63,7 +63,8 @@ type Image struct {
 
 // Identity says who a container is. The zero value is nobody.
 //
-// Runtime, ID, BootID and CgroupID make a run: one life of a container. The
+// Runtime, ID, BootID and CgroupID make a run: one life of a container (and
+// InitStart, where there is no cgroup of its own). The
 // other fields are attributes and may be completed later without changing
 // which run it is.
 type Identity struct {
@@ -78,14 +79,21 @@ type Identity struct {
 	BootID     string `json:"bootId,omitempty"`
 	CgroupID   uint64 `json:"cgroupId,string,omitempty"` // kernel cgroup id (inode number in cgroup2)
 	CgroupPath string `json:"cgroupPath,omitempty"`      // below the cgroup mount, begins with "/"
+	// InitStart is when the container's init started, in clock ticks since boot
+	// (field 22 of /proc/PID/stat). It is set where the container has no cgroup
+	// of its own, and tells its lives apart then.
+	InitStart uint64 `json:"initStart,string,omitempty"`
 }
 
 // RunID names the run: the first 32 hex digits of SHA-256 over runtime, id,
-// boot id and cgroup id (decimal), joined by NUL.
+// boot id and cgroup id (decimal), and InitStart (decimal) where there is no
+// cgroup id, joined by NUL.
 func (id Identity) RunID() string {
-	sum := sha256.Sum256([]byte(strings.Join([]string{
-		string(id.Runtime), id.ID, id.BootID, strconv.FormatUint(id.CgroupID, 10),
-	}, "\x00")))
+	parts := []string{string(id.Runtime), id.ID, id.BootID, strconv.FormatUint(id.CgroupID, 10)}
+	if id.CgroupID == 0 {
+		parts = append(parts, strconv.FormatUint(id.InitStart, 10))
+	}
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
 	return hex.EncodeToString(sum[:16])
 }
 
