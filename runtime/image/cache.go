@@ -1,11 +1,13 @@
 package image
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"encoding/binary"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -14,7 +16,7 @@ import (
 // Defaults of a [Cache]. A name costs about 40 bytes in its layer's index and 16
 // in each image's tree.
 const (
-	DefaultEntries      = 1 << 20 // names kept, of layers and of merged trees
+	DefaultEntries      = 1 << 20 // names kept, of layers and of merged trees; 64 bytes of names count as one more
 	DefaultLayerEntries = 1 << 19 // names of one layer
 )
 
@@ -99,6 +101,8 @@ func (c *Cache) View(ctx context.Context, r Rootfs) (*View, error) {
 // indexes returns the index of every layer; one that cannot be read is empty,
 // and the first reason is returned.
 func (c *Cache) indexes(ctx context.Context, layers []Layer, keys []string) (xs []*Index, why string, err error) {
+	limit := int64(cmp.Or(max(c.Entries, 0), DefaultEntries))
+	var total atomic.Int64
 	xs = make([]*Index, len(layers))
 	whys := make([]error, len(layers))
 	g, gctx := errgroup.WithContext(ctx)
@@ -108,6 +112,10 @@ func (c *Cache) indexes(ctx context.Context, layers []Layer, keys []string) (xs 
 			x, err := c.index(gctx, l, keys[i])
 			if err != nil && gctx.Err() != nil {
 				return gctx.Err()
+			}
+			// Evicting does not help while one view holds them all.
+			if err == nil && total.Add(int64(x.weight())) > limit {
+				err = fmt.Errorf("%w: all layers together have more than %d files", errFull, limit)
 			}
 			if xs[i], whys[i] = x, err; err != nil {
 				xs[i] = &Index{dirs: []dir{{}}}
@@ -136,10 +144,7 @@ func (c *Cache) index(ctx context.Context, l Layer, key string) (*Index, error) 
 			return nil, err
 		}
 	}
-	limit := c.LayerEntries
-	if limit <= 0 {
-		limit = DefaultLayerEntries
-	}
+	limit := cmp.Or(max(c.LayerEntries, 0), DefaultLayerEntries)
 	v, err := c.once(ctx, "layer:"+key, func(ctx context.Context) (any, int, bool, error) {
 		fd, err := c.dirs.open(l.Dir)
 		if err != nil {
@@ -150,7 +155,7 @@ func (c *Cache) index(ctx context.Context, l Layer, key string) (*Index, error) 
 		if err != nil {
 			return nil, 0, false, err
 		}
-		return x, len(x.entries), true, nil
+		return x, x.weight(), true, nil
 	})
 	if err != nil {
 		return nil, err
@@ -220,10 +225,7 @@ func (c *Cache) once(ctx context.Context, key string, build func(context.Context
 
 // keep adds a value and lets the oldest go. c.mu is held.
 func (c *Cache) keep(k *kept) {
-	limit := c.Entries
-	if limit <= 0 {
-		limit = DefaultEntries
-	}
+	limit := cmp.Or(max(c.Entries, 0), DefaultEntries)
 	if k.weight > limit {
 		return
 	}

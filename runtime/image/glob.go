@@ -2,6 +2,7 @@ package image
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -30,7 +31,9 @@ type search struct {
 	why   string
 }
 
+// state names a directory by its node where that says all, else by its path.
 type state struct {
+	node int32
 	path string
 	seg  int
 }
@@ -38,10 +41,27 @@ type state struct {
 // place is a directory as the container sees it.
 type place struct {
 	parent *place // of the root: itself
-	path   string // without a leading slash, "" for the root
+	name   string // in parent
 	node   int32  // in the layers' tree, or -1
 	upper  *upperDir
 	cover  *cover
+}
+
+// path returns the place's path, without a leading slash, and "" for the root.
+func (p *place) path() string {
+	var segs []string
+	for ; p.parent != p; p = p.parent {
+		segs = append(segs, p.name)
+	}
+	slices.Reverse(segs)
+	return strings.Join(segs, "/")
+}
+
+func (p *place) state(seg int) state {
+	if p.node >= 0 && p.upper == nil && p.cover == nil {
+		return state{p.node, "", seg}
+	}
+	return state{-1, p.path(), seg}
 }
 
 // thing is what a name in a place stands for. kind none with a cover is a mount.
@@ -82,7 +102,7 @@ func (s *search) run(segs []segment) {
 
 // walk matches segs[i:] below p.
 func (s *search) walk(p *place, i int) {
-	if at := (state{p.path, i}); s.seen[at] || !s.step() {
+	if at := p.state(i); s.seen[at] || !s.step() {
 		return
 	} else {
 		s.seen[at] = true
@@ -170,11 +190,11 @@ func (s *search) mounted(p *place, name string, t thing, i int, ends bool) {
 
 // under returns a kernel interface's place: empty but for mounts in it.
 func under(p *place, name string, c *cover) *place {
-	return &place{parent: p, path: join(p.path, name), node: -1, cover: c}
+	return &place{parent: p, name: name, node: -1, cover: c}
 }
 
 func (s *search) add(p *place, name string, t thing) {
-	path := join(p.path, name)
+	path := join(p.path(), name)
 	if _, ok := s.found[path]; !ok && len(s.found) == maxMatches {
 		s.note("more than %d files match", maxMatches)
 		return
@@ -312,11 +332,11 @@ func (s *search) each(p *place, prefix string, f func(string, thing)) {
 
 // enter returns the place of a directory.
 func (s *search) enter(p *place, name string, t thing) *place {
-	q := &place{parent: p, path: join(p.path, name), node: t.node, cover: t.cover}
+	q := &place{parent: p, name: name, node: t.node, cover: t.cover}
 	if t.fromUpper {
-		if q.upper = s.up.dir(q.path); q.upper != nil {
+		if q.upper = s.up.dir(q.path()); q.upper != nil {
 			if q.upper.marks&s.odd != 0 {
-				s.note("/%s was renamed (overlay redirect), which is not followed", q.path)
+				s.note("/%.256s was renamed (overlay redirect), which is not followed", q.path())
 			}
 			if q.upper.marks&s.deny != 0 {
 				q.node = -1

@@ -44,7 +44,7 @@ var plainFiles = map[string]string{
 func FuzzGlob(f *testing.F) {
 	for _, p := range []string{
 		"/usr/lib/**/lib*.so*", "/**", "/**/a", "/b/*", "/{a,b/{a,b/a}}", `/b/\*`, "/b/[[]x]", `/b/[\[]x]`, "/b/?", "/usr/*/x/**/libb.so.?",
-		"/[!b]", "/b/{c\\,d,a}", `/b/\{x\}`, "/*/*", "//a", "/./a", "/b/[^a]", "/{**,usr}/liba.so", "/usr/{lib/**,x}/liba.so", "/b/**/a/**", "/{,b/}a", "/b/\xff", "/b/\x98",
+		"/[!b]", "/b/{c\\,d,a}", `/b/\{x\}`, "/*/*", "//a", "/./a", "/b/[^a]", "/{**,usr}/liba.so", "/usr/{lib/**,x}/liba.so", "/b/**/a/**", "/{,b/}a", "/b/\xff", "/b/\x98", "/b***/a", "/b/**[*]*", `/b/\**`,
 	} {
 		f.Add(p)
 	}
@@ -65,8 +65,9 @@ func FuzzGlob(f *testing.F) {
 		}
 		// Known differences of doublestar's two halves: Match lets "/a/**"
 		// match a file /a, its globbing does not; repeated slashes and "**".
-		// And U+FFFD is what it takes for any byte that is not UTF-8.
-		if strings.ContainsRune(pattern, utf8.RuneError) {
+		// Three stars do not always match nothing. U+FFFD is what it takes any
+		// byte for that is not UTF-8.
+		if strings.ContainsRune(pattern, utf8.RuneError) || strings.Contains(pattern, "***") {
 			return
 		}
 		plain, err := expand(pattern, nil)

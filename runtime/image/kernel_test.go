@@ -1,6 +1,8 @@
 package image
 
 import (
+	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -11,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -131,7 +134,11 @@ func (o overlayMount) rootfs(t testing.TB) Rootfs {
 // kernelGlob asks the reference.
 func kernelGlob(t testing.TB, root string, patterns []string) map[string][]string {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], patterns...)
+	// doublestar walks loops of symlinks until the kernel stops it: more than
+	// one of them would keep it for ever.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0], patterns...)
 	cmd.Env = append(os.Environ(), inRoot+"="+root)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -242,7 +249,7 @@ func TestAgainstKernel(t *testing.T) {
 		"/loop/f", "/loop/self/self/f", "/loop/**/f", "/a", "/b", "/dir-then-file", "/dir-then-file/x", "/dir-then-file/*",
 		"/file-then-dir", "/file-then-dir/*", "/user-opaque/*", "/layer-root-opaque/*", "/usr/lib/hidden/*", "/usr/lib/gone/*",
 		"/usr/lib/deleted.so", "/{usr/lib,opt/app/bin}/{libgreet.so*,app}", "/via", "/slash", "/.hidden/*", "/*/f", "/usr/*/*/libgreet.so.[0-9]",
-		"/usr/lib/sub/**", "/usr/lib/sub/deep/*", "/opt/**", "/nowhere", "/nowhere/**", "/empty/*", 		"/usr/lib/libgreet.so.?", "/etc/p?sswd", "/etc/pass[!x]d",
+		"/usr/lib/sub/**", "/usr/lib/sub/deep/*", "/opt/**", "/nowhere", "/nowhere/**", "/empty/*", "/usr/lib/libgreet.so.?", "/etc/p?sswd", "/etc/pass[!x]d",
 	}
 	t.Run("read-only", func(t *testing.T) {
 		o := mountOverlay(t, "", "", upMost, middle, bottom)
@@ -273,9 +280,9 @@ func TestAgainstKernel(t *testing.T) {
 		}
 	})
 	t.Run("a link to the root", func(t *testing.T) {
-		lower := tree(t, t.TempDir()+"/l", map[string]string{"root": "->/", "d/up": "->..", "d/libgreet.so": "1"})
+		lower := tree(t, t.TempDir()+"/l", map[string]string{"root": "->/", "d/libgreet.so": "1"})
 		o := mountOverlay(t, "", tree(t, t.TempDir()+"/up", nil), lower)
-		compare(t, new(Cache), o.rootfs(t), o.merged, []string{"/root/d/*", "/root/root/d/up/d/libgreet.so", "/d/up/root/**/libgreet.so"})
+		compare(t, new(Cache), o.rootfs(t), o.merged, []string{"/root/d/*", "/root/root/d/libgreet.so", "/root/**/libgreet.so"})
 	})
 	t.Run("user attributes", func(t *testing.T) {
 		o := mountOverlay(t, ",userxattr", "", middle, bottom)
@@ -411,4 +418,86 @@ func TestRelativeShortLayers(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(o.merged, syscall.MNT_DETACH) })
 	compare(t, new(Cache), o.rootfs(t), o.merged, []string{"/*", "/f1?", "/**/f3"})
+
+	// The store linked to another place, as administrators do.
+	link := t.TempDir() + "/link"
+	if err := os.Symlink(store, link); err != nil {
+		t.Fatal(err)
+	}
+	byLink := o
+	byLink.merged = link + "/up/merged"
+	byLink.rootfs(t)
+}
+
+// A root file system that is a plain directory is searched whole, as writable.
+func TestPlainDirectory(t *testing.T) {
+	dir := tree(t, t.TempDir()+"/rootfs", map[string]string{"bin/app": "1"})
+	f := New(Config{})
+	n := container.Notice{Rootfs: dir, Identity: container.Identity{Runtime: container.Runc, ID: "x"}}
+	r, err := f.Rootfs(t.Context(), n, container.Image{})
+	if err != nil || r.Driver != "directory" || r.Upper != dir || len(r.Layers) != 0 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	v, err := new(Cache).View(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ms, complete, why := v.Glob("/bin/*"); len(ms) != 1 || !complete || ms[0].Origin != FromUpper {
+		t.Errorf("%+v %v %s", ms, complete, why)
+	}
+	for _, n := range []container.Notice{{}, {Pid: os.Getpid()}, {Rootfs: "/"}, {Rootfs: "rel"}, {Rootfs: dir + "/bin/none/x"}} {
+		if r, err := f.Rootfs(t.Context(), n, container.Image{}); err == nil {
+			t.Errorf("%+v: %+v", n, r)
+		}
+	}
+}
+
+// A process that moved to an overlay of its own making is not believed about
+// its layers: they would be any directories of the host.
+func TestForeignOverlayIsAClaim(t *testing.T) {
+	need.Root(t)
+	lower, merged := tree(t, t.TempDir()+"/lower", map[string]string{"bin/app": "1"}), t.TempDir()
+	script := `mount -t overlay overlay -o "lowerdir=$1:/etc" "$2"; exec chroot "$2" /bin/busybox sh -c 'echo ready; read x'`
+	busybox := need.Command(t, "busybox", "unshare")
+	data, err := os.ReadFile(busybox[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(lower+"/bin/busybox", data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(busybox[1], "--mount", "--propagation", "private", "/bin/sh", "-c", script, "sh", lower, merged)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = in.Close()
+		_ = cmd.Wait()
+	}()
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	n := container.Notice{Kind: container.Existing, Pid: cmd.Process.Pid, Identity: container.Identity{Runtime: container.Runc, ID: "x"}}
+	r, err := New(Config{}).Rootfs(t.Context(), n, container.Image{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Layers) != 0 || r.Upper != "" || !strings.Contains(r.Doubt, "claim") {
+		t.Errorf("%+v", r)
+	}
+	v, err := new(Cache).View(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ms, complete, _ := v.Glob("/**/passwd"); len(ms) != 0 || complete {
+		t.Errorf("%v, complete %v", ms, complete)
+	}
 }

@@ -181,19 +181,42 @@ func segments(p string) ([]segment, error) {
 	return segs, nil
 }
 
-// plain finds out how much of a segment is literal.
+// plain finds out how much of a segment is literal. Stars in a row are one:
+// doublestar does not always let two of them match nothing.
 func plain(s string) segment {
-	var b strings.Builder
+	var text, prefix strings.Builder
+	literal := true
 	for i := 0; i < len(s); i++ {
+		n := 1
 		switch s[i] {
-		case '*', '?', '[':
-			return segment{text: s, prefix: b.String()}
+		case '*':
+			if i+1 < len(s) && s[i+1] == '*' {
+				continue
+			}
+			literal = false
+		case '?':
+			literal = false
+		case '[':
+			literal = false
+			n += max(classEnd(s[i:]), 0)
 		case '\\':
-			if i++; i == len(s) {
-				return segment{text: s, prefix: b.String()}
+			n = min(2, len(s)-i)
+			if literal {
+				prefix.WriteString(s[i+1 : i+n])
+			}
+			text.WriteString(s[i : i+n])
+			i++
+			continue
+		default:
+			if literal {
+				prefix.WriteByte(s[i])
 			}
 		}
-		b.WriteByte(s[i])
+		text.WriteString(s[i : i+n])
+		i += n - 1
 	}
-	return segment{literal: true, text: b.String(), prefix: b.String()}
+	if literal {
+		return segment{literal: true, text: prefix.String(), prefix: prefix.String()}
+	}
+	return segment{text: text.String(), prefix: prefix.String()}
 }

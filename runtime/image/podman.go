@@ -24,6 +24,7 @@ const (
 // files are replaced atomically, so they are read without its locks.
 type store struct {
 	root   string
+	dirs   *localDirs
 	at     stamp // of images.json when images was filled
 	images map[string]storedImage
 	found  map[string]container.Image // verified against the manifest, by image id and digest
@@ -64,7 +65,7 @@ func (f *Finder) graphroot(n container.Notice) string {
 // tells a hook or a plugin the manifest digest.
 func (f *Finder) fromStorage(n container.Notice) (container.Image, error) {
 	root := f.graphroot(n)
-	c, err := findContainer(root, n.Identity.ID)
+	c, err := f.findContainer(root, n.Identity.ID)
 	if err != nil {
 		return container.Image{Name: n.Identity.Image.Name}, err
 	}
@@ -86,10 +87,10 @@ func (f *Finder) fromStorage(n container.Notice) (container.Image, error) {
 
 // findContainer looks in the two lists of containers; the volatile one is of
 // containers that do not survive a reboot.
-func findContainer(root, id string) (*storedContainer, error) {
+func (f *Finder) findContainer(root, id string) (*storedContainer, error) {
 	var errs []error
 	for _, file := range []string{"containers.json", "volatile-containers.json"} {
-		b, err := readBelow(root, "overlay-containers/"+file, maxStoreFile, nil)
+		b, err := readBelow(&f.dirs, root, "overlay-containers/"+file, maxStoreFile, nil)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -143,7 +144,7 @@ func (f *Finder) storedImage(root, id string) (container.Image, []string, error)
 	defer f.mu.Unlock()
 	s := f.stores[root]
 	if s == nil {
-		s = &store{root: root}
+		s = &store{root: root, dirs: &f.dirs}
 		if f.stores == nil || len(f.stores) >= 64 {
 			f.stores = map[string]*store{}
 		}
@@ -174,7 +175,7 @@ func (f *Finder) storedImage(root, id string) (container.Image, []string, error)
 // load reads images.json if it was replaced since.
 func (s *store) load() error {
 	var now stamp
-	b, err := readBelow(s.root, "overlay-images/images.json", maxStoreFile, func(st stamp) bool {
+	b, err := readBelow(s.dirs, s.root, "overlay-images/images.json", maxStoreFile, func(st stamp) bool {
 		now = st
 		return s.images == nil || st != s.at
 	})
@@ -211,7 +212,7 @@ func (s *store) verify(img storedImage) (container.Image, error) {
 		return out, fmt.Errorf("%.64q is not an image id", img.ID)
 	}
 	dir := "overlay-images/" + img.ID + "/"
-	b, err := readBelow(s.root, dir+"manifest", maxManifest, nil)
+	b, err := readBelow(s.dirs, s.root, dir+"manifest", maxManifest, nil)
 	if err != nil {
 		return out, err
 	}
@@ -243,7 +244,7 @@ func (s *store) index(img storedImage, dir string) string {
 			continue
 		}
 		// containers/storage names files so when a key has more than [a-z0-9.].
-		b, err := readBelow(s.root, dir+"="+base64.StdEncoding.EncodeToString([]byte(name)), maxManifest, nil)
+		b, err := readBelow(s.dirs, s.root, dir+"="+base64.StdEncoding.EncodeToString([]byte(name)), maxManifest, nil)
 		if err != nil || digestOf(b) != d {
 			continue
 		}

@@ -14,6 +14,7 @@ import (
 const (
 	maxSnapshot   = 512     // names up to which it is read whole, once a view
 	maxUpperNames = 1 << 16 // names listed in one search
+	maxUpperText  = 8 << 20 // bytes of the paths of directories, names and targets kept in one search
 )
 
 // upper is the writable directory of a container, read as a search needs it:
@@ -26,7 +27,17 @@ type upper struct {
 	list   lister
 	listed int // names, of all directories; at most limit are taken
 	limit  int
+	text   int
 	why    string
+}
+
+// take accounts for text that is kept.
+func (u *upper) take(n int) bool {
+	if u.text += n; u.text > maxUpperText {
+		u.note("its names are longer than %d bytes", maxUpperText)
+		return false
+	}
+	return true
 }
 
 type upperDir struct {
@@ -58,7 +69,7 @@ func (u *upper) dir(path string) *upperDir {
 	if d, ok := u.dirs[path]; ok {
 		return d
 	}
-	if u.fd < 0 {
+	if u.fd < 0 || !u.take(len(path)) {
 		return nil
 	}
 	fd, err := u.open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK)
@@ -112,6 +123,9 @@ func (u *upper) all(d *upperDir) map[string]kind {
 		if u.listed++; u.listed > u.limit {
 			return fmt.Errorf("more than %d files", u.limit)
 		}
+		if !u.take(len(name)) {
+			return errFull
+		}
 		d.names[string(name)] = k
 		return nil
 	}); err != nil {
@@ -131,7 +145,7 @@ func (u *upper) link(d *upperDir, name string) string {
 	}
 	defer unix.Close(fd)
 	t, err := readlink(fd, name)
-	if err != nil {
+	if err != nil || !u.take(len(t)) {
 		return ""
 	}
 	if d.target == nil {

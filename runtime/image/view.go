@@ -244,7 +244,10 @@ func (m *memo) get(sum [sha256.Size]byte, pattern string) (found, bool) {
 func (m *memo) put(sum [sha256.Size]byte, pattern string, f found) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	cost := len(f.matches) + 1
+	cost := 1 + len(pattern)/64
+	for i := range f.matches {
+		cost += 1 + len(f.matches[i].Path)/64
+	}
 	if cost > maxMemo {
 		return
 	}
