@@ -266,6 +266,11 @@ func TestContainerd(t *testing.T) {
 			if r.Doubt != "" || len(r.Layers) != 2 || r.Layers[0].DiffID != digestOf(top) || r.Layers[1].DiffID != digestOf(bottom) {
 				t.Fatalf("Rootfs = %+v\nwant diff ids %s, %s", r, digestOf(top), digestOf(bottom))
 			}
+			// What the snapshotter said before is what was mounted.
+			ahead, err := f.Ahead(t.Context(), n, n.Identity.Image)
+			if err != nil || !slices.Equal(ahead.Layers, r.Layers) || ahead.UserXattr != r.UserXattr {
+				t.Errorf("Ahead = %+v, %v\nwant the layers %+v", ahead, err, r.Layers)
+			}
 			v, err := new(Cache).View(t.Context(), r)
 			if err != nil {
 				t.Fatal(err)
