@@ -89,7 +89,8 @@ func (a *Agent) serveAdmin(ctx context.Context, l net.Listener) error {
 		reply(w, a.Status())
 	})
 	srv := &http.Server{
-		Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Minute, IdleTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10,
+		// No ReadTimeout: it would end the wait of /idle.
+		Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Minute, IdleTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10,
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()

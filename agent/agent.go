@@ -71,8 +71,9 @@ type Agent struct {
 	mu       sync.Mutex
 	table    lifecycle.Table
 	live     map[string]*live
-	busy     int           // notices being carried out, runs being sealed
-	changed  chan struct{} // closed and replaced when live or busy change
+	letGo    map[string]int64 // containers let go by their source, and when
+	busy     int              // notices being carried out, runs being sealed
+	changed  chan struct{}    // closed and replaced when live or busy change
 	sources  map[string]string
 	problems []string
 }
@@ -86,7 +87,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, live: map[string]*live{}, changed: make(chan struct{}),
-		sources: map[string]string{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
+		sources: map[string]string{}, letGo: map[string]int64{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
 	}
 	defer func() {
 		if err != nil {
@@ -132,7 +133,7 @@ func New(cfg Config) (_ *Agent, err error) {
 // openKernel loads the programs. A kernel that refuses them is no reason to be
 // silent: then every site is signed as kernelUnsupported.
 func (a *Agent) openKernel() error {
-	a.obj, a.bpfErr = bpf.Load(bpf.Options{})
+	a.obj, a.bpfErr = bpf.Load(a.cfg.BPF)
 	if a.bpfErr != nil {
 		a.problem("nothing can be armed: %v", a.bpfErr)
 		return nil

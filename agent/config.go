@@ -7,9 +7,12 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
-	"go.yaml.in/yaml/v3"
+	"go.yaml.in/yaml/v4"
+
+	"probity/bpf"
 )
 
 // Config configures an Agent. The zero value of a field is the default in
@@ -44,6 +47,9 @@ type Config struct {
 	// Linger is how long links stay after their last container (30s).
 	Linger time.Duration `yaml:"linger"`
 
+	// BPF sizes the kernel's maps.
+	BPF bpf.Options `yaml:"-"`
+
 	// Version is the program's version, for evidence and status.
 	Version string `yaml:"-"`
 	// Ready is called once every source has been started.
@@ -75,9 +81,23 @@ func ReadConfig(path string) (Config, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	dec.KnownFields(true)
 	if err := dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
-		return Config{}, fmt.Errorf("read configuration %s: %w", path, err)
+		return Config{}, fmt.Errorf("read configuration %s: %s", path, inFile(err))
 	}
 	return c, nil
+}
+
+// inFile makes the decoder's words those of somebody who wrote a file and has
+// not seen our types.
+func inFile(err error) string {
+	text := err.Error()
+	for _, r := range []struct{ from, to string }{
+		{"construct errors: ", ""}, {" in type agent.Config", ""}, {"field ", "key "}, {"not found", "is not known"},
+		{"cannot construct !!int", "want text, or a duration such as 5s, not"}, {"cannot construct !!str", "not a value for this key (a duration is written 5s):"},
+		{"cannot construct", "not a value for this key:"}, {"yaml: ", ""}, {" into time.Duration", ""},
+	} {
+		text = strings.ReplaceAll(text, r.from, r.to)
+	}
+	return text
 }
 
 // withDefaults fills in what is not set.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"probity/bpf"
 	"probity/bpf/policy"
 	"probity/bpf/probe"
 	"probity/evidence"
@@ -22,6 +24,8 @@ import (
 type live struct {
 	id        string
 	container string
+	held      func() bool     // whether the source still waits for the answer; nil if it cannot tell
+	init      *os.File        // pidfd of the container's first process; nil if that has ended
 	armed     chan struct{}   // closed when arming is over
 	ctx       context.Context // ends with stop
 	stop      context.CancelFunc
@@ -39,7 +43,8 @@ type live struct {
 
 // notify applies one notice. For a notice with a barrier it returns when the
 // run is armed or ctx ends, and never later than the barrier's budget allows.
-func (a *Agent) notify(ctx context.Context, n container.Notice) {
+// held says whether the source's own client still waits, if that can be known.
+func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool) {
 	a.begin()
 	defer a.end()
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.Barrier)
@@ -54,7 +59,7 @@ func (a *Agent) notify(ctx context.Context, n container.Notice) {
 	}
 	switch n.Kind {
 	case container.Starting:
-		a.starting(ctx, n)
+		a.starting(ctx, n, held)
 	case container.Existing, container.Started:
 		// Containers that ran before the agent are not adopted yet; those it
 		// armed itself are in the table already.
@@ -76,20 +81,33 @@ func (a *Agent) notify(ctx context.Context, n container.Notice) {
 }
 
 // starting arms a container that waits.
-func (a *Agent) starting(ctx context.Context, n container.Notice) {
+func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bool) {
+	// From here on its pid is its own: what /proc says of it is of this process.
+	init := holdPid(n.Pid)
+	mine := false // whether the run has taken it
+	defer func() {
+		if !mine && init != nil {
+			init.Close()
+		}
+	}()
 	n.Identity.Image = a.finder.Identify(ctx, n)
 	probes := a.policies.Select(n.Identity)
 	if len(probes) == 0 {
+		a.mu.Lock()
+		a.takeLetGo(n)
+		a.mu.Unlock()
 		return // no policy wants it: no record at all
 	}
 	cgErr := a.complete(&n)
 
 	a.mu.Lock()
+	letGo := a.takeLetGo(n)
 	var l *live
 	for _, act := range a.table.Apply(n) {
 		switch act := act.(type) {
 		case lifecycle.Arm:
-			l = &live{id: act.Run.ID, container: n.Identity.ID, armed: make(chan struct{})}
+			mine = true
+			l = &live{id: act.Run.ID, container: n.Identity.ID, held: held, init: init, released: letGo, armed: make(chan struct{})}
 			l.ctx, l.stop = context.WithCancel(context.Background())
 			a.live[l.id] = l
 			a.work.Go(func() { a.arm(l, act.Run, probes, cgErr) })
@@ -109,31 +127,6 @@ func (a *Agent) starting(ctx context.Context, n container.Notice) {
 	a.release(l)
 }
 
-// release notes that a run's container is let go now. It does so before the
-// source answers, so a run that is armed later is known to be late.
-func (a *Agent) release(l *live) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	select {
-	case <-l.armed: // at the last moment, and before it was let go
-		return
-	default:
-	}
-	if l.released == 0 {
-		l.released = cgroup.BootTime()
-		a.log.Warn("a container was let go before it was armed", "run", l.id, "container", l.container)
-	}
-}
-
-// late is told by a source that it let a container go for reasons of its own.
-func (a *Agent) late(n container.Notice) {
-	for _, l := range a.runs() {
-		if l.container == n.Identity.ID {
-			a.release(l)
-		}
-	}
-}
-
 // complete fills in the run's cgroup, from /proc and not from what a source
 // said.
 func (a *Agent) complete(n *container.Notice) error {
@@ -151,12 +144,20 @@ func (a *Agent) complete(n *container.Notice) error {
 // arm arms a run, and sees it to its end.
 func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr error) {
 	defer l.stop()
+	if l.init != nil {
+		defer l.init.Close()
+	}
 	start := a.armNow(l, run, probes, cgErr)
+	held := l.held == nil || l.held()
 	a.witness.Armed(start)
 	a.mu.Lock()
 	close(l.armed)
 	released := l.released
 	a.mu.Unlock()
+	if released == 0 && !held {
+		// Who held it has gone, nobody knows when: it may have run all the time.
+		released = run.Notice.At
+	}
 	// Whoever answered the runtime did so by this time at the latest.
 	if most := run.Notice.At + int64(a.cfg.Barrier); released == 0 && start.ArmedAt > most {
 		released = most
@@ -173,7 +174,7 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	a.table.Armed(l.id, l.handle != nil)
 	a.mu.Unlock()
 
-	at, err := a.waitEnd(l.ctx, run.Notice)
+	at, err := a.waitEnd(l, run.Notice)
 	if l.ctx.Err() != nil {
 		return // the agent stops
 	}
@@ -190,15 +191,13 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	n := run.Notice
 	start := witness.Start{Identity: n.Identity, Source: n.Source, Notified: n.At}
 	refuse := func(r evidence.NotArmedReason, err error) witness.Start {
-		for _, p := range probes {
-			start.Sites = append(start.Sites, probe.Site{Probe: p, Requested: evidence.ProbeType(p.Type), Reason: r, Detail: err.Error()})
-			start.Searches = append(start.Searches, probe.Search{ProbeID: p.ID, Why: err.Error()})
-		}
+		plan := probe.Refuse(probes, r, err.Error())
+		start.Sites, start.Searches = plan.Sites, plan.Searches
 		start.ArmedAt = cgroup.BootTime()
 		return start
 	}
 	if cgErr != nil {
-		return refuse(whyNoCgroup(n.Pid, cgErr), cgErr)
+		return refuse(whyNoCgroup(cgErr), cgErr)
 	}
 	if a.engine == nil {
 		return refuse(evidence.KernelUnsupported, a.bpfErr)
@@ -218,11 +217,23 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	if err != nil {
 		return failed(evidence.FileUnreadable, fmt.Errorf("read the container's layers: %w", err))
 	}
+	root, err := os.OpenFile(rootfs.Merged, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return failed(evidence.AttachFailed, fmt.Errorf("open the container's root: %w", err))
+	}
+	defer root.Close()
+	if n.Rootfs == "" && !alive(l.init) {
+		// All this was found by its pid, which may have been another's by then.
+		return failed(evidence.AttachFailed, errors.New("the container's first process ended before its files were found"))
+	}
 	plan := probe.MakePlan(probes, probe.Tree{View: view, Inspector: a.inspect}, probe.Host())
 	h, err := a.engine.Arm(l.ctx, probe.Target{
-		Cgroup: n.Identity.CgroupID, Level: a.cgroups.Level(n.Identity.CgroupPath), Root: rootfs.Merged, Upper: rootfs.Upper,
+		Cgroup: n.Identity.CgroupID, Level: a.level(n.Identity.CgroupPath), Root: fmt.Sprintf("/proc/self/fd/%d", root.Fd()), Upper: rootfs.Upper,
 	}, plan)
-	if err != nil {
+	switch {
+	case errors.Is(err, bpf.ErrTaken):
+		return refuse(evidence.SharedCgroup, fmt.Errorf("another container is armed in cgroup %s: %w", n.Identity.CgroupPath, err))
+	case err != nil:
 		return failed(evidence.AttachFailed, err)
 	}
 	l.handle, l.rootfs = h, rootfs
@@ -231,48 +242,39 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 }
 
 // whyNoCgroup tells a container that shares its cgroup from one that has ended.
-func whyNoCgroup(pid int, err error) evidence.NotArmedReason {
+func whyNoCgroup(err error) evidence.NotArmedReason {
 	switch {
 	case errors.Is(err, cgroup.ErrShared):
 		return evidence.SharedCgroup
-	case unix.Kill(pid, 0) == unix.ESRCH:
+	case errors.Is(err, cgroup.ErrGone): // a zombie's cgroup may be gone too
 		return evidence.EndedBeforeArmed
 	}
 	return evidence.AttachFailed
 }
 
-// waitEnd returns when nothing of the run executes any more, with the boot
-// time at which that was seen.
-func (a *Agent) waitEnd(ctx context.Context, n container.Notice) (int64, error) {
-	if n.Identity.CgroupID == 0 {
-		// Without a cgroup of its own, init's end is all that can be seen.
-		err := waitPid(ctx, n.Pid)
-		return cgroup.BootTime(), err
+// rootCgroup is the id of the root of the whole hierarchy, on every kernel.
+const rootCgroup = 1
+
+// level is the depth at which the kernel has the cgroup. In a cgroup namespace
+// of its own the agent sees a path from somewhere below the root, and a depth
+// counted from there would never match.
+func (a *Agent) level(path string) int {
+	if id, err := a.cgroups.ID("/"); err != nil || id != rootCgroup {
+		return probe.AnyLevel
 	}
-	err := a.cgroups.WaitEmptyID(ctx, n.Identity.CgroupPath, n.Identity.CgroupID)
-	return cgroup.BootTime(), err
+	return a.cgroups.Level(path)
 }
 
-// waitPid waits for a process to end. One that is not there has ended.
-func waitPid(ctx context.Context, pid int) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err == unix.ESRCH {
-		return nil
+// waitEnd returns when nothing of the run executes any more, with the boot
+// time at which that was seen.
+func (a *Agent) waitEnd(l *live, n container.Notice) (int64, error) {
+	if n.Identity.CgroupID == 0 {
+		// Without a cgroup of its own, init's end is all that can be seen.
+		err := waitPid(l.ctx, l.init)
+		return cgroup.BootTime(), err
 	}
-	if err != nil {
-		return fmt.Errorf("open process %d: %w", pid, err)
-	}
-	defer unix.Close(fd)
-	for ctx.Err() == nil {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
-		if n > 0 {
-			return nil
-		}
-		if err != nil && err != unix.EINTR {
-			return fmt.Errorf("wait for process %d: %w", pid, err)
-		}
-	}
-	return ctx.Err()
+	err := a.cgroups.WaitEmptyID(l.ctx, n.Identity.CgroupPath, n.Identity.CgroupID)
+	return cgroup.BootTime(), err
 }
 
 // seal writes the last lines of a run whose cgroup is empty.
@@ -287,10 +289,15 @@ func (a *Agent) seal(l *live, at int64) {
 	a.mu.Lock()
 	actions := a.table.CgroupEmpty(l.id, at)
 	a.mu.Unlock()
+	sealed := false
 	for _, act := range actions {
 		if s, ok := act.(lifecycle.Seal); ok {
+			sealed = true
 			a.witness.End(s.Run.ID, s.At, s.Final)
 		}
+	}
+	if !sealed {
+		return // the agent stops, and needs the counters for the run's last lines
 	}
 	if l.handle != nil {
 		if err := l.handle.Close(); err != nil {

@@ -64,7 +64,7 @@ func (a *Agent) nri(ctx context.Context, socket string) error {
 	a.sourceLost(name, cgroup.BootTime(), "not connected yet")
 	src := nri.New(nri.Config{
 		Socket: socket, Barrier: a.cfg.Barrier + barrierMargin, Late: a.late, Log: a.log.With("in", "nri", "socket", socket),
-		Notify: func(ctx context.Context, n container.Notice) error { a.notify(ctx, n); return nil },
+		Notify: func(ctx context.Context, n container.Notice) error { a.notify(ctx, n, nil); return nil },
 		Lost: func(from, to int64) {
 			if to == 0 {
 				a.sourceLost(name, from, "the connection to the runtime is gone")
@@ -86,7 +86,7 @@ func (a *Agent) hook(ctx context.Context, r handoff.Request) handoff.Answer {
 	if r.Stage == wire.CreateRuntime && !r.Peer.Alive() {
 		return handoff.Answer{} // it did not wait for us
 	}
-	a.notify(ctx, n)
+	a.notify(ctx, n, r.Peer.Alive)
 	return handoff.Answer{}
 }
 

@@ -34,6 +34,8 @@ type Options struct {
 	ForceSingle bool
 	// ForceFixedSite acts as if the kernel had no attach cookies.
 	ForceFixedSite bool
+	// ForceNoExec acts as if the kernel had neither way to see execs.
+	ForceNoExec bool
 }
 
 // MaxLevel is the depth of a container's cgroup that can be armed, exclusive.
@@ -46,6 +48,7 @@ type Objects struct {
 	multi   *ebpf.Program // nil where the kernel has no uprobe_multi
 	single  *ebpf.Program // nil where it has no attach cookies: one copy per site instead
 	missing error         // why multi is nil
+	noExec  bool
 }
 
 // shared are the maps that every program uses.
@@ -72,7 +75,7 @@ func Load(o Options) (*Objects, error) {
 	first := spec.Copy()
 	delete(first.Programs, probesProgExecTracepoint) // attached by AttachExec
 	delete(first.Programs, probesProgExecRaw)
-	obj := &Objects{spec: spec}
+	obj := &Objects{spec: spec, noExec: o.ForceNoExec}
 	if o.ForceSingle {
 		obj.missing = errors.New("switched off by option")
 	} else if err := features.HaveBPFLinkUprobeMulti(); err != nil {
@@ -178,6 +181,9 @@ const (
 // reached, else by the raw tracepoint of the same event. It returns what it
 // really used.
 func (o *Objects) AttachExec() (link.Link, ExecMechanism, error) {
+	if o.noExec {
+		return nil, "", errors.New("switched off by option")
+	}
 	l, err := o.attachExecTracepoint()
 	if err == nil {
 		return l, ExecTracepoint, nil

@@ -26,7 +26,12 @@ type Run struct {
 // ErrNoSpace reports that a map is full: the site or container is over budget.
 var ErrNoSpace = errors.New("map is full")
 
+// ErrTaken reports that there are counters already: two containers in one
+// cgroup could not be told apart.
+var ErrTaken = errors.New("counters are there already")
+
 // PutRun begins to count for the container. From now on its execs are told.
+// It is [ErrTaken] if the cgroup has a container that counts already.
 func (o *Objects) PutRun(cgroup uint64) error {
 	if err := o.coll.Maps[probesMapRuns].Update(cgroup, probesRun{}, ebpf.UpdateNoExist); err != nil {
 		return mapError("add container", err)
@@ -132,8 +137,11 @@ func ignoreMissing(err error) error {
 }
 
 func mapError(what string, err error) error {
-	if isNoSpace(err) {
+	switch {
+	case isNoSpace(err):
 		return fmt.Errorf("%s: %w", what, ErrNoSpace)
+	case errors.Is(err, ebpf.ErrKeyExist):
+		return fmt.Errorf("%s: %w", what, ErrTaken)
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }

@@ -81,7 +81,7 @@ func (w *walk) selector(n *yaml.Node) (s Selector) {
 func (w *walk) runtime(n *yaml.Node) (container.Runtime, bool) {
 	s, ok := w.text(n, "runtimes", maxText)
 	if ok && !container.Runtime(s).Valid() {
-		w.add(at(n), "runtimes: %q is none; there are containerd, cri-o, podman, docker, runc, crun", clip(s))
+		w.add(at(n), "runtimes: unknown runtime %q: want containerd, cri-o, podman, docker, runc or crun", clip(s))
 		return "", false
 	}
 	return container.Runtime(s), ok
@@ -162,7 +162,7 @@ func (w *walk) probe(n *yaml.Node) (p Probe, id position) {
 func (w *walk) oneOf(n *yaml.Node, name string, values ...string) string {
 	s, ok := w.text(n, name, maxText)
 	if ok && !slices.Contains(values, s) {
-		w.add(at(n), "%s: %q is none; there is %s", name, clip(s), strings.Join(values, ", "))
+		w.add(at(n), "%s: unknown value %q: want %s", name, clip(s), strings.Join(values, " or "))
 		return ""
 	}
 	return s

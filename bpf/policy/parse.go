@@ -51,7 +51,7 @@ func parse(file string, data []byte) (Policy, places, error) {
 // there is none.
 func document(r *report, data []byte) *yaml.Node {
 	if len(data) > MaxFile {
-		r.add(position{}, "the file has %d bytes, at most %d are taken", len(data), MaxFile)
+		r.add(position{}, "the file is larger than %d bytes", MaxFile)
 		return nil
 	}
 	if !text(r, data) {

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,6 +48,7 @@ type Engine struct {
 	mu     sync.Mutex
 	files  map[fileKey]*sharedFile
 	levels [bpf.MaxLevel]int // armed containers at each depth
+	any    int               // armed containers of unknown depth
 	next   uint32            // the last site number given
 	closed bool
 }
@@ -76,10 +79,14 @@ func NewEngine(obj *bpf.Objects, cfg Config) *Engine {
 // ExecMechanism says how execs are seen, or why they are not.
 func (e *Engine) ExecMechanism() (bpf.ExecMechanism, error) { return e.execHow, e.execErr }
 
+// AnyLevel is the depth of a cgroup whose depth below the real root is not
+// known: the kernel then looks at all depths, which costs each hit more.
+const AnyLevel = -1
+
 // Target is the container to arm.
 type Target struct {
 	Cgroup uint64 // kernel cgroup id
-	Level  int    // depth of that cgroup below the root
+	Level  int    // depth of that cgroup below the root, or AnyLevel
 	Root   string // path of its merged root file system: "/proc/PID/root" or a host path
 	Upper  string // host path of its upper directory; empty if it has none
 }
@@ -87,9 +94,10 @@ type Target struct {
 // Arm arms the plan's sites for one container and returns when each is proven
 // armed or has its reason. It must be called while the container cannot run
 // and its root file system cannot go away. An error means that nothing at all
-// is armed; a site that could not be armed is no error.
+// is armed; a site that could not be armed is no error. When ctx ends, the
+// files that are left are not armed.
 func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) {
-	if t.Level < 0 || t.Level >= bpf.MaxLevel {
+	if t.Level < AnyLevel || t.Level >= bpf.MaxLevel {
 		return nil, fmt.Errorf("cgroup is %d levels deep, at most %d can be armed", t.Level, bpf.MaxLevel-1)
 	}
 	h := &Handle{engine: e, target: t, Sites: plan.Sites, Searches: plan.Searches}
@@ -106,6 +114,10 @@ func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) 
 	defer root.Close()
 	e.armExec(h)
 	for _, b := range batches(h.Sites, e.cfg.MaxSites) {
+		if ctx.Err() != nil {
+			b.refuse(evidence.AttachFailed, fmt.Errorf("given up: %w", ctx.Err()))
+			continue
+		}
 		e.armBatch(h, b, root)
 	}
 	h.ArmedAt = e.cfg.BootTime()
@@ -163,17 +175,21 @@ func batches(sites []Site, bound int) []*batch {
 
 // armBatch arms one batch. What goes wrong is the reason of its sites.
 func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
-	all := func(r evidence.NotArmedReason, err error) {
-		for _, s := range b.sites {
-			s.Reason, s.Detail = r, err.Error()
-		}
-	}
+	all := b.refuse
 	lower, err := b.file.Match.Open()
 	if err != nil {
 		all(unreadable(err), err)
 		return
 	}
 	defer lower.Close()
+	at, err := stampOf(lower)
+	if err == nil && at != b.file.stamp {
+		err = fmt.Errorf("%s has changed since it was read", b.file.Match.Path)
+	}
+	if err != nil {
+		all(evidence.AttachFailed, err)
+		return
+	}
 	// In the root as it was mounted, not through a mount on top of it: a file
 	// that is hidden by a volume is not what the container will run.
 	fd, err := unix.Openat2(int(root.Fd()), relative(b.file.Match.Path), &unix.OpenHow{
@@ -186,30 +202,29 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 	}
 	merged := os.NewFile(uintptr(fd), b.file.Match.Path)
 	defer merged.Close()
-	shared, err := e.take(lower, b)
+	shared, err := e.take(at, b)
 	if err != nil {
-		all(evidence.AttachFailed, err)
+		all(overBudget(err), err)
 		return
 	}
-	ids := make([]uint32, len(shared.points))
-	for i, p := range shared.points {
-		ids[i] = p.site
-	}
-	if err := e.obj.PutSlots(h.target.Cgroup, ids); err != nil {
-		e.drop(shared)
-		reason := evidence.AttachFailed
-		if errors.Is(err, bpf.ErrNoSpace) {
-			reason = evidence.OverBudget
+	mine := held{file: shared, match: b.file.Match, stamp: at}
+	if !slices.ContainsFunc(h.held, func(o held) bool { return o.file == shared }) { // else another name of it has them
+		for _, p := range shared.points {
+			mine.ids = append(mine.ids, p.site)
 		}
-		all(reason, err)
+	}
+	if err := e.obj.PutSlots(h.target.Cgroup, mine.ids); err != nil {
+		e.drop(shared)
+		all(overBudget(err), err)
 		return
 	}
-	h.held = append(h.held, held{shared, ids})
 	refusedAt, err := shared.arm(e.obj, lower, merged, e.machine)
 	if err != nil {
-		all(evidence.AttachFailed, err)
+		all(evidence.AttachFailed, errors.Join(err, e.obj.DeleteSlots(h.target.Cgroup, mine.ids)))
+		e.drop(shared)
 		return
 	}
+	h.held = append(h.held, mine)
 	for _, s := range b.sites {
 		if r, no := refusedAt[s.Offset]; no {
 			s.Reason, s.Detail = r.reason, r.detail
@@ -217,6 +232,19 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 		}
 		s.Armed, s.Type, s.ID = true, evidence.Uprobe, shared.site(s.Offset)
 	}
+}
+
+func (b *batch) refuse(r evidence.NotArmedReason, err error) {
+	for _, s := range b.sites {
+		s.Reason, s.Detail = r, err.Error()
+	}
+}
+
+func overBudget(err error) evidence.NotArmedReason {
+	if errors.Is(err, bpf.ErrNoSpace) {
+		return evidence.OverBudget
+	}
+	return evidence.AttachFailed
 }
 
 func relative(path string) string {
@@ -236,11 +264,7 @@ func (s *sharedFile) site(offset uint64) uint32 {
 }
 
 // take finds or makes the shared file and takes a reference.
-func (e *Engine) take(lower *os.File, b *batch) (*sharedFile, error) {
-	dev, ino, err := identify(lower)
-	if err != nil {
-		return nil, err
-	}
+func (e *Engine) take(at stamp, b *batch) (*sharedFile, error) {
 	var offsets []uint64
 	seen := map[uint64]bool{}
 	var bytes []byte
@@ -251,7 +275,7 @@ func (e *Engine) take(lower *os.File, b *batch) (*sharedFile, error) {
 			bytes = binary.LittleEndian.AppendUint64(bytes, s.Offset)
 		}
 	}
-	key := fileKey{dev, ino, b.probe, string(bytes)}
+	key := fileKey{at.dev, at.ino, b.probe, string(bytes)}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
@@ -259,6 +283,10 @@ func (e *Engine) take(lower *os.File, b *batch) (*sharedFile, error) {
 	}
 	s := e.files[key]
 	if s == nil {
+		// A number that is used again would count for what it was before.
+		if uint64(e.next)+uint64(len(offsets)) > math.MaxUint32 {
+			return nil, fmt.Errorf("%w: all site numbers are used up", bpf.ErrNoSpace)
+		}
 		s = &sharedFile{key: key, path: b.file.Match.Path}
 		for _, o := range offsets {
 			e.next++
@@ -282,8 +310,15 @@ func (e *Engine) drop(s *sharedFile) {
 func (e *Engine) level(n, by int) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.levels[n] += by
+	if n == AnyLevel {
+		e.any += by
+	} else {
+		e.levels[n] += by
+	}
 	var mask uint32
+	if e.any > 0 {
+		mask = math.MaxUint32
+	}
 	for i, c := range e.levels {
 		if c > 0 {
 			mask |= 1 << i

@@ -48,7 +48,7 @@ var target = sync.OnceValues(func() (string, error) {
 // box is a stand-in for one container: an overlay mount over a lower
 // directory, and a cgroup. What runs in it is a real process.
 type box struct {
-	t      *testing.T
+	t      testing.TB
 	lower  string
 	upper  string
 	work   string
@@ -58,7 +58,7 @@ type box struct {
 	level  int
 }
 
-func newLower(t *testing.T) string {
+func newLower(t testing.TB) string {
 	t.Helper()
 	need.Root(t)
 	need.Command(t, "gcc")
@@ -74,7 +74,7 @@ func newLower(t *testing.T) string {
 	return lower
 }
 
-func newBox(t *testing.T, lower string) *box {
+func newBox(t testing.TB, lower string) *box {
 	t.Helper()
 	dir := t.TempDir()
 	b := &box{t: t, lower: lower, upper: dir + "/upper", work: dir + "/work", merged: dir + "/merged"}
@@ -134,7 +134,7 @@ func symbols(names ...string) policy.Probe {
 	return policy.Probe{ID: "p", Type: "uprobe", File: "/bin/target", Symbols: names}
 }
 
-func newEngine(t *testing.T, o bpf.Options, c Config) *Engine {
+func newEngine(t testing.TB, o bpf.Options, c Config) *Engine {
 	t.Helper()
 	need.BPF(t)
 	obj, err := bpf.Load(o)
@@ -380,7 +380,7 @@ func TestTooDeep(t *testing.T) {
 // nothingLeft wants that none of the kernel objects that this process held is
 // there any more. Detaching is deferred in places, so it looks until they are
 // gone or a deadline is.
-func nothingLeft(t *testing.T, held []object) {
+func nothingLeft(t testing.TB, held []object) {
 	t.Helper()
 	if len(held) < 5 {
 		t.Errorf("only %d kernel objects were held: this check sees nothing", len(held))
@@ -428,7 +428,7 @@ func (o object) exists() bool {
 }
 
 // objects lists what this process holds, by its descriptors.
-func objects(t *testing.T) (out []object) {
+func objects(t testing.TB) (out []object) {
 	t.Helper()
 	files, err := filepath.Glob("/proc/self/fdinfo/*")
 	must(t, err)

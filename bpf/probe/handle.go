@@ -10,6 +10,7 @@ import (
 
 	"probity/bpf"
 	"probity/evidence"
+	"probity/runtime/image"
 )
 
 // Handle is one armed container. Its methods may be called from one goroutine
@@ -26,10 +27,13 @@ type Handle struct {
 	err    error
 }
 
-// held is a reference to a shared file and the container's counters there.
+// held is a reference to a shared file, by one of its names, and the
+// container's counters there.
 type held struct {
-	file *sharedFile
-	ids  []uint32
+	file  *sharedFile
+	match image.Match
+	stamp stamp
+	ids   []uint32 // nil if the counters belong to another name of the file
 }
 
 // Counter reads the kernel's counter of an armed site. Probes without a site
@@ -90,14 +94,34 @@ func (h *Handle) Check() []Trouble {
 		}
 	}
 	for _, held := range h.held {
+		path := held.match.Path
+		if held.match.Origin != image.FromLayer && !done[path] {
+			if why := held.changed(); why != "" {
+				add(path, evidence.GapFileChanged, why)
+			}
+		}
 		lost, err := held.file.check(h.engine.machine)
 		if err != nil {
-			add(held.file.path, evidence.GapLinkLost, err.Error())
+			add(path, evidence.GapLinkLost, err.Error())
 		} else if len(lost) > 0 {
-			add(held.file.path, evidence.GapLinkLost, fmt.Sprintf("%d of the file's sites do not read as a breakpoint any more", len(lost)))
+			add(path, evidence.GapLinkLost, fmt.Sprintf("%d of the file's sites do not read as a breakpoint any more", len(lost)))
 		}
 	}
 	return out
+}
+
+// changed says what the container did to a file of its own, if it did: it may
+// write it in place, which no layer of the image allows.
+func (h held) changed() string {
+	f, err := h.match.Open()
+	if err != nil {
+		return "the file that was armed is not there any more: " + err.Error()
+	}
+	defer f.Close()
+	if now, err := stampOf(f); err != nil || now != h.stamp {
+		return "the file was written or replaced after it was armed"
+	}
+	return ""
 }
 
 // inUpper reports whether the upper directory has its own version of the path,

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -27,13 +28,25 @@ type Inspector struct {
 	order list.List // of *inspected, most recently used first
 }
 
-// inspectKey identifies the bytes of a file as well as the kernel can tell:
-// any write changes ctime.
-type inspectKey struct {
+// stamp identifies the bytes of a file as well as the kernel can tell: any
+// write changes ctime, which nobody can set.
+type stamp struct {
 	dev, ino     uint64
 	size         int64
 	mtime, ctime unix.Timespec
-	want         string
+}
+
+func stampOf(f *os.File) (stamp, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return stamp{}, fmt.Errorf("stat %s: %w", f.Name(), err)
+	}
+	return stamp{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}, nil
+}
+
+type inspectKey struct {
+	stamp
+	want string
 }
 
 type inspected struct {
@@ -50,14 +63,15 @@ func (in *Inspector) Inspect(m image.Match, want []string) (Facts, error) {
 		return Facts{}, err
 	}
 	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return Facts{}, fmt.Errorf("stat %s: %w", m.Path, err)
+	at, err := stampOf(f)
+	if err != nil {
+		return Facts{}, err
 	}
-	e := in.entry(inspectKey{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim, strings.Join(want, "\x00")})
+	e := in.entry(inspectKey{at, strings.Join(want, "\x00")})
 	e.once.Do(func() {
-		e.facts.ELF, e.facts.Symbols, e.err = symbol.Read(f, st.Size, want, in.Limits)
-		e.facts.Digest = sync.OnceValues(func() (string, error) { return digest(m) })
+		e.facts.stamp = at
+		e.facts.ELF, e.facts.Symbols, e.err = symbol.Read(f, at.size, want, in.Limits)
+		e.facts.Digest = sync.OnceValues(func() (string, error) { return digest(m, at) })
 	})
 	return e.facts, e.err
 }
@@ -87,20 +101,20 @@ func (in *Inspector) entry(k inspectKey) *inspected {
 }
 
 // digest hashes the file's bytes as they are on disk, never as they are in a
-// process: a probed function has a breakpoint in it.
-func digest(m image.Match) (string, error) {
+// process: a probed function has a breakpoint in it. They must be the bytes
+// that were inspected, from the first to the last.
+func digest(m image.Match, at stamp) (string, error) {
 	f, err := m.Open()
 	if err != nil {
 		return "", fmt.Errorf("hash %s: %w", m.Path, err)
 	}
 	defer f.Close()
-	return hash(f)
-}
-
-func hash(f *os.File) (string, error) {
 	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", fmt.Errorf("hash: %w", err)
+	if _, err := io.Copy(h, io.LimitReader(f, at.size)); err != nil {
+		return "", fmt.Errorf("hash %s: %w", m.Path, err)
+	}
+	if now, err := stampOf(f); err != nil || now != at {
+		return "", errors.Join(fmt.Errorf("hash %s: the file has changed since it was read", m.Path), err)
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
 }

@@ -3,6 +3,7 @@ package probe
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 
 	"probity/bpf/policy"
@@ -11,21 +12,36 @@ import (
 	"probity/runtime/image"
 )
 
-// MaxProbes bounds the probes of one container: its coverage line lists them
-// all. Those past it are not armed, and say so.
-const MaxProbes = 200
+// MaxProbes bounds the probes of one container, and maxProbeBytes what they
+// take up in its coverage line, which lists them all. Those past the bounds are
+// not armed, and say so.
+const (
+	MaxProbes     = 200
+	maxProbeBytes = 20 << 10
+	probeBytes    = 90 // of one, besides its id and the search's reason
+)
+
+// listed says how many of the probes are within the bounds.
+func listed(probes []policy.Probe) int {
+	bytes := 0
+	for i, p := range probes {
+		bytes += probeBytes + len(p.ID)
+		if i >= MaxProbes || bytes > maxProbeBytes {
+			return i
+		}
+	}
+	return len(probes)
+}
 
 // MakePlan says for each probe which sites it has in these files. Same input,
 // same plan: sites are in the order of the probes, then by path, then in the
 // order in which the policy names them.
 func MakePlan(probes []policy.Probe, files Files, machine Machine) Plan {
 	var p Plan
+	most := listed(probes)
 	for i, pr := range probes {
-		if i >= MaxProbes {
-			p.Sites = append(p.Sites, Site{
-				Probe: pr, Requested: evidence.ProbeType(pr.Type), Reason: evidence.OverBudget,
-				Detail: fmt.Sprintf("more than %d probes for one container", MaxProbes),
-			})
+		if i >= most {
+			p.Sites = append(p.Sites, tooMany(pr, most))
 			continue
 		}
 		switch pr.Type {
@@ -39,6 +55,28 @@ func MakePlan(probes []policy.Probe, files Files, machine Machine) Plan {
 		}
 	}
 	return p
+}
+
+// Refuse is the plan for a container of which nothing can be armed.
+func Refuse(probes []policy.Probe, r evidence.NotArmedReason, why string) Plan {
+	var p Plan
+	most := listed(probes)
+	for i, pr := range probes {
+		if i >= most {
+			p.Sites = append(p.Sites, tooMany(pr, most))
+			continue
+		}
+		p.Sites = append(p.Sites, Site{Probe: pr, Requested: evidence.ProbeType(pr.Type), Reason: r, Detail: why})
+		p.Searches = append(p.Searches, Search{ProbeID: pr.ID, Why: why})
+	}
+	return p
+}
+
+func tooMany(pr policy.Probe, most int) Site {
+	return Site{
+		Probe: pr, Requested: evidence.ProbeType(pr.Type), Reason: evidence.OverBudget,
+		Detail: fmt.Sprintf("more than %d probes for one container: its coverage line holds no more", most),
+	}
 }
 
 func planFiles(pr policy.Probe, files Files, machine Machine) ([]Site, Search) {
@@ -65,7 +103,7 @@ func planFiles(pr policy.Probe, files Files, machine Machine) ([]Site, Search) {
 			continue
 		}
 		one.File.BuildID = facts.ELF.BuildID
-		one.File.Digest = facts.Digest
+		one.File.Digest, one.File.stamp = facts.Digest, facts.stamp
 		if !machine.runs(facts.ELF) {
 			one.Reason, one.Detail = evidence.ForeignArchitecture, facts.ELF.Machine.String()
 			sites = append(sites, one)
@@ -80,7 +118,7 @@ func planFiles(pr policy.Probe, files Files, machine Machine) ([]Site, Search) {
 func planSymbols(one Site, pr policy.Probe, facts Facts) []Site {
 	var sites []Site
 	for _, name := range pr.Symbols {
-		found := facts.Symbols[name]
+		found := slices.Clone(facts.Symbols[name]) // others read it at the same time
 		s := one
 		s.Symbol = name
 		if len(found) == 0 {

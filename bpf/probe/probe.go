@@ -39,6 +39,8 @@ type File struct {
 	// Digest is the SHA-256 of the file's bytes ("sha256:..."), computed on
 	// first use and remembered; empty and an error if it cannot be read any more.
 	Digest func() (string, error)
+
+	stamp stamp // of the bytes that were read
 }
 
 // Site is one instruction of one file that one probe wants, or the reason why
@@ -90,4 +92,6 @@ type Facts struct {
 	ELF     *symbol.File
 	Symbols map[string][]symbol.Symbol
 	Digest  func() (string, error)
+
+	stamp stamp
 }

@@ -3,10 +3,9 @@ package probe
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"probity/bpf"
 	"probity/evidence"
@@ -27,8 +26,7 @@ type sharedFile struct {
 	key  fileKey
 	path string // for messages
 
-	// mu serialises attaching; after ready the fields below do not change but
-	// for lost.
+	// mu serialises attaching, and guards the fields below.
 	mu     sync.Mutex
 	ready  bool
 	points []point
@@ -61,6 +59,8 @@ func (s *sharedFile) arm(obj *bpf.Objects, lower, merged *os.File, m Machine) (m
 		}
 		s.att = attach(obj, lower, s.points)
 		s.ready = true
+	} else {
+		s.again(obj, lower)
 	}
 	out := map[uint64]refusal{}
 	for _, p := range s.points {
@@ -79,10 +79,32 @@ func (s *sharedFile) arm(obj *bpf.Objects, lower, merged *os.File, m Machine) (m
 	return out, nil
 }
 
+// again attaches the points that could not be attached for want of something,
+// such as memory, and not because of their instruction: what failed for one
+// container need not fail for the next.
+func (s *sharedFile) again(obj *bpf.Objects, lower *os.File) {
+	var points []point
+	for _, p := range s.points {
+		if s.att.refused[p.offset].reason == evidence.AttachFailed {
+			points = append(points, p)
+			delete(s.att.refused, p.offset)
+		}
+	}
+	if len(points) == 0 {
+		return
+	}
+	more := attach(obj, lower, points)
+	s.att.links, s.att.progs = append(s.att.links, more.links...), append(s.att.progs, more.progs...)
+	maps.Copy(s.att.refused, more.refused)
+}
+
 // check reads the canary: whether the site at each offset is still patched.
 func (s *sharedFile) check(m Machine) (lost []uint64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.ready {
+		return nil, nil // closed, or never armed: nothing is claimed of it
+	}
 	for _, p := range s.points {
 		if _, no := s.att.refused[p.offset]; no {
 			continue
@@ -101,14 +123,6 @@ func (s *sharedFile) check(m Machine) (lost []uint64, err error) {
 func (s *sharedFile) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.ready = false
 	return errors.Join(s.att.close(), s.canary.close())
-}
-
-// identify returns the device and inode behind an open file.
-func identify(f *os.File) (dev, ino uint64, err error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return 0, 0, fmt.Errorf("stat: %w", err)
-	}
-	return uint64(st.Dev), st.Ino, nil
 }

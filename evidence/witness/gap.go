@@ -42,6 +42,14 @@ func (g *gap) covers(s *site) bool {
 func (r *run) addGap(g *gap) {
 	g.id, g.dirty = NewGapID(), true
 	r.gaps = append(r.gaps, g)
+	r.gapChanges++
+}
+
+// close ends the gap: never before it began, whatever the clocks of those who
+// saw the one and the other.
+func (r *run) close(g *gap, at int64) {
+	g.to, g.dirty = max(at, g.from), true
+	r.gapChanges++
 }
 
 func (r *run) openGap(reason evidence.GapReason, path string) *gap {

@@ -7,53 +7,6 @@ import (
 	"probity/evidence/score"
 )
 
-// what of a run goes into lines.
-type what uint8
-
-const (
-	changed  what = 1 << iota // sites whose state, count or gaps differ from their last line
-	allSites                  // all of them
-	coverage                  // the coverage line
-
-	everything = allSites | coverage
-)
-
-// emit hands the run's lines, as of the given boot time, to the sink.
-func (w *Witness) emit(r *run, to int64, of what) {
-	if !r.public {
-		return
-	}
-	for i := range r.sites {
-		to = max(to, r.sites[i].counter.LastNs) // read later than the caller looked at the clock
-	}
-	w.append(r.runID, func(c evidence.Clock) []evidence.Line {
-		var lines []evidence.Line
-		for _, g := range r.gaps {
-			if g.dirty {
-				g.dirty = false
-				l := g.line(c)
-				l.RunID, l.ContainerID = r.runID, r.id.ID
-				lines = append(lines, l)
-			}
-		}
-		states := map[string][]evidence.State{}
-		for i := range r.sites {
-			s := &r.sites[i]
-			o := r.observe(c, s, to)
-			states[s.Probe.ID] = append(states[s.Probe.ID], o.State)
-			now := said{o.State, s.counter.Count, len(o.Gaps)}
-			if of&allSites != 0 || of&changed != 0 && now != s.said {
-				s.said = now
-				lines = append(lines, o)
-			}
-		}
-		if of&coverage != 0 {
-			lines = append([]evidence.Line{r.cover(c, to, states, w.cfg.Policies)}, lines...)
-		}
-		return lines
-	})
-}
-
 // observe makes a site's observation.
 func (r *run) observe(c evidence.Clock, s *site, to int64) *evidence.Observation {
 	o := &evidence.Observation{
@@ -225,12 +178,12 @@ func (r *run) cover(c evidence.Clock, to int64, states map[string][]evidence.Sta
 			*t.set = c.Time(t.at)
 		}
 	}
-	// All of them together stay well below a line's bound.
-	reason := min(maxDetail, max(40, maxSearchReasons/max(1, len(r.searches))))
+	// All of them together stay well below a line's bound (see probe.MaxProbes).
+	reason := min(maxDetail, maxSearchReasons/max(1, len(r.searches)))
 	for _, s := range r.searches {
 		v.Probes = append(v.Probes, evidence.ProbeFold{
 			ProbeID: s.ProbeID, State: evidence.FoldSites(s.Complete, states[s.ProbeID]), Sites: len(states[s.ProbeID]),
-			SearchComplete: s.Complete, SearchReason: clip(s.Why, reason),
+			SearchComplete: s.Complete, SearchReason: plain(s.Why, reason),
 		})
 	}
 	seen := map[evidence.GapReason]bool{}

@@ -33,7 +33,10 @@ type run struct {
 	final    bool
 	public   bool // its first lines are written; nothing is before
 
-	gaps     []*gap
+	gaps       []*gap
+	gapChanges int    // gaps opened and closed so far
+	unwritable uint64 // lines that no chunk could take
+
 	lastGood int64           // the last health check at which a file was well
 	kernel   bpf.Run         // as last read
 	misses   evidence.Loss   // of the engine when the run began
@@ -51,7 +54,9 @@ type site struct {
 	probe.Site
 	counter bpf.Counter
 	process *evidence.Process // of the first hit
-	said    said
+
+	said     said
+	gapsSeen int // run.gapChanges then
 }
 
 // said is what the last line about a site said; a change makes a new line.
@@ -66,6 +71,15 @@ func newRun(s Start) *run {
 		id: s.Identity, runID: s.Identity.RunID(), source: s.Source, arm: s.Arm, searches: s.Searches,
 		notified: s.Notified, first: s.ArmedAt, armedAt: s.ArmedAt, lastGood: s.ArmedAt,
 		paths: map[int]string{}, procKnown: map[string]bool{},
+	}
+	// The one or the other, in every line.
+	switch img := &r.id.Image; {
+	case img.Digest != "":
+		img.DigestReason = ""
+	case img.DigestReason == "":
+		img.DigestReason = "it was not looked for"
+	default:
+		img.DigestReason = clip(img.DigestReason, maxDetail)
 	}
 	for _, p := range s.Sites {
 		r.sites = append(r.sites, site{Site: p})
@@ -207,7 +221,7 @@ func (r *run) checked(at int64, troubles []probe.Trouble) bool {
 	}
 	for _, g := range r.gaps {
 		if g.scope == evidence.ScopeFile && g.to == 0 && !bad[g.path+"\x00"+string(g.reason)] {
-			g.to, g.dirty = at, true
+			r.close(g, at)
 			dirty = true
 		}
 	}

@@ -85,7 +85,9 @@ func (w *Witness) Armed(s Start) {
 	defer w.mu.Unlock()
 	r := newRun(s)
 	w.runs[r.runID] = r
-	w.byCgroup[s.Identity.CgroupID] = r
+	if s.Arm != nil { // else the cgroup may be another run's
+		w.byCgroup[s.Identity.CgroupID] = r
+	}
 }
 
 // Publish writes the run's first lines: one coverage line, one observation per
@@ -213,7 +215,7 @@ func (w *Witness) end(runID string, at int64, final bool) {
 	}
 	for _, g := range r.gaps {
 		if g.to == 0 {
-			g.to, g.dirty = at, true
+			r.close(g, at)
 		}
 	}
 	r.final = final
@@ -289,8 +291,18 @@ func NewGapID() string {
 // Bounds on text in lines, in bytes.
 const (
 	maxDetail        = 512
-	maxSearchReasons = 8 << 10 // of one coverage line together
+	maxSearchReasons = 4 << 10 // of one coverage line together
 )
+
+// plain is clip without what takes up to six times its place in JSON.
+func plain(s string, most int) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == '"' || r == '\\' || r == '\u2028' || r == '\u2029' {
+			return '?'
+		}
+		return r
+	}, clip(s, most))
+}
 
 // clip bounds text that somebody else chose the length of, and makes it UTF-8.
 func clip(s string, most int) string {

@@ -1,0 +1,49 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// holdPid takes a pidfd, or nil if there is no such process (any more).
+func holdPid(pid int) *os.File {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil
+	}
+	return os.NewFile(uintptr(fd), "pidfd")
+}
+
+// alive reports whether a held process has not ended; a zombie has.
+func alive(p *os.File) bool {
+	if p == nil {
+		return false
+	}
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.Fd()), Events: unix.POLLIN}}, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		return err == nil && n == 0
+	}
+}
+
+// waitPid waits for a held process to end. nil has ended.
+func waitPid(ctx context.Context, p *os.File) error {
+	if p == nil {
+		return nil
+	}
+	for ctx.Err() == nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.Fd()), Events: unix.POLLIN}}, 200)
+		if n > 0 {
+			return nil
+		}
+		if err != nil && err != unix.EINTR {
+			return fmt.Errorf("wait for a container's first process: %w", err)
+		}
+	}
+	return ctx.Err()
+}
