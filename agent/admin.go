@@ -27,6 +27,7 @@ type Status struct {
 	Exec     string            `json:"execMechanism"` // tracepoint, rawTracepoint, or why there is none
 	Cgroup   string            `json:"cgroupMode"`
 	Sources  map[string]string `json:"sources"` // by name: connected, or what is the matter
+	Seen     Seen              `json:"seen"`    // containers since the agent's start
 	Live     int               `json:"liveRuns"`
 	Waiting  int               `json:"waiting"` // runs being armed or sealed
 	Armed    probe.Stats       `json:"armed"`
@@ -48,7 +49,7 @@ func (a *Agent) Status() Status {
 	s := Status{
 		Version: a.cfg.Version, Node: a.cfg.Node, KeyID: a.signer.KeyID(), BootID: a.bootID, Spool: a.cfg.Spool,
 		Policies: PolicyStatus{Dir: a.cfg.Policies, Digest: a.policies.Digest, Policies: len(a.policies.Policies)},
-		Kernel:   a.kernel, Sources: map[string]string{}, Live: len(a.live), Waiting: a.busy, Problems: append([]string{}, a.problems...),
+		Kernel:   a.kernel, Sources: map[string]string{}, Seen: a.seen, Live: len(a.live), Waiting: a.busy, Problems: append([]string{}, a.problems...),
 	}
 	for _, p := range a.policies.Policies {
 		s.Policies.Probes += len(p.Probes)

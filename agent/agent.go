@@ -36,6 +36,7 @@ import (
 	"probity/evidence/spool"
 	"probity/evidence/witness"
 	"probity/runtime/cgroup"
+	"probity/runtime/container"
 	"probity/runtime/handoff"
 	"probity/runtime/image"
 	"probity/runtime/lifecycle"
@@ -65,6 +66,8 @@ type Agent struct {
 	admin *handoff.Listener
 	hooks *handoff.Listener
 
+	ahead chan container.Notice // containers that are only created, to be looked at
+
 	// work are the goroutines of single runs: arming, watching, sealing.
 	work sync.WaitGroup
 
@@ -75,6 +78,7 @@ type Agent struct {
 	busy     int              // notices being carried out, runs being sealed
 	changed  chan struct{}    // closed and replaced when live or busy change
 	sources  map[string]string
+	seen     Seen
 	problems []string
 }
 
@@ -88,6 +92,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, live: map[string]*live{}, changed: make(chan struct{}),
 		sources: map[string]string{}, letGo: map[string]int64{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
+		ahead: make(chan container.Notice, 64),
 	}
 	defer func() {
 		if err != nil {
@@ -96,6 +101,9 @@ func New(cfg Config) (_ *Agent, err error) {
 	}()
 	if a.policies, err = policy.Load(cfg.Policies); err != nil {
 		return nil, fmt.Errorf("load policies: %w", err)
+	}
+	if len(a.policies.Policies) == 0 {
+		a.problem("no policy: nothing is probed (%s has no file *.yaml)", cfg.Policies)
 	}
 	if a.bootID, err = cgroup.BootID(); err != nil {
 		return nil, err
@@ -193,6 +201,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	g, gctx := errgroup.WithContext(ctx)
 	a.serve(g, gctx)
 	a.cfg.Ready()
+	a.log.Info("ready", "version", a.cfg.Version, "node", a.cfg.Node, "key", a.signer.KeyID(), "spool", a.cfg.Spool, "policies", len(a.policies.Policies))
 	err = g.Wait()
 
 	a.stopRuns()

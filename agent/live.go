@@ -69,11 +69,17 @@ func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool
 		actions := a.table.Apply(n)
 		a.mu.Unlock()
 		for _, act := range actions {
-			if look, ok := act.(lifecycle.LookNow); ok {
+			switch act := act.(type) {
+			case lifecycle.LookNow:
 				// The runtime is about to take the root file system away: this
 				// is the last chance to prove that the files were the ones armed.
-				if l := a.run(look.Run.ID); l != nil {
+				if l := a.run(act.Run.ID); l != nil {
 					a.check(l)
+				}
+			case lifecycle.Prefetch:
+				select {
+				case a.ahead <- act.Notice:
+				default: // the start will do it
 				}
 			}
 		}
@@ -90,8 +96,10 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 			init.Close()
 		}
 	}()
-	n.Identity.Image = a.finder.Identify(ctx, n)
+	// Not with ctx: that ends with the barrier, and who comes late has a name too.
+	n.Identity.Image = a.finder.Identify(context.WithoutCancel(ctx), n)
 	probes := a.policies.Select(n.Identity)
+	a.count(n, len(probes) > 0)
 	if len(probes) == 0 {
 		a.mu.Lock()
 		a.takeLetGo(n)
@@ -135,6 +143,7 @@ func (a *Agent) complete(n *container.Notice) error {
 	}
 	path, id, err := a.cgroups.OfPid(n.Pid)
 	if err != nil {
+		n.Identity.InitStart = startTicks(n.Pid)
 		return err
 	}
 	n.Identity.CgroupPath, n.Identity.CgroupID = path, id

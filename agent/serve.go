@@ -41,6 +41,7 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 		g.Go(func() error { return a.sweep(ctx) })
 	}
 	g.Go(func() error { return a.health(ctx) })
+	g.Go(func() error { return a.lookAhead(ctx) })
 	g.Go(func() error { return a.serveAdmin(ctx, a.admin) })
 	if a.hooks != nil {
 		srv := handoff.New(a.hooks, handoff.Config{
@@ -98,8 +99,10 @@ func (a *Agent) source(name, state string) {
 
 func (a *Agent) sourceLost(name string, at int64, why string) {
 	a.mu.Lock()
-	a.sources[name] = "disconnected: " + why
 	gap := len(a.table.SourceLost(name, at)) > 0
+	if gap {
+		a.sources[name] = "disconnected: " + why
+	}
 	a.mu.Unlock()
 	if gap {
 		a.witness.SourceLost(name, at, why)

@@ -29,9 +29,10 @@ func (c *cli) agent() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "agent", Short: "Run the node service",
 		Long: `Agent runs until it gets SIGTERM or SIGINT. It needs root, or CAP_BPF,
-CAP_PERFMON, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. Flags win over the
+CAP_PERFMON, CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and CAP_SYS_ADMIN (overlayfs
+marks in layers; perf uprobes before Linux 6.6). Flags win over the
 configuration file, which may be absent only if it is the default one.`,
-		Args: cobra.NoArgs,
+		Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := agent.ReadConfig(file)
 			if errors.Is(err, os.ErrNotExist) && !cmd.Flags().Changed("config") {
@@ -50,7 +51,9 @@ configuration file, which may be absent only if it is the default one.`,
 			cfg.Ready = func() {
 				// Not under systemd the variable is not set and nothing is sent.
 				_, err := daemon.SdNotify(false, daemon.SdNotifyReady)
-				cfg.Log.Info("ready", "node", cfg.Node, "notify", err)
+				if err != nil {
+					cfg.Log.Warn("the service manager was not told", "err", err)
+				}
 			}
 			if interval, err := daemon.SdWatchdogEnabled(false); err == nil && interval > 0 {
 				cfg.Alive = func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog) }
@@ -106,7 +109,7 @@ func (c *cli) status() *cobra.Command {
 	var socket string
 	var ready, idle time.Duration
 	cmd := &cobra.Command{
-		Use: "status", Short: "Show what the agent is doing", Args: cobra.NoArgs,
+		Use: "status", Short: "Show what the agent is doing", Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
 			var st agent.Status
@@ -151,8 +154,12 @@ func printStatus(w io.Writer, st agent.Status) error {
 	for _, n := range names {
 		row("source", "%s: %s", n, st.Sources[n])
 	}
+	row("seen", "%d selected, %d not selected since the start", st.Seen.Selected, st.Seen.Unselected)
+	if st.Seen.Last != "" {
+		row("", "last not selected: %s", printable(st.Seen.Last))
+	}
 	row("live runs", "%d", st.Live)
-	row("attached", "%d sites in %d files", st.Armed.Sites, st.Armed.Files)
+	row("attached", "%d uprobes, for %d pairs of probe and file", st.Armed.Sites, st.Armed.Files)
 	for _, p := range st.Problems {
 		row("problem", "%s", printable(p))
 	}
@@ -162,7 +169,7 @@ func printStatus(w io.Writer, st agent.Status) error {
 func (c *cli) containers() *cobra.Command {
 	var socket string
 	cmd := &cobra.Command{
-		Use: "containers", Short: "List the containers that are armed now", Args: cobra.NoArgs,
+		Use: "containers", Short: "List the containers that are armed now", Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			runs := []witness.Live{}
 			if err := agent.Ask(cmd.Context(), socket, "/containers", &runs); err != nil {

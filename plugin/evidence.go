@@ -17,21 +17,19 @@ import (
 )
 
 func (c *cli) evidence() *cobra.Command {
-	cmd := &cobra.Command{Use: "evidence", Short: "Look at evidence without verifying it"}
-	cmd.AddCommand(&cobra.Command{
-		Use: "ls SPOOL", Short: "List the chunks of a spool",
+	return group("evidence", "Look at evidence without verifying it", &cobra.Command{
+		Use: "ls SPOOL|FILE...", Short: "List the chunks of a spool",
 		Long: `Ls lists the chunks of a spool and what is in them. Nothing is verified: see
 probity verify.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error { return c.listChunks(args[0]) },
+		Args: files("spool"),
+		RunE: func(_ *cobra.Command, args []string) error { return c.listChunks(args) },
 	}, &cobra.Command{
 		Use: "show SPOOL|FILE...", Short: "Print the lines of chunks",
 		Long: `Show prints the lines between header and envelope, as they are with -o json,
 else one readable line each. Nothing is verified: see probity verify.`,
-		Args: cobra.MinimumNArgs(1),
+		Args: files("spool or chunk file"),
 		RunE: func(_ *cobra.Command, args []string) error { return c.showChunks(args) },
 	})
-	return cmd
 }
 
 // chunkRow is a chunk as `evidence ls` shows it.
@@ -39,7 +37,7 @@ type chunkRow struct {
 	Chunk        string         `json:"chunk"`
 	File         string         `json:"file"`
 	Node         string         `json:"node"`
-	Opened       evidence.Time  `json:"opened"`
+	Opened       evidence.Time  `json:"opened,omitzero"`
 	Bytes        int            `json:"bytes"`
 	Lines        int            `json:"lines"`
 	Runs         int            `json:"runs"`
@@ -79,8 +77,8 @@ func chunkFiles(paths []string) ([]string, error) {
 	return files, nil
 }
 
-func (c *cli) listChunks(spool string) error {
-	files, err := chunkFiles([]string{spool})
+func (c *cli) listChunks(spools []string) error {
+	files, err := chunkFiles(spools)
 	if err != nil {
 		return blind(err)
 	}
@@ -114,19 +112,32 @@ func (c *cli) listChunks(spool string) error {
 		row.Runs = len(runs)
 		rows = append(rows, row)
 	}
-	return c.print(rows, func(w io.Writer) error {
+	if err := c.print(rows, func(w io.Writer) error {
 		t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 		fmt.Fprintln(t, "CHUNK\tOPENED\tBYTES\tLINES\tRUNS\tHIT\tARMEDNOHIT\tPARTIAL\tNOTARMED\tGAPS")
 		for _, r := range rows {
 			if r.Problem != "" {
-				fmt.Fprintf(t, "%s\t%s\n", printable(filepath.Base(r.File)), printable(r.Problem))
 				continue
 			}
 			fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\n", r.Chunk, r.Opened, r.Bytes, r.Lines, r.Runs,
 				r.Observations["hit"], r.Observations["armedNoHit"], r.Observations["partial"], r.Observations["notArmed"], r.Gaps)
 		}
-		return t.Flush()
-	})
+		err := t.Flush()
+		for _, r := range rows {
+			if r.Problem != "" {
+				fmt.Fprintf(w, "%s: %s\n", printable(r.File), printable(r.Problem))
+			}
+		}
+		return err
+	}); err != nil {
+		return blind(err)
+	}
+	for _, r := range rows {
+		if r.Problem != "" {
+			return exitError{code: exitFinding}
+		}
+	}
+	return nil
 }
 
 func (c *cli) showChunks(paths []string) error {
@@ -169,6 +180,11 @@ func (c *cli) showLine(l evidence.Line) error {
 	switch v := l.(type) {
 	case *evidence.Coverage:
 		s = fmt.Sprintf("%s coverage    %s %s image %s %s, from %s, final %v", v.To, v.Runtime, name(v.ContainerID, v.ContainerName), v.Image, v.ImageDigest, v.From, v.Final)
+		for _, p := range v.Probes {
+			if !p.SearchComplete {
+				s += fmt.Sprintf("; probe %s is %s, not all files were searched: %s", p.ProbeID, p.State, p.SearchReason)
+			}
+		}
 	case *evidence.Observation:
 		what := strings.Join(strings.Fields(v.Symbol+" "+v.Event+" "+v.Path), " ")
 		if v.Offset != nil {
@@ -188,10 +204,18 @@ func (c *cli) showLine(l evidence.Line) error {
 			s += " (" + v.Detail + ")"
 		}
 	case *evidence.Gap:
-		s = fmt.Sprintf("%s gap         %s %s of %s%s %s", v.From, v.GapID, v.Reason, v.Scope, after(" ", v.Source+v.Path), v.Detail)
+		s = fmt.Sprintf("%s gap         %s %s %s%s, %s: %s", v.From, v.Scope, v.Reason, after(" ", short(v.ContainerID)), after(" ", v.Source+v.Path), span(v), v.Detail)
 	}
 	_, err := fmt.Fprintln(c.out, printable(s))
 	return err
+}
+
+// span says whether a gap line opens or closes its gap.
+func span(g *evidence.Gap) string {
+	if g.To.IsZero() {
+		return "opened"
+	}
+	return "for " + g.To.Std().Sub(g.From.Std()).String()
 }
 
 func name(id, name string) string {

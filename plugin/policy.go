@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -11,15 +13,15 @@ import (
 )
 
 func (c *cli) policy() *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "Work with policies"}
-	cmd.AddCommand(&cobra.Command{
-		Use: "check FILE...", Short: "Report every mistake in policy files",
-		Long: `Check reads policy files as the agent would and reports every mistake with
-file, line and column. It exits with 1 if there is one.`,
-		Args: cobra.MinimumNArgs(1),
+	return group("policy", "Work with policies", &cobra.Command{
+		Use: "check FILE|DIR...", Short: "Report the mistakes in policy files",
+		Long: `Check reads policy files as the agent would, those of a directory by their
+ending .yaml, and reports mistakes with file, line and column. Policy names and
+probe ids must differ across all files given. It exits with 1 if there is a
+mistake.`,
+		Args: files("policy file or directory"),
 		RunE: func(_ *cobra.Command, files []string) error { return c.checkPolicies(files) },
 	})
-	return cmd
 }
 
 // checkResult is what `policy check` found.
@@ -33,7 +35,7 @@ func (c *cli) checkPolicies(files []string) error {
 	r := checkResult{Diagnostics: []policy.Diagnostic{}}
 	var sources []policy.Source
 	var unread error
-	for _, f := range files {
+	for _, f := range inDirs(files) {
 		data, err := policy.ReadFile(f)
 		if err != nil {
 			unread = errors.Join(unread, err)
@@ -59,7 +61,7 @@ func (c *cli) checkPolicies(files []string) error {
 		for _, d := range r.Diagnostics {
 			fmt.Fprintln(w, d.Error())
 		}
-		if len(r.Diagnostics) == 0 && len(sources) > 0 {
+		if len(r.Diagnostics) == 0 && len(sources) > 0 && unread == nil {
 			fmt.Fprintf(w, "ok: policies %d, probes %d\n", r.Policies, r.Probes)
 		}
 		return nil
@@ -73,4 +75,17 @@ func (c *cli) checkPolicies(files []string) error {
 		return exitError{code: exitFinding}
 	}
 	return blind(unread)
+}
+
+// inDirs replaces directories by the policy files in them.
+func inDirs(paths []string) (files []string) {
+	for _, p := range paths {
+		found, err := filepath.Glob(filepath.Join(p, "*.yaml"))
+		if st, serr := os.Stat(p); err != nil || serr != nil || !st.IsDir() || len(found) == 0 {
+			files = append(files, p)
+			continue
+		}
+		files = append(files, found...)
+	}
+	return files
 }

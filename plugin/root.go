@@ -80,6 +80,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		Long: `Probity arms eBPF probes in a container before its first instruction, keeps
 them as long as it lives, and writes signed evidence of what was executed and
 of what could not be seen.`,
+		Version:       versionString(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
@@ -95,6 +96,7 @@ of what could not be seen.`,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{exitUsage, err} })
+	root.SetVersionTemplate("probity {{.Version}}\n")
 	root.AddCommand(c.agent(), c.status(), c.containers(), c.evidence(), c.verify(), c.policy(), c.version())
 
 	err := root.ExecuteContext(ctx)
@@ -113,9 +115,43 @@ of what could not be seen.`,
 	}
 }
 
+// group is a command that only has others below it: without one of them it
+// shows what there is, with a word that is none of them it is misused.
+func group(use, short string, below ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return exitError{exitUsage, fmt.Errorf("%s: unknown command %q (see: %s --help)", cmd.CommandPath(), args[0], cmd.CommandPath())}
+			}
+			return cmd.Help()
+		},
+	}
+	cmd.AddCommand(below...)
+	return cmd
+}
+
+// files takes one or more arguments and names what is missing.
+func files(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return exitError{exitUsage, fmt.Errorf("%s: which %s? (see: %s --help)", cmd.CommandPath(), what, cmd.CommandPath())}
+		}
+		return nil
+	}
+}
+
+// none takes no argument.
+func none(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return exitError{exitUsage, fmt.Errorf("%s takes no argument, got %q", cmd.CommandPath(), args[0])}
+	}
+	return nil
+}
+
 func (c *cli) version() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: none,
 		RunE: func(*cobra.Command, []string) error {
 			v := struct {
 				Version string `json:"version"`

@@ -19,8 +19,11 @@ func (c *cli) verify() *cobra.Command {
 		Long: `Verify recomputes every digest and signature, offline, and prints one row per
 site of each container. It exits with 0 if all is sound, with 1 if anything is
 wrong with a file that it could read, and with 3 if it could not look.`,
-		Args: cobra.MinimumNArgs(1),
+		Args: files("spool or chunk file"),
 		RunE: func(cmd *cobra.Command, paths []string) error {
+			if keyFile == "" {
+				return exitError{exitUsage, errors.New("verify: --key FILE is required: the node's public key")}
+			}
 			pem, err := os.ReadFile(keyFile)
 			if err != nil {
 				return blind(fmt.Errorf("read the key: %w", err))
@@ -46,8 +49,5 @@ wrong with a file that it could read, and with 3 if it could not look.`,
 	}
 	cmd.Flags().StringVar(&keyFile, "key", "", "the node's public key, PEM `file` (required)")
 	cmd.Flags().StringVar(&bundles, "bundles", "", "write NAME.sigstore.json and NAME.blob of each sound chunk to this `directory`")
-	if err := cmd.MarkFlagRequired("key"); err != nil {
-		panic(errors.Join(errors.New("the flag was just made"), err))
-	}
 	return cmd
 }

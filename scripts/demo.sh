@@ -36,6 +36,7 @@ if [ "$runtime" = containerd ]; then
 		scripts/peers.sh containerd
 	fi
 fi
+echo "Building ..."
 scripts/build.sh
 mkdir -p bin
 go build -trimpath -o bin/demo ./tests/demo

@@ -27,6 +27,7 @@ func (w *Witness) emit(r *run, to int64, of what) {
 	for i := range r.sites {
 		to = max(to, r.sites[i].counter.LastNs) // read later than the caller looked at the clock
 	}
+	to = max(to, r.said) // a later line never reaches less far
 	var done []func()
 	err := w.cfg.Sink.Append(r.runID, func(c evidence.Clock) []evidence.Line {
 		var lines []evidence.Line
@@ -45,6 +46,7 @@ func (w *Witness) emit(r *run, to int64, of what) {
 		w.cfg.Log.Error("evidence was not taken, in parts neither", "run", r.runID, "err", err)
 		return
 	}
+	r.said = to
 	for _, f := range done {
 		f()
 	}

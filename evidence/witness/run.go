@@ -31,6 +31,7 @@ type run struct {
 	armedAt  int64
 	ended    int64
 	final    bool
+	said     int64 // up to when its lines reach
 	public   bool // its first lines are written; nothing is before
 
 	gaps       []*gap
@@ -136,6 +137,9 @@ func (r *run) seen(id uint32, e bpf.Event) bool {
 // merge takes a counter as read. First is the earlier of both: two processors
 // may both have seen the first hit.
 func (s *site) merge(c bpf.Counter) {
+	if c.Count > 0 && c.FirstNs == 0 { // read between two stores of another processor
+		c.FirstNs = c.LastNs
+	}
 	first := s.counter.FirstNs
 	s.counter = c
 	if first != 0 && (c.FirstNs == 0 || first < c.FirstNs) {

@@ -196,7 +196,7 @@ func (w *Witness) Stop() {
 		w.end(id, now, false)
 	}
 	for _, g := range w.sources {
-		g.to = now
+		g.to, g.detail = now, "until the agent stopped"
 		w.append("", func(c evidence.Clock) []evidence.Line { return []evidence.Line{g.line(c)} })
 	}
 	clear(w.sources)

@@ -360,3 +360,17 @@ func TestStop(t *testing.T) {
 		t.Fatalf("%+v", cov)
 	}
 }
+
+// The counters are read after the cgroup was found empty, and an event may be
+// handed on in between: the last line still reaches as far as any before it.
+func TestLaterLinesReachFurther(t *testing.T) {
+	st := newStage(t, armed(1, "hello"))
+	st.Publish(st.id, 0)
+	st.now = 8000
+	st.hit(1, 1, 7000)
+	st.Event(bpf.Event{Kind: bpf.EventHit, Cgroup: 42, Site: 1, Ns: 7000, Pid: 1, Comm: "x"})
+	obs, cov := st.final(t, 7500)
+	if obs["hello"].To != clock.Time(8000) || cov.To != clock.Time(8000) {
+		t.Errorf("the first hit's line reached to 8000, the last ones to %v and %v", obs["hello"].To, cov.To)
+	}
+}

@@ -84,6 +84,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	switch {
 	case ctx.Err() != nil:
+		for _, name := range []string{"spool", "image.tar", "node.pub", "summary.json"} {
+			if o.out == "" {
+				break
+			}
+			if err := os.RemoveAll(filepath.Join(o.out, name)); err != nil {
+				fmt.Fprintln(stderr, "demo:", err)
+			}
+		}
 		fmt.Fprintln(stderr, "demo: interrupted; everything is removed")
 		return exitInterrupted
 	case s.failed:
@@ -136,6 +144,11 @@ type summary struct {
 
 func demo(s *stage, o options) {
 	scratch := runtimes.NewScratch(s)
+	// What the compiler and podman put down on the way goes with the rest.
+	tmp := scratch.Path("tmp")
+	if err := errors.Join(os.MkdirAll(tmp, 0o700), os.Setenv("TMPDIR", tmp)); err != nil {
+		s.Fatalf("make a directory for temporary files: %v", err)
+	}
 	keep := o.out
 	if keep == "" {
 		keep = scratch.Path("out")
@@ -155,6 +168,8 @@ func demo(s *stage, o options) {
 	if err != nil {
 		s.Fatalf("read the policy: %v", err)
 	}
+	s.say("The policy")
+	fmt.Fprint(s.out, string(policy))
 	c := cast{
 		stage: s, scratch: scratch, archive: archive, digest: digest, source: o.source,
 		programs: runtimes.Binaries{Probity: filepath.Join(o.bin, "probity"), Hook: filepath.Join(o.bin, "probity-hook")},
@@ -174,9 +189,9 @@ func demo(s *stage, o options) {
 	agent.WaitIdle(s)
 	agent.Stop(s)
 
-	s.say("The evidence")
+	s.say("The evidence: probity evidence show SPOOL")
 	show(s, agent, "evidence", "show", agent.Spool)
-	s.say("Its verification")
+	s.say("Its verification: probity verify SPOOL --key node.pub")
 	show(s, agent, "verify", agent.Spool, "--key", agent.Key())
 	judge(s, runtimes.ReadSpool(s, agent.Spool), ids, digest)
 
@@ -190,6 +205,7 @@ func demo(s *stage, o options) {
 			s.Fatalf("summary: %v", err)
 		}
 		s.say("Kept in " + keep)
+		fmt.Fprintf(s.out, "bin/probity verify %s --key %s\n", filepath.Join(keep, "spool"), filepath.Join(keep, "node.pub"))
 	}
 }
 

@@ -45,7 +45,7 @@ func TestReadmeShowsARealRun(t *testing.T) {
 		t.Fatal("README.md has no block after <!-- demo:")
 	}
 	shown, _, _ = strings.Cut(shown, "```")
-	_, printed, _ := strings.Cut(string(out), "== Its verification\n")
+	_, printed, _ := strings.Cut(string(out), "== Its verification: probity verify SPOOL --key node.pub\n")
 	printed, _, _ = strings.Cut(printed, "\n== Nothing")
 	if a, b := settle(shown), settle(printed); a != b {
 		t.Errorf("README.md shows\n%s\nthe demo prints\n%s", a, b)

@@ -54,7 +54,7 @@ func (s *stage) say(text string) { fmt.Fprintf(s.out, "\n== %s\n", text) }
 
 func (s *stage) Helper()                  {}
 func (s *stage) Context() context.Context { return s.ctx }
-func (s *stage) Failed() bool             { return s.failed }
+func (s *stage) Failed() bool             { return s.failed && s.ctx.Err() == nil }
 func (s *stage) Cleanup(f func())         { s.undo = append(s.undo, f) }
 
 func (s *stage) Logf(format string, args ...any) { fmt.Fprintf(s.errs, format+"\n", args...) }

@@ -323,6 +323,7 @@ func TestLateAttach(t *testing.T) {
 	underEach(t, AgentOptions{Policies: []string{targetPolicy}, Args: []string{"--barrier", "1us"}}, func(t *testing.T, d driver, a *Agent) {
 		targetImage(t, d)
 		c := d.start(t, targetName, "late", "wait", "hello")
+		a.WaitLine(t, func(e Evidence) bool { return e.Cover(c.id()) != nil })
 		c.exec(t, "/bin/target", "go")
 		if code := c.wait(t); code != 0 {
 			t.Errorf("exit code %d", code)

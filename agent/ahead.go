@@ -1,0 +1,91 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"probity/bpf/probe"
+	"probity/runtime/container"
+	"probity/runtime/image"
+)
+
+// aheadFor bounds the work for one container that is only created.
+const aheadFor = 30 * time.Second
+
+// lookAhead does before starts what they would otherwise wait for: it indexes
+// the layers of containers that are only created, and reads the files that
+// probes look at. One after the other: it must not take the processors from
+// the starts. What it finds is only remembered by the caches; nothing is armed
+// by it.
+func (a *Agent) lookAhead(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case n := <-a.ahead:
+			if err := a.lookAt(ctx, n); err != nil && !errors.Is(err, image.ErrNotAhead) {
+				a.log.Debug("not looked at ahead of its start", "container", n.Identity.ID, "err", err)
+			}
+		}
+	}
+}
+
+func (a *Agent) lookAt(ctx context.Context, n container.Notice) error {
+	ctx, cancel := context.WithTimeout(ctx, aheadFor)
+	defer cancel()
+	n.Identity.Image = a.finder.Identify(ctx, n)
+	probes := a.policies.Select(n.Identity)
+	if len(probes) == 0 {
+		return nil
+	}
+	rootfs, err := a.finder.Ahead(ctx, n, n.Identity.Image)
+	if err != nil {
+		return err
+	}
+	view, err := a.layers.View(ctx, rootfs)
+	if err != nil {
+		return err
+	}
+	plan := probe.MakePlan(probes, probe.Tree{View: view, Inspector: a.inspect}, probe.Host())
+	for _, s := range plan.Sites {
+		if s.File != nil && s.File.Digest != nil && ctx.Err() == nil {
+			_, _ = s.File.Digest() // remembered
+		}
+	}
+	return ctx.Err()
+}
+
+// Seen counts containers whose start was announced.
+type Seen struct {
+	Selected   uint64 `json:"selected"`   // by some policy
+	Unselected uint64 `json:"unselected"` // by none: no record of them is kept
+	// Last is the last one that no policy selects, as the policies saw it.
+	Last string `json:"lastUnselected,omitempty"`
+}
+
+// count counts a start, and says so if a policy could not be asked: one that
+// selects by image knows no container whose image has no name.
+func (a *Agent) count(n container.Notice, selected bool) {
+	if selected {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.seen.Selected++
+		return
+	}
+	id := n.Identity
+	a.log.Debug("no policy selects it", "container", id.ID, "name", id.Name, "runtime", id.Runtime, "image", id.Image.Name)
+	a.mu.Lock()
+	a.seen.Unselected++
+	a.seen.Last = string(id.Runtime) + " container " + id.Name + " of image " + id.Image.Name
+	a.mu.Unlock()
+	if id.Image.Name != "" {
+		return
+	}
+	for _, p := range a.policies.Policies {
+		if len(p.Select.Images) > 0 {
+			a.problem("container %s is not selected: policies select by image, and the name of its image is not known: %s", id.ID, id.Image.DigestReason)
+			return
+		}
+	}
+}
