@@ -35,17 +35,34 @@ func newCanary(f *os.File, offsets []uint64, insn int) (*canary, error) {
 	return &canary{base: addr, len: n, start: lo}, nil
 }
 
-// patched reports whether the instruction at the file offset reads as a
-// breakpoint now.
-func (c *canary) patched(offset uint64, breakpoint []byte) (bool, error) {
-	buf := make([]byte, len(breakpoint))
-	local := []unix.Iovec{{Base: &buf[0], Len: uint64(len(buf))}}
-	remote := []unix.RemoteIovec{{Base: c.base + uintptr(offset-c.start), Len: len(buf)}}
-	n, err := unix.ProcessVMReadv(os.Getpid(), local, remote, 0)
-	if err != nil {
-		return false, fmt.Errorf("read the mapping at %#x: %w", offset, err)
+// maxIovecs is what one call of process_vm_readv takes (UIO_MAXIOV).
+const maxIovecs = 1024
+
+// patched reports for each file offset whether the instruction there reads as
+// a breakpoint now. Many are read by one system call: a start waits for this.
+func (c *canary) patched(offsets []uint64, breakpoint []byte) ([]bool, error) {
+	out := make([]bool, 0, len(offsets))
+	size := len(breakpoint)
+	for len(offsets) > 0 {
+		part := offsets[:min(len(offsets), maxIovecs)]
+		offsets = offsets[len(part):]
+		buf := make([]byte, len(part)*size)
+		remote := make([]unix.RemoteIovec, len(part))
+		for i, o := range part {
+			remote[i] = unix.RemoteIovec{Base: c.base + uintptr(o-c.start), Len: size}
+		}
+		n, err := unix.ProcessVMReadv(os.Getpid(), []unix.Iovec{{Base: &buf[0], Len: uint64(len(buf))}}, remote, 0)
+		if err == nil && n != len(buf) {
+			err = unix.EFAULT // it read up to a page that is not there any more
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the mapping at %#x: %w", part[min(n/size, len(part)-1)], err)
+		}
+		for i := range part {
+			out = append(out, bytes.Equal(buf[i*size:(i+1)*size], breakpoint))
+		}
 	}
-	return n == len(buf) && bytes.Equal(buf, breakpoint), nil
+	return out, nil
 }
 
 // close unmaps. It is idempotent.

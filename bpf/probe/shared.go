@@ -62,18 +62,15 @@ func (s *sharedFile) arm(obj *bpf.Objects, lower, merged *os.File, m Machine) (m
 	} else {
 		s.again(obj, lower)
 	}
-	out := map[uint64]refusal{}
-	for _, p := range s.points {
-		if r, no := s.att.refused[p.offset]; no {
-			out[p.offset] = r
-			continue
-		}
-		ok, err := view.patched(p.offset, m.breakpoint)
+	out := maps.Clone(s.att.refused)
+	attached := s.attached()
+	ok, err := view.patched(attached, m.breakpoint)
+	for i, o := range attached {
 		switch {
 		case err != nil:
-			out[p.offset] = refusal{evidence.AttachFailed, err.Error()}
-		case !ok:
-			out[p.offset] = refusal{evidence.UnprobeableInstruction, "attached, but the instruction does not read as a breakpoint through the container's own path"}
+			out[o] = refusal{evidence.AttachFailed, err.Error()}
+		case !ok[i]:
+			out[o] = refusal{evidence.UnprobeableInstruction, "attached, but the instruction does not read as a breakpoint through the container's own path"}
 		}
 	}
 	return out, nil
@@ -105,19 +102,28 @@ func (s *sharedFile) check(m Machine) (lost []uint64, err error) {
 	if !s.ready {
 		return nil, nil // closed, or never armed: nothing is claimed of it
 	}
-	for _, p := range s.points {
-		if _, no := s.att.refused[p.offset]; no {
-			continue
-		}
-		ok, err := s.canary.patched(p.offset, m.breakpoint)
-		if err != nil {
-			return nil, err
-		}
-		if !ok {
-			lost = append(lost, p.offset)
+	attached := s.attached()
+	ok, err := s.canary.patched(attached, m.breakpoint)
+	if err != nil {
+		return nil, err
+	}
+	for i, o := range attached {
+		if !ok[i] {
+			lost = append(lost, o)
 		}
 	}
 	return lost, nil
+}
+
+// attached lists the offsets that the kernel took. With mu held.
+func (s *sharedFile) attached() []uint64 {
+	var offsets []uint64
+	for _, p := range s.points {
+		if _, no := s.att.refused[p.offset]; !no {
+			offsets = append(offsets, p.offset)
+		}
+	}
+	return offsets
 }
 
 func (s *sharedFile) close() error {
