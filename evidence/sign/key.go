@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,7 +39,12 @@ var ErrKeyLost = errors.New("the node's key is lost")
 // that start at once one wins and both use its key), unlink, fsync of dir; then
 // the same for node.pub. After a crash in between there may be a node.key without
 // node.pub, which is completed, but never a node.pub without node.key.
+//
+// A directory in which others can put another key in this one's place is refused.
 func LoadOrCreate(dir string) (*Signer, error) {
+	if err := private(dir); err != nil {
+		return nil, fmt.Errorf("node key: %s: %w", dir, err)
+	}
 	s, err := load(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, statErr := os.Lstat(filepath.Join(dir, PublicFile)); statErr == nil {
@@ -58,6 +64,31 @@ func LoadOrCreate(dir string) (*Signer, error) {
 	return s, nil
 }
 
+// private returns an error if anybody but this process's user, the group of its
+// own, and root can change what is in dir.
+func private(dir string) error {
+	st, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if err := owned(st); err != nil {
+		return err
+	}
+	if m := st.Mode().Perm(); m&0o002 != 0 || m&0o020 != 0 && int(st.Sys().(*syscall.Stat_t).Gid) != os.Getegid() {
+		return fmt.Errorf("mode %04o lets others put another key there", m)
+	}
+	return nil
+}
+
+// owned returns an error if a file belongs to neither this process's user nor
+// root.
+func owned(st fs.FileInfo) error {
+	if uid := st.Sys().(*syscall.Stat_t).Uid; uid != 0 && int(uid) != os.Geteuid() {
+		return fmt.Errorf("it belongs to uid %d", uid)
+	}
+	return nil
+}
+
 func load(dir string) (*Signer, error) {
 	path := filepath.Join(dir, KeyFile)
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
@@ -71,6 +102,9 @@ func load(dir string) (*Signer, error) {
 	}
 	if !st.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
+	if err := owned(st); err != nil {
+		return nil, fmt.Errorf("%s: %w: its owner can read the key", path, err)
 	}
 	if st.Mode().Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("%s: mode %04o lets others read the key, want 0600 (and somebody may have it already)", path, st.Mode().Perm())

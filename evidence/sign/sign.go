@@ -128,7 +128,9 @@ func LoadPublic(b []byte) (*PublicKey, error) {
 	return newPublic(key)
 }
 
-// onlyBlock returns the content of the one PEM block in b.
+// onlyBlock returns the content of the one PEM block in b; text may precede it.
+// Readers differ in which block they take where there are several, and in what
+// they make of one that is broken, so there may be none.
 func onlyBlock(b []byte, kind string) ([]byte, error) {
 	if len(b) > maxKeyFile {
 		return nil, fmt.Errorf("more than %d bytes", maxKeyFile)
@@ -141,6 +143,10 @@ func onlyBlock(b []byte, kind string) ([]byte, error) {
 		return nil, fmt.Errorf("a PEM block %q, want %q", block.Type, kind)
 	case len(bytes.TrimSpace(rest)) > 0:
 		return nil, errors.New("something follows the PEM block")
+	case bytes.Count(b, []byte("-----BEGIN ")) != 1:
+		return nil, errors.New("more than one PEM block, or a broken one")
+	case len(block.Headers) > 0:
+		return nil, errors.New("a PEM block with headers")
 	}
 	return block.Bytes, nil
 }

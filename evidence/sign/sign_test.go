@@ -21,6 +21,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"probity/evidence/sign"
+	"probity/tests/need"
 )
 
 func created(t testing.TB) (string, *sign.Signer) {
@@ -131,6 +132,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"a link", "too many levels", func(dir, key string) error {
 			return errors.Join(os.Rename(key, filepath.Join(dir, "other")), os.Symlink("other", key))
 		}},
+		{"others may write to its directory", "lets others put another key there", func(dir, _ string) error { return os.Chmod(dir, 0o777) }},
 		{"a directory", "not a regular file", func(_, key string) error {
 			return errors.Join(os.Remove(key), os.Mkdir(key, 0o700))
 		}},
@@ -149,6 +151,47 @@ func TestLoadRefuses(t *testing.T) {
 				t.Fatalf("got %v, want an error with %q", err, c.err)
 			}
 		})
+	}
+}
+
+// A key that somebody else owns is somebody else's.
+func TestOwner(t *testing.T) {
+	need.Root(t)
+	for _, name := range []string{sign.KeyFile, ""} {
+		dir, _ := created(t)
+		if err := os.Chown(filepath.Join(dir, name), 65534, -1); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := sign.LoadOrCreate(dir); err == nil || !strings.Contains(err.Error(), "uid 65534") {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// One block and nothing else: another reader of the same file must not find
+// another key in it.
+func TestLoadPublicRefuses(t *testing.T) {
+	_, s := created(t)
+	_, o := created(t)
+	own, other := string(s.Public().PEM()), string(o.Public().PEM())
+	if _, err := sign.LoadPublic([]byte(own)); err != nil {
+		t.Fatal(err)
+	}
+	for why, text := range map[string]string{
+		"two keys":             own + other,
+		"a broken key before":  strings.Replace(other, "-----END PUBLIC KEY-----", "-----END PUBLIC KEY----", 1) + own,
+		"a broken block after": own + strings.Replace(other, "-----END", "----END", 1),
+		"text after":           own + "comment\n",
+		"a byte order mark":    "\ufeff" + own, // so that the block does not begin a line
+		"NUL before":           "\x00" + own,
+		"NUL after":            own + "\x00",
+		"a header":             strings.Replace(own, "KEY-----\n", "KEY-----\nName: value\n\n", 1),
+		"another kind":         strings.ReplaceAll(own, "PUBLIC KEY", "EC PUBLIC KEY"),
+		"nothing":              "",
+	} {
+		if _, err := sign.LoadPublic([]byte(text)); err == nil {
+			t.Errorf("%s: taken", why)
+		}
 	}
 }
 

@@ -37,9 +37,11 @@ type OpenRun struct {
 // for each, open or up to now, and a coverage line with final: false. A run that
 // has such a gap since its last coverage began is not returned again.
 //
-// Only sound chunks count. An error that wraps ErrUnsound lists those that are
-// not and leaves the rest of the result valid; with any other error the spool
-// could not be read. A spool that is not there yet has no runs.
+// Only sound chunks under their own names count: an old one under another name
+// would say again what is long over. An error that wraps ErrUnsound lists those
+// that do not, or that could not be read, and leaves the rest of the result valid;
+// with any other error the spool could not be listed. A spool that is not there
+// yet has no runs.
 func Recover(dir string, key *sign.PublicKey) ([]OpenRun, error) {
 	ready := filepath.Join(dir, ReadyDir)
 	var names []string
@@ -66,11 +68,16 @@ func Recover(dir string, key *sign.PublicKey) ([]OpenRun, error) {
 			continue // a shipper removed it
 		}
 		if err != nil {
-			return nil, fmt.Errorf("recover spool: %w", err)
+			unsound = append(unsound, fmt.Errorf("%w: %w", ErrUnsound, err))
+			continue
 		}
 		c, findings := verify.Bytes(path, data, key)
 		if c == nil {
 			unsound = append(unsound, fmt.Errorf("%w: %s", ErrUnsound, findings[0]))
+			continue
+		}
+		if path != filepath.Join(ready, filepath.FromSlash(evidence.ChunkPath(c.Header.Chunk))) {
+			unsound = append(unsound, fmt.Errorf("%w: %s: not the name of its chunk, %s", ErrUnsound, path, c.Header.Chunk))
 			continue
 		}
 		for _, l := range c.Lines {
@@ -80,7 +87,7 @@ func Recover(dir string, key *sign.PublicKey) ([]OpenRun, error) {
 	return r.open(), errors.Join(unsound...)
 }
 
-// ErrUnsound is wrapped for each chunk in the spool that does not verify.
+// ErrUnsound is wrapped for each chunk in the spool that does not count.
 var ErrUnsound = errors.New("recover spool: unsound chunk")
 
 type openRun struct {

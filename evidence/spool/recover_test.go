@@ -95,3 +95,34 @@ func TestRecoverUnsound(t *testing.T) {
 		t.Fatalf("%v, %v", runs, err)
 	}
 }
+
+// A chunk that is copied to a later name does not open a run again that has
+// ended.
+func TestRecoverNames(t *testing.T) {
+	n := newNode(t)
+	s := n.open(t)
+	for _, final := range []bool{false, true} {
+		if err := errors.Join(s.Append(runID(1), coverage(1, final)), s.Flush(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(s.Append(runID(2), coverage(2, false)), s.Flush(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	place := func(name string) string {
+		return filepath.Join(n.cfg.Dir, spool.ReadyDir, filepath.FromSlash(evidence.ChunkPath(name)))
+	}
+	names := n.ready(t)
+	_, instance, _ := evidence.ParseChunkName(names[0])
+	b, err := os.ReadFile(place(names[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(place(evidence.ChunkName(99, instance)), b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	runs, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+	if !errors.Is(err, spool.ErrUnsound) || len(runs) != 1 || runs[0].Coverage.RunID != runID(2) {
+		t.Fatalf("%v, %v", runs, err)
+	}
+}

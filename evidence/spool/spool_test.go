@@ -362,6 +362,71 @@ func TestStateLost(t *testing.T) {
 	n.verify(t)
 }
 
+// A state directory that lost only the numbers cannot go on with the instance:
+// the shipper may have its chunks.
+func TestSeqLost(t *testing.T) {
+	n := newNode(t)
+	s := n.open(t)
+	if err := errors.Join(s.Append(runID(1), coverage(1, true)), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	before := n.ready(t)
+	if err := errors.Join(os.Remove(filepath.Join(n.cfg.State, "seq")), os.RemoveAll(filepath.Join(n.cfg.Dir, spool.ReadyDir))); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the new instance is kept
+		s = n.open(t)
+		if err := errors.Join(s.Append(runID(1), coverage(1, true)), s.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	after := n.ready(t)
+	if len(after) != 2 || after[0][17:] == before[0][17:] || after[0][17:] != after[1][17:] {
+		t.Fatalf("%v, then %v", before, after)
+	}
+}
+
+// Something that is no file, or not ours, stands under the chunk's name: that chunk
+// is given up and signed for, and those behind it are written.
+func TestNameIsTaken(t *testing.T) {
+	for why, make := range map[string]func(string) error{
+		"a directory": func(p string) error { return os.Mkdir(p, 0o755) },
+		"a link":      func(p string) error { return os.Symlink("/nowhere", p) },
+		"a FIFO":      func(p string) error { return unix.Mkfifo(p, 0o644) },
+		"a file":      func(p string) error { return os.WriteFile(p, []byte("x"), 0o644) },
+	} {
+		t.Run(why, func(t *testing.T) {
+			n := newNode(t)
+			s := n.open(t)
+			if err := errors.Join(s.Append(runID(1), coverage(1, true)), s.Flush(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			_, instance, _ := evidence.ParseChunkName(n.ready(t)[0])
+			taken := filepath.Join(n.cfg.Dir, spool.ReadyDir, filepath.FromSlash(evidence.ChunkPath(evidence.ChunkName(2, instance))))
+			if err := make(taken); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel() // one attempt each
+			for i := range 2 {
+				if err := s.Append(runID(i+2), coverage(i+2, true)); err != nil {
+					t.Fatal(err)
+				}
+				if err := s.Flush(ctx); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := os.RemoveAll(taken); err != nil {
+				t.Fatal(err)
+			}
+			rep := n.verify(t)
+			if rep.Runs != 3 || len(rep.Gaps) != 2 || rep.Gaps[0].Reason != evidence.GapSpoolDropped {
+				t.Fatalf("%d runs, gaps %+v", rep.Runs, rep.Gaps)
+			}
+		})
+	}
+}
+
 // A spool that cannot be written keeps what fits in memory, drops the oldest
 // whole chunks past the bound, and signs how much that was.
 func TestDrops(t *testing.T) {

@@ -76,14 +76,16 @@ func (s *state) load() error {
 		return err
 	}
 	switch {
-	case evidence.ValidInstance(instance):
+	case instance != "" && !evidence.ValidInstance(instance):
+		return fmt.Errorf("%s: %.40q is not 16 hex digits", filepath.Join(s.dir.Name(), instanceFile), instance)
+	case instance != "" && seq != "":
 		s.instance, s.kept = instance, true
-	case instance == "":
+	default:
+		// Without the numbers that were used, the instance cannot be used on: the
+		// chunks of these names may be with a shipper already.
 		var b [8]byte
 		rand.Read(b[:]) // never fails (crypto/rand, Go 1.24)
 		s.instance = hex.EncodeToString(b[:])
-	default:
-		return fmt.Errorf("%s: %.40q is not 16 hex digits", filepath.Join(s.dir.Name(), instanceFile), instance)
 	}
 	return nil
 }

@@ -40,8 +40,11 @@ func (s *Spool) write(c *chunk) error {
 	if err := s.makeFanOut(filepath.Dir(ready)); err != nil {
 		return err
 	}
-	if _, err := os.Lstat(ready); err == nil {
-		return confirm(ready, c.body)
+	if st, err := os.Lstat(ready); err == nil {
+		if !st.Mode().IsRegular() { // it will not go away, and others wait behind this chunk
+			return fmt.Errorf("%w: %s: %w", errNever, ready, errTaken)
+		}
+		return confirm(ready, c.body, int64(len(c.body)+len(envelope)))
 	}
 	tmp := filepath.Join(s.cfg.Dir, tmpDir, name+".ndjson")
 	if err := os.MkdirAll(filepath.Dir(tmp), 0o750); err != nil {
@@ -59,19 +62,28 @@ func (s *Spool) write(c *chunk) error {
 	return syncPath(filepath.Dir(ready))
 }
 
+// sigSlack is by how much the lengths of two signatures of one payload differ at
+// most: the numbers in DER lose their leading zero bytes, base64 rounds up.
+const sigSlack = 64
+
 // confirm handles a file that is already there: ours, if everything but the
-// envelope (whose signature differs each time) is the same.
-func confirm(path string, body []byte) error {
+// envelope (whose signature differs each time) is the same, and that is about as
+// long.
+func confirm(path string, body []byte, size int64) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
 	have := make([]byte, len(body))
 	if _, err := f.ReadAt(have, 0); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	if !bytes.Equal(have, body) {
+	if d := st.Size() - size; d < -sigSlack || d > sigSlack || !bytes.Equal(have, body) {
 		return fmt.Errorf("%w: %s: %w", errNever, path, errTaken)
 	}
 	if err := f.Sync(); err != nil {

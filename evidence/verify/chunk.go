@@ -12,8 +12,13 @@ import (
 	"probity/evidence/sign"
 )
 
-// maxFindings is how many findings of one file are listed.
+// maxFindings is how many findings of one file are listed. The rest of its lines
+// are not looked at: 8 MiB of empty lines would be 8 million findings.
 const maxFindings = 20
+
+// fewBytes is less than what nearly every line has, for the guess how many there
+// are: counting newlines would let 8 MiB of them ask for 128 MiB.
+const fewBytes = 256
 
 // Chunk is a sound chunk.
 type Chunk struct {
@@ -36,9 +41,6 @@ func Bytes(name string, data []byte, key *sign.PublicKey) (*Chunk, []Finding) {
 	chunk := c.check(data, key)
 	if len(c.findings) == 0 {
 		return chunk, nil
-	}
-	if more := len(c.findings) - maxFindings; more > 0 {
-		c.findings = append(c.findings[:maxFindings], Finding{File: name, Reason: fmt.Sprintf("%d more findings in this file", more)})
 	}
 	return nil, c.findings
 }
@@ -85,9 +87,13 @@ func (c *checker) check(data []byte, key *sign.PublicKey) *Chunk {
 		return nil
 	}
 
-	chunk := &Chunk{File: c.file, Header: header, Lines: make([]evidence.Line, 0, last-2)}
+	chunk := &Chunk{File: c.file, Header: header, Lines: make([]evidence.Line, 0, min(last-2, len(data)/fewBytes))}
 	var tally evidence.Tally
 	for n := 2; n < last; n++ {
+		if len(c.findings) >= maxFindings {
+			c.found(n, "too much is wrong with this file: from here on it was not looked at")
+			return nil
+		}
 		var line string
 		line, rest, _ = strings.Cut(rest, "\n")
 		l, err := c.line(line)

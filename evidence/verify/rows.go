@@ -32,7 +32,7 @@ type Row struct {
 	Detail        string                  `json:"detail,omitempty"`
 	Count         *evidence.Uint64        `json:"count,omitempty"`
 	Complete      bool                    `json:"complete"`
-	Gaps          []evidence.GapReason    `json:"gaps,omitempty"`
+	Gaps          []evidence.GapReason    `json:"gaps,omitempty"` // of the line, and of later gap lines about the site
 	Confidence    float64                 `json:"confidence"`
 	Final         bool                    `json:"final"`
 	FirstAt       evidence.Time           `json:"firstAt,omitzero"`
@@ -89,8 +89,23 @@ type latestRun struct {
 }
 
 type latestGap struct {
-	at position
+	at            position
+	first         position // of its first line: a site's later lines know of it
+	probe, symbol string
 	GapRow
+}
+
+func (g *latestGap) began(at position) {
+	if g.first.after(at) {
+		g.first = at
+	}
+}
+
+// about reports whether the gap is one of the row's site. An empty member of a
+// gap leaves open which one is meant.
+func (g *latestGap) about(r *Row) bool {
+	is := func(of, site string) bool { return of == "" || of == site }
+	return g.RunID == r.RunID && is(g.Path, r.Path) && is(g.probe, r.ProbeID) && is(g.symbol, r.Symbol)
 }
 
 // fold keeps the latest line of everything. It copies what it keeps.
@@ -194,12 +209,13 @@ func (f *fold) run(at position, c *evidence.Coverage) {
 func (f *fold) gap(at position, g *evidence.Gap) {
 	have := f.gaps[g.GapID]
 	if have == nil {
-		have = &latestGap{}
+		have = &latestGap{first: at}
 		f.gaps[f.keep(g.GapID)] = have
 	} else if !at.after(have.at) {
+		have.began(at)
 		return
 	}
-	have.at = at
+	have.at, have.probe, have.symbol = at, f.keep(g.ProbeID), f.keep(g.Symbol)
 	have.GapRow = GapRow{
 		GapID: f.keep(g.GapID), Scope: f.keep(g.Scope), Reason: evidence.GapReason(f.keep(string(g.Reason))),
 		Source: f.keep(g.Source), RunID: f.keep(g.RunID), ContainerID: f.keep(g.ContainerID), Path: f.keep(g.Path),
@@ -220,6 +236,12 @@ func (f *fold) merge(o *fold) {
 	maps.Copy(f.runIDs, o.runIDs)
 	mergeLatest(f.sites, o.sites, func(s *latestSite) position { return s.at })
 	mergeLatest(f.runs, o.runs, func(s *latestRun) position { return s.at })
+	for id, g := range o.gaps { // before one of the two is dropped
+		if have := f.gaps[id]; have != nil {
+			have.began(g.first)
+			g.began(have.first)
+		}
+	}
 	mergeLatest(f.gaps, o.gaps, func(s *latestGap) position { return s.at })
 }
 
@@ -246,15 +268,19 @@ func (f *fold) repeated() (out []Finding) {
 func (f *fold) fill(rep *Report) {
 	rep.Chunks, rep.Lines, rep.Runs = len(f.chunks), f.lines, len(f.runIDs)
 	rep.Rows, rep.Gaps, rep.Holes = make([]Row, 0, len(f.sites)), make([]GapRow, 0, len(f.gaps)), f.holes()
-	for _, s := range f.inOrder() {
-		r := s.Row
-		if run := f.runs[r.RunID]; run != nil {
-			r.ContainerName, r.Pod, r.Image = run.name, run.pod, run.image
-			if run.at.after(s.at) && run.to.Std().After(r.To.Std()) {
-				r.To = run.to
-			}
+	byRun := map[string][]*latestGap{}
+	for _, g := range f.gaps {
+		if g.RunID != "" {
+			byRun[g.RunID] = append(byRun[g.RunID], g)
 		}
-		rep.Rows = append(rep.Rows, r)
+	}
+	for _, gaps := range byRun {
+		slices.SortFunc(gaps, func(a, b *latestGap) int {
+			return cmp.Or(a.From.Std().Compare(b.From.Std()), cmp.Compare(a.GapID, b.GapID))
+		})
+	}
+	for _, s := range f.inOrder() {
+		rep.Rows = append(rep.Rows, f.row(s, byRun[s.RunID]))
 	}
 	for _, g := range f.gaps {
 		rep.Gaps = append(rep.Gaps, g.GapRow)
@@ -262,6 +288,44 @@ func (f *fold) fill(rep *Report) {
 	slices.SortFunc(rep.Gaps, func(a, b GapRow) int {
 		return cmp.Or(a.From.Std().Compare(b.From.Std()), cmp.Compare(a.GapID, b.GapID))
 	})
+}
+
+// row is a site's latest line and what later lines of its run make of it: a
+// coverage line extends its window, and a gap line that it does not know of, such
+// as agentDown, ends it, or is a gap in it.
+func (f *fold) row(s *latestSite, gaps []*latestGap) Row {
+	r := s.Row
+	run := f.runs[r.RunID]
+	if run != nil {
+		r.ContainerName, r.Pod, r.Image = run.name, run.pod, run.image
+	}
+	r.Gaps = slices.Clone(r.Gaps)
+	end, extended := r.To, false
+	if run != nil && run.at.after(s.at) && run.to.Std().After(r.To.Std()) {
+		end, extended = run.to, true
+	}
+	for _, g := range gaps { // by their beginning
+		if !g.first.after(s.at) || !g.about(&r) {
+			continue
+		}
+		if !slices.Contains(r.Gaps, g.Reason) {
+			r.Gaps = append(r.Gaps, g.Reason)
+		}
+		if g.Reason.DetailOnly() || r.State == evidence.NotArmed {
+			continue
+		}
+		switch {
+		case g.From.Std().Before(r.To.Std()):
+			r.Complete = false
+			if r.State == evidence.ArmedNoHit {
+				r.State = evidence.Partial
+			}
+		case extended && g.From.Std().Before(end.Std()):
+			end = g.From
+		}
+	}
+	r.To = end
+	return r
 }
 
 // inOrder sorts the sites: runs by their beginning, and a run's by probe and

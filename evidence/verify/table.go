@@ -197,13 +197,15 @@ func plural(n int, what string) string {
 }
 
 // clean replaces what is not printable: a container must not move the reader's
-// cursor.
+// cursor. Nor may the name of a file look like further columns, which two spaces
+// divide.
 func clean(s string) string {
 	for _, r := range s {
 		if !unicode.IsPrint(r) {
 			q := strconv.QuoteToGraphic(s)
-			return q[1 : len(q)-1]
+			s = q[1 : len(q)-1]
+			break
 		}
 	}
-	return s
+	return strings.ReplaceAll(s, "  ", ` \x20`)
 }

@@ -143,6 +143,10 @@ func Path(ctx context.Context, paths []string, key *sign.PublicKey, opts Options
 	if err := ctx.Err(); err != nil {
 		errs = append(errs, fmt.Errorf("%w: %w", ErrLook, err))
 	}
+	if len(files) > 0 && rep.Files == 0 && errors.Join(errs...) == nil {
+		// A shipper took them all meanwhile. Nothing is wrong, but nothing was looked at either.
+		errs = append(errs, fmt.Errorf("%w: %d chunks, all removed while we looked", ErrLook, len(files)))
+	}
 	rep.Findings = append(rep.Findings, all.repeated()...)
 	all.fill(&rep)
 	slices.SortFunc(rep.Findings, func(a, b Finding) int {

@@ -54,8 +54,11 @@ type Config struct {
 	// Deadline is how long a peer waits for Handle before it is told to go
 	// on. Default 1.3 s, below the 1.5 s after which the hook gives up.
 	Deadline time.Duration
-	// Late is told which request was answered "proceed" because Handle had
-	// not returned by the deadline. Handle is still running then.
+	// Late is told of a request whose container does not wait for Handle (any
+	// more): the deadline is over, or the peer has hung up before it was
+	// answered, as a hook does whose own patience is over. At the deadline the
+	// peer is answered when Late returns and not before, so it must be quick.
+	// Handle may still be running, and may not have looked at anything yet.
 	Late func(Request)
 	// Rejected is told what was not handed to Handle, and why.
 	Rejected func(Peer, error)
@@ -174,11 +177,15 @@ func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
 		return
 	}
 	handed = true
-	s.answer(conn, s.ask(ctx, Request{Stage: stage, Body: body, Peer: peer}))
+	gone, stop := watch(conn)
+	a := s.ask(ctx, Request{Stage: stage, Body: body, Peer: peer}, gone)
+	stop()
+	s.answer(conn, a)
 }
 
-// ask returns Handle's answer, or leave to go on at the deadline.
-func (s *Server) ask(ctx context.Context, req Request) Answer {
+// ask returns Handle's answer, or leave to go on at the deadline or when the
+// peer is gone.
+func (s *Server) ask(ctx context.Context, req Request, gone <-chan struct{}) Answer {
 	done := make(chan Answer, 1)
 	go func() {
 		defer req.Peer.close()
@@ -196,20 +203,34 @@ func (s *Server) ask(ctx context.Context, req Request) Answer {
 	defer deadline.Stop()
 	select {
 	case a := <-done:
+		select {
+		case <-gone: // it did not wait for this
+			s.late(req)
+		default:
+		}
 		return a
+	case <-gone:
 	case <-deadline.C:
+		select {
+		case a := <-done: // both were ready
+			return a
+		default:
+		}
 	}
-	select {
-	case a := <-done: // both were ready
-		return a
-	default:
-	}
-	if s.cfg.Late != nil {
-		late := req
-		late.Peer.fd = nil // belongs to Handle
-		s.cfg.Late(late)
-	}
+	s.late(req)
 	return Answer{}
+}
+
+func (s *Server) late(req Request) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.cfg.Log.Error("a late answer to a hook", "panic", p)
+		}
+	}()
+	req.Peer.fd = nil // belongs to Handle
+	if s.cfg.Late != nil {
+		s.cfg.Late(req)
+	}
 }
 
 func (s *Server) reject(p Peer, err error) {

@@ -258,11 +258,78 @@ func TestAnswerPastDeadline(t *testing.T) {
 	if err != nil || a.Verdict != wire.Proceed {
 		t.Errorf("answer %+v, %v", a, err)
 	}
+	if len(late) == 0 {
+		t.Error("answered before Late was told")
+	}
 	if r := receiveOne(t, late); string(r.Body) != "{}" || r.Peer.Pid != os.Getpid() {
 		t.Errorf("late %+v", r)
 	}
 	close(release)
 	receiveOne(t, finished)
+}
+
+// A hook that gives up waiting lets its container go: that is said when it
+// happens, not at the deadline, and whatever Handle makes of it.
+func TestPeerHangsUp(t *testing.T) {
+	need.Root(t)
+	release, handling, finished := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	late := make(chan Request, 1)
+	path := serve(t, 0, Config{
+		Deadline: time.Hour,
+		Handle: func(context.Context, Request) Answer {
+			defer close(finished)
+			close(handling)
+			<-release
+			return Answer{}
+		},
+		Late: func(r Request) { late <- r; panic("broken") },
+	})
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(append(wire.AppendHeader(nil, wire.CreateRuntime, 2), "{}"...)); err != nil {
+		t.Fatal(err)
+	}
+	receiveOne(t, handling)
+	conn.Close()
+	if r := receiveOne(t, late); string(r.Body) != "{}" || r.Peer.Pid != os.Getpid() {
+		t.Errorf("late %+v", r)
+	}
+	close(release)
+	receiveOne(t, finished)
+}
+
+// A peer that shuts its sending half down has not hung up.
+func TestPeerSentAll(t *testing.T) {
+	need.Root(t)
+	release, handling := make(chan struct{}), make(chan struct{})
+	path := serve(t, 0, Config{
+		Deadline: time.Hour,
+		Handle: func(context.Context, Request) Answer {
+			close(handling)
+			<-release
+			return Answer{Message: "seen"}
+		},
+		Late: func(Request) { t.Error("late") },
+	})
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(within))
+	if _, err := conn.Write(append(wire.AppendHeader(nil, wire.CreateRuntime, 2), "{}"...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.(*net.UnixConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	receiveOne(t, handling)
+	close(release)
+	if got, err := io.ReadAll(conn); err != nil || !bytes.Equal(got, wire.AppendAnswer(nil, wire.Proceed, "seen")) {
+		t.Errorf("answered %x, %v", got, err)
+	}
 }
 
 func TestHandlePanics(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -93,6 +94,49 @@ func peerOfSocket(fd int) (Peer, error) {
 		return p, ErrPeerGone
 	}
 	return p, nil
+}
+
+// watch returns a channel that is closed when the peer closes its end. One that
+// only says that it has nothing more to send still waits. stop ends the watching
+// and must be called before conn is closed.
+func watch(conn *net.UnixConn) (gone <-chan struct{}, stop func()) {
+	left, done := make(chan struct{}), make(chan struct{})
+	_ = conn.SetReadDeadline(time.Time{}) // a connection that is closed is found out by Read
+	go func() {
+		defer close(done)
+		var b [1]byte
+		if n, err := conn.Read(b[:]); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+			return // stopped; or it says more than it should, and is still there
+		}
+		if up, err := connected(conn); err == nil && up {
+			return
+		}
+		close(left)
+	}()
+	return left, func() {
+		_ = conn.SetReadDeadline(time.Unix(1, 0))
+		<-done
+	}
+}
+
+// connected reports whether the other end of conn is open in one direction at
+// least (unix(7) sockets have POLLHUP when both are shut).
+func connected(conn *net.UnixConn) (up bool, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	fds := []unix.PollFd{{}}
+	var pollErr error
+	err = raw.Control(func(fd uintptr) {
+		fds[0].Fd = int32(fd)
+		for {
+			if _, pollErr = unix.Poll(fds, 0); pollErr != unix.EINTR {
+				return
+			}
+		}
+	})
+	return fds[0].Revents&unix.POLLHUP == 0, errors.Join(err, pollErr)
 }
 
 func pollOne(f *os.File, events int16) (n int, err error) {

@@ -25,7 +25,8 @@ const registration = 15 * time.Second
 // again: a stub that was cut off keeps state.
 type attempt struct {
 	s       *Source
-	ctx     context.Context // ends with Run
+	ctx     context.Context      // ends with Run
+	timeout func() time.Duration // the runtime's, known from its Configure on
 	runtime atomic.Pointer[container.Runtime]
 	barrier atomic.Int64 // ns
 	aborted atomic.Bool
@@ -51,12 +52,9 @@ func (s *Source) attempt(ctx context.Context) (connected bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("make an NRI stub: %w", err)
 	}
+	a.timeout = st.RequestTimeout
 	if err := a.start(ctx, st, w); err != nil {
 		return false, err
-	}
-	// A quarter of the runtime's timeout is left for the way back.
-	if t := st.RequestTimeout() * 3 / 4; t > 0 && t < s.cfg.Barrier {
-		a.barrier.Store(int64(t))
 	}
 	s.cfg.Log.Info("connected", "barrier", time.Duration(a.barrier.Load()))
 
@@ -97,7 +95,10 @@ func (a *attempt) start(ctx context.Context, st stub.Stub, w *watched) error {
 	select {
 	case <-w.written: // by the registration, so the channel is there
 		if c, ok := st.(configurer); ok {
-			c.Configure(ctx, &api.ConfigureRequest{RuntimeName: "aborted"})
+			// Not waited for: the stub keeps one result, and if the runtime's own
+			// Configure came just before the end, and Start fails without taking
+			// it, a second one waits for ever.
+			go c.Configure(ctx, &api.ConfigureRequest{RuntimeName: "aborted"})
 		}
 	case err := <-started:
 		return abandoned(st, err)

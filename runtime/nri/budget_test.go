@@ -107,11 +107,11 @@ func TestHangingStartsAreBounded(t *testing.T) {
 		Notify: func(context.Context, container.Notice) error { <-release; finished <- struct{}{}; return nil },
 		Late:   func(n container.Notice) { late <- n },
 	})
-	for range maxStarts + 1 {
+	for i := range maxStarts + 1 {
 		s.barrier(context.Background(), container.Notice{}, 0)
-	}
-	for range maxStarts + 1 {
-		receive(t, late)
+		if len(late) != i+1 {
+			t.Fatal("a start was let go before Late was told")
+		}
 	}
 	if len(s.started) != maxStarts || len(s.queue.waiting) != 1 {
 		t.Errorf("%d run, %d are queued", len(s.started), len(s.queue.waiting))
@@ -120,6 +120,24 @@ func TestHangingStartsAreBounded(t *testing.T) {
 	for range maxStarts {
 		receive(t, finished)
 	}
+}
+
+// A source that ends lets go of what it holds, and says so first.
+func TestEndLetsGo(t *testing.T) {
+	release, finished := make(chan struct{}), make(chan struct{})
+	late := make(chan container.Notice, 1)
+	s := New(Config{
+		Notify: func(context.Context, container.Notice) error { <-release; close(finished); return nil },
+		Late:   func(n container.Notice) { late <- n },
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	s.barrier(ctx, container.Notice{}, time.Hour)
+	if len(late) != 1 {
+		t.Error("let go before Late was told")
+	}
+	close(release)
+	receive(t, finished)
 }
 
 func TestQueue(t *testing.T) {

@@ -28,6 +28,11 @@ func (a *attempt) Configure(_ context.Context, _, name, version string) (api.Eve
 	if !ok {
 		return 0, fmt.Errorf("runtime %.64q is not known", name)
 	}
+	// Here and not when Start has returned: a start can come before that. A
+	// quarter of the runtime's timeout is left for the way back.
+	if t := a.timeout() * 3 / 4; t > 0 && t < a.s.cfg.Barrier {
+		a.barrier.Store(int64(t))
+	}
 	a.runtime.Store(&r)
 	a.s.cfg.Log.Debug("configured", "runtime", name, "version", version)
 	return events(), nil
@@ -94,12 +99,14 @@ func (a *attempt) StartContainer(_ context.Context, p *api.PodSandbox, c *api.Co
 	return nil
 }
 
-// barrier notifies of a start and waits, but not longer than limit.
+// barrier notifies of a start and waits, but not longer than limit. When it
+// returns, either Notify has returned or Late has: the container is let go then,
+// and whoever signs that it was must know it first.
 func (s *Source) barrier(ctx context.Context, n container.Notice, limit time.Duration) {
 	select {
 	case s.started <- struct{}{}:
 	default: // too many hang already
-		go s.callLate(n)
+		s.callLate(n)
 		s.queue.put(func() { s.notify(ctx, n) })
 		return
 	}
@@ -115,14 +122,13 @@ func (s *Source) barrier(ctx context.Context, n container.Notice, limit time.Dur
 	case <-done:
 		return
 	case <-timer.C:
-	case <-ctx.Done():
-		return
+	case <-ctx.Done(): // the agent stops: the container does not wait for that
 	}
 	select {
 	case <-done: // at the last moment
 	default:
 		s.cfg.Log.Warn("a start was let go before it was answered", "container", n.Identity.ID, "after", limit)
-		go s.callLate(n) // not here: the runtime waits, and not queued: others may wait long
+		s.callLate(n)
 	}
 }
 

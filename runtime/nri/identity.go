@@ -34,12 +34,11 @@ const (
 	labelNamespace = "io.kubernetes.pod.namespace"
 	labelUID       = "io.kubernetes.pod.uid"
 
-	criContainer  = "io.kubernetes.cri.container-name"  // containerd
-	criImage      = "io.kubernetes.cri.image-name"      //
-	crioContainer = "io.kubernetes.cri-o.ContainerName" // CRI-O: the kubelet's name with pod and attempt
-	crioImage     = "io.kubernetes.cri-o.ImageName"     //
-	crioImageID   = "io.kubernetes.cri-o.ImageRef"      // the image ID, despite its name
-	crioAsked     = "io.kubernetes.cri-o.Image"         // older; an image ID or a name
+	criContainer = "io.kubernetes.cri.container-name" // containerd
+	criImage     = "io.kubernetes.cri.image-name"     //
+	crioImage    = "io.kubernetes.cri-o.ImageName"    // CRI-O
+	crioImageID  = "io.kubernetes.cri-o.ImageRef"     // the image ID, despite its name
+	crioAsked    = "io.kubernetes.cri-o.Image"        // older; an image ID or a name
 )
 
 // identify says who a container is. Names longer than the bounds are left out,
@@ -48,7 +47,7 @@ const (
 func identify(r container.Runtime, p *api.PodSandbox, c *api.Container) (id container.Identity, cut int) {
 	labels, notes := c.GetLabels(), c.GetAnnotations()
 	id = container.Identity{Runtime: r, ID: c.GetId(), Image: imageOf(r, c)}
-	id.Name = first(labels[labelContainer], notes[labelContainer], notes[criContainer], c.GetName(), notes[crioContainer])
+	id.Name = nameOf(r, c)
 	pod := container.Pod{
 		ID:        text(cmp.Or(p.GetId(), c.GetPodSandboxId())),
 		Name:      first(p.GetName(), labels[labelPod]),
@@ -65,6 +64,17 @@ func identify(r container.Runtime, p *api.PodSandbox, c *api.Container) (id cont
 	return id, a + b + d
 }
 
+// nameOf prefers what only the kubelet and the runtime can write. CRI-O copies
+// the pod's annotations, which are its author's, into each container's and then
+// overwrites what it sets itself: what it does not set is anybody's word.
+func nameOf(r container.Runtime, c *api.Container) string {
+	name := first(c.GetLabels()[labelContainer], c.GetName())
+	if name == "" && r != container.CRIO {
+		name = first(c.GetAnnotations()[criContainer])
+	}
+	return name
+}
+
 // imageOf says what NRI knows of the image, which is not its manifest's
 // digest: api.Image.Digest is that of the target, an index or a manifest, and
 // which of the two it is, it does not say. So the digest is left to whoever
@@ -73,7 +83,7 @@ func identify(r container.Runtime, p *api.PodSandbox, c *api.Container) (id cont
 func imageOf(r container.Runtime, c *api.Container) (i container.Image) {
 	notes := c.GetAnnotations()
 	if r == container.CRIO {
-		i.Name = first(notes[crioImage], c.GetImage().GetName(), notes[crioAsked])
+		i.Name = first(c.GetImage().GetName(), notes[crioImage], notes[crioAsked])
 		i.ConfigDigest = digest(first(c.GetImage().GetConfigDigest(), notes[crioImageID]))
 	} else {
 		i.Name = first(c.GetImage().GetName(), notes[criImage])

@@ -61,6 +61,27 @@ func TestIdentify(t *testing.T) {
 	}
 }
 
+// CRI-O copies the annotations of the pod into its containers: their author must
+// not call a container, its pod or its image something else by them.
+func TestAnnotationsDoNotName(t *testing.T) {
+	forged := map[string]string{
+		labelContainer: "forged", labelPod: "forged", labelNamespace: "forged", labelUID: "forged", criContainer: "forged", criImage: "forged",
+		"io.kubernetes.cri-o.ContainerName": "forged", crioImage: "forged", crioImageID: strings.Repeat("f", 64), crioAsked: "forged",
+	}
+	c := &api.Container{Id: "c", PodSandboxId: pod.Id, Name: "web", Annotations: forged,
+		Image: &api.Image{Name: "quay.io/web:1", ConfigDigest: "sha256:" + strings.Repeat("1", 64)}}
+	for _, r := range []container.Runtime{container.Containerd, container.CRIO} {
+		id, _ := identify(r, pod, c)
+		if id.Name != "web" || id.Pod.Name != pod.Name || id.Pod.Namespace != pod.Namespace || id.Pod.UID != pod.Uid || id.Image.Name != "quay.io/web:1" || id.Image.ConfigDigest != c.Image.ConfigDigest {
+			t.Errorf("%s: %+v, pod %+v", r, id, id.Pod)
+		}
+		orphan, _ := identify(r, nil, &api.Container{Id: "c", Name: "web", Annotations: map[string]string{labelPod: "forged", labelNamespace: "forged"}})
+		if orphan.Pod != nil {
+			t.Errorf("%s: pod %+v", r, orphan.Pod)
+		}
+	}
+}
+
 func TestRuntimeNamed(t *testing.T) {
 	for name, want := range map[string]container.Runtime{"containerd": container.Containerd, "cri-o": container.CRIO, "CRI-O": container.CRIO, "docker": container.Docker, "": "", "aborted": ""} {
 		if got, ok := runtimeNamed(name); got != want || ok != (want != "") {

@@ -15,7 +15,7 @@
 // callback reaches the runtime, and no container is changed.
 //
 // When Run returns nothing is connected, and of the callbacks only a Notify that
-// was late, whose context has ended, and the Late about it may still be running.
+// was late, whose context has ended, may still be running.
 //
 // It is not a control: the runtime starts a container without us when we are
 // late or away. The cgroup is the caller's to find from the pid; CRI-O before
@@ -57,8 +57,10 @@ type Config struct {
 	// more than three quarters of the runtime's own timeout, after which it
 	// would cut the plugin off.
 	Barrier time.Duration
-	// Late is told, from a goroutine of its own, of a start that was let go
-	// before Notify had returned.
+	// Late is told of a start that is let go before Notify has returned: past
+	// the barrier, past the budget, or because Run ends. The container starts
+	// when Late returns and not before, so it must be quick. It may come
+	// before Notify has been entered, and concurrently with others.
 	Late func(container.Notice)
 	// Lost says that nothing could be heard from boot time from (in ns) on:
 	// with to 0 when that begins, and again with its end.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/nri/pkg/adaptation"
 	"github.com/containerd/nri/pkg/api"
+	"github.com/containerd/nri/pkg/stub"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
@@ -131,8 +132,13 @@ func TestLate(t *testing.T) {
 	if err := n.startContainer(running("slow", 7)); err != nil {
 		t.Error(err)
 	}
-	if got := receive(t, h.late); got.Identity.ID != "slow" || got.Kind != container.Starting {
-		t.Errorf("late: %+v", got)
+	select { // told before the container was let go, not soon afterwards
+	case got := <-h.late:
+		if got.Identity.ID != "slow" || got.Kind != container.Starting {
+			t.Errorf("late: %+v", got)
+		}
+	default:
+		t.Error("the container was let go before Late was told")
 	}
 	if err := n.startContainer(running("quick", 8)); err != nil { // we were not cut off
 		t.Error(err)
@@ -152,7 +158,7 @@ func TestLate(t *testing.T) {
 // loses patience earlier than it said cuts us off, starts the container, and
 // we come back.
 func TestRuntimesTimeout(t *testing.T) {
-	adaptation.SetPluginRequestTimeout(400 * time.Millisecond)
+	adaptation.SetPluginRequestTimeout(1600 * time.Millisecond)
 	t.Cleanup(func() { adaptation.SetPluginRequestTimeout(adaptation.DefaultPluginRequestTimeout) })
 	socket := socketPath(t)
 	n := start(t, socket, nil, nil)
@@ -263,17 +269,53 @@ func TestDroppedBeforeConfigure(t *testing.T) {
 	drop := receive(t, half.registered)
 	half.listener.Close()
 	drop()
-	half.stop()
+	bounded(t, "end the runtime", half.stop)
 	n := start(t, socket, nil, nil)
 	n.connected(t)
 	receive(t, h.synced)
+}
+
+// deafStub is a stub to which the runtime's own Configure came just before the
+// connection ended, and whose Start failed all the same: nobody takes the result
+// of another Configure.
+type deafStub struct {
+	stub.Stub
+	conn    net.Conn
+	release chan struct{}
+}
+
+func (s *deafStub) Start(context.Context) error {
+	s.conn.Write([]byte("x")) // the registration, to a connection that is closed
+	<-s.release
+	return errors.New("register: closed")
+}
+
+func (s *deafStub) Configure(context.Context, *api.ConfigureRequest) (*api.ConfigureResponse, error) {
+	s.release <- struct{}{} // Start has failed by then
+	<-s.release
+	return nil, errors.New("aborted")
+}
+
+// Giving up an attempt does not wait for a result that nobody takes.
+func TestAbortDoesNotHang(t *testing.T) {
+	local, remote := net.Pipe()
+	remote.Close()
+	w := &watched{Conn: local, ended: make(chan struct{}), written: make(chan struct{})}
+	st := &deafStub{conn: w, release: make(chan struct{})}
+	a := &attempt{s: New(Config{})}
+	done := make(chan error, 1)
+	go func() { done <- a.start(context.Background(), st, w) }()
+	if err := receive(t, done); !errors.Is(err, errRegistration) {
+		t.Error(err)
+	}
+	st.release <- struct{}{}
 }
 
 // A runtime that never sends Configure does not keep Run from ending.
 func TestEndBeforeConfigure(t *testing.T) {
 	socket := socketPath(t)
 	half := newHalfway(t, socket)
-	t.Cleanup(half.stop)
+	t.Cleanup(func() { bounded(t, "end the runtime", half.stop) })
 	t.Run("source", func(t *testing.T) {
 		listen(t, Config{Socket: socket})
 		drop := receive(t, half.registered)
@@ -372,7 +414,7 @@ func TestUnknownRuntime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(n.Stop)
+	t.Cleanup(func() { bounded(t, "stop the runtime", n.Stop) })
 	h, _ := listen(t, Config{Socket: socket})
 	receive(t, h.lost)
 	silent(t, h.synced)

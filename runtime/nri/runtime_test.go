@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -71,7 +73,12 @@ func newNode(dir, socket, name string, pods []*api.PodSandbox, list []*api.Conta
 	if err := n.Start(); err != nil {
 		return nil, err
 	}
-	return n, <-n.synced // of the plugins that the runtime starts itself: none
+	select {
+	case err := <-n.synced: // of the plugins that the runtime starts itself: none
+		return n, err
+	case <-time.After(within):
+		return nil, errors.New("the runtime does not synchronize")
+	}
 }
 
 func start(t *testing.T, socket string, pods []*api.PodSandbox, list []*api.Container) *node {
@@ -80,7 +87,7 @@ func start(t *testing.T, socket string, pods []*api.PodSandbox, list []*api.Cont
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(n.Stop)
+	t.Cleanup(func() { bounded(t, "stop the runtime", n.Stop) })
 	return n
 }
 
@@ -96,7 +103,7 @@ func (n *node) connected(t *testing.T) {
 	if err := receive(t, n.synced); err != nil {
 		t.Fatalf("synchronize: %v", err)
 	}
-	n.BlockPluginSync().Unblock()
+	bounded(t, "wait for the plugin to take part", func() { n.BlockPluginSync().Unblock() })
 }
 
 var pod = &api.PodSandbox{Id: "p0d", Name: "web-0", Namespace: "shop", Uid: "u-1", Labels: map[string]string{"app": "web"}}
@@ -145,6 +152,20 @@ func receive[T any](t *testing.T, c <-chan T) (v T) {
 		t.Fatal("nothing came")
 	}
 	return v
+}
+
+// bounded fails if f does not return: what waits for ever names itself here and
+// not in the dump of a test binary that was killed.
+func bounded(t *testing.T, what string, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	select {
+	case <-done:
+	case <-time.After(within):
+		buf := make([]byte, 1<<20)
+		t.Fatalf("%s: it does not return\n%s", what, buf[:runtime.Stack(buf, true)])
+	}
 }
 
 // silent fails if something comes in a while. A test that cannot fail by being
@@ -206,6 +227,8 @@ func spawn(t *testing.T, socket string, list ...*api.Container) *process {
 
 func (p *process) expect(want string) {
 	p.t.Helper()
+	late := time.AfterFunc(within, func() { p.cmd.Process.Kill() }) // ends the reading
+	defer late.Stop()
 	if line, err := p.out.ReadString('\n'); err != nil || line != want+"\n" {
 		p.t.Fatalf("the runtime says %q, %v; want %q", line, err, want)
 	}
@@ -289,7 +312,8 @@ func (h *halfway) serve(conn net.Conn) {
 	if err != nil {
 		panic(err)
 	}
-	spy := &answering{Conn: conn}
+	ready := make(chan struct{}) // the multiplexer reads at once
+	spy := &answering{Conn: conn, ready: ready}
 	mux := multiplex.Multiplex(spy)
 	l, err := mux.Listen(multiplex.RuntimeServiceConn)
 	if err != nil {
@@ -298,6 +322,7 @@ func (h *halfway) serve(conn net.Conn) {
 	drop := sync.OnceFunc(func() { mux.Close(); l.Close(); s.Close() })
 	spy.answered = sync.OnceFunc(func() { h.registered <- drop })
 	spy.ended = drop
+	close(ready)
 	api.RegisterRuntimeService(s, registrar{})
 	s.Serve(context.Background(), l)
 }
@@ -306,11 +331,13 @@ func (h *halfway) serve(conn net.Conn) {
 // is gone.
 type answering struct {
 	net.Conn
+	ready           <-chan struct{} // closed when the functions are set
 	answered, ended func()
 }
 
 func (c *answering) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
+	<-c.ready
 	c.answered()
 	return n, err
 }
@@ -318,6 +345,7 @@ func (c *answering) Write(b []byte) (int, error) {
 func (c *answering) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if err != nil {
+		<-c.ready
 		go c.ended() // it waits for readers
 	}
 	return n, err

@@ -9,6 +9,8 @@
 // When [Notice] returns without error for createRuntime, then at one moment
 // during the call
 //
+//   - the hook was on the host: in this process's user and pid namespaces, and
+//     with its root directory or that of pid 1;
 //   - init, the process with the claimed pid, was alive, a thread group's
 //     leader, neither the hook nor one of its ancestors, and a child of one of
 //     those ancestors: of the runtime, or of its monitor where the runtime
@@ -107,6 +109,9 @@ func createRuntime(s specs.State, peerPid int) (n container.Notice, err error) {
 		return n, fmt.Errorf("look at the hook: %w", err)
 	}
 	defer hook.release()
+	if err := onHost(hook); err != nil {
+		return n, fmt.Errorf("look at the hook: %w", err)
+	}
 	line, err := ancestry(hook)
 	if err != nil {
 		return n, fmt.Errorf("look at the hook: %w", err)

@@ -122,6 +122,8 @@ func TestLies(t *testing.T) {
 		{"everything of another container", map[string]any{"pid": elsewhere.Init, "bundle": elsewhere.bundle}, s.Hook, ErrPid},
 		{"a hook that has ended", nil, ended.Process.Pid, errAny},
 		{"a hook that is nobody", nil, 0, errAny},
+		{"a hook in a pid namespace of its own", nil, s.Boxed, errAny},
+		{"a hook in a root directory of its own", nil, s.Jailed, errAny},
 		{"stopped already", map[string]any{"status": "stopped"}, s.Hook, ErrState},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -136,6 +138,21 @@ func TestLies(t *testing.T) {
 	}
 	if _, err := Notice("poststart", s.state(nil), s.Hook); !errors.Is(err, ErrState) {
 		t.Errorf("another stage: %v", err)
+	}
+}
+
+// Root in a container that was given the socket is not root on the host.
+func TestOnHost(t *testing.T) {
+	s := play(t, t.TempDir(), "runc")
+	for pid, want := range map[int]bool{s.Hook: true, s.Boxed: false, s.Jailed: false} {
+		p, err := hold(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := onHost(p); (err == nil) != want {
+			t.Errorf("%+v: %d: %v", s, pid, err)
+		}
+		p.release()
 	}
 }
 

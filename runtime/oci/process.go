@@ -82,6 +82,38 @@ func parseParent(b []byte) (int, error) {
 	return ppid, nil
 }
 
+// onHost returns an error if a process is in a container: in another user or pid
+// namespace than this process, or with another root directory than this process
+// or pid 1. A runtime's hooks run where the runtime runs (runtime-spec,
+// "createRuntime Hooks"). Root in a container that was given the socket is not
+// root here, and could arrange children and directories of its own so that they
+// look like a container with any id.
+func onHost(p *process) error {
+	for _, ns := range []string{"ns/user", "ns/pid"} {
+		if same, err := sameFile(procPath(os.Getpid(), ns), procPath(p.pid, ns)); err != nil || !same {
+			return errors.Join(fmt.Errorf("pid %d is in another namespace (%s)", p.pid, ns), err)
+		}
+	}
+	for _, host := range []int{os.Getpid(), 1} {
+		if same, err := sameFile(procPath(host, "root"), procPath(p.pid, "root")); err == nil && same {
+			return nil
+		}
+	}
+	return fmt.Errorf("pid %d has another root directory", p.pid)
+}
+
+func sameFile(a, b string) (bool, error) {
+	x, err := os.Stat(a)
+	if err != nil {
+		return false, err
+	}
+	y, err := os.Stat(b)
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(x, y), nil
+}
+
 // maxLine bounds how far up the runtime is looked for: hook, wrappers,
 // runtime, monitor.
 const maxLine = 8

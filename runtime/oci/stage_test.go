@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 		goleak.VerifyTestMain(m)
 	case "runtime":
 		runtimeRole()
-	case "entered": // a container that runs
+	case "entered", "jailed": // a container that runs, and a hook in one
 		if err := syscall.Chroot("."); err != nil {
 			panic(err)
 		}
@@ -50,6 +50,9 @@ func runtimeRole() {
 		if role == "init" || role == "entered" {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 		}
+		if role == "boxed" {
+			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+		}
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			panic(err)
@@ -68,8 +71,12 @@ func runtimeRole() {
 	hook, endHook := start("hook", ".")
 	sibling, endSibling := start("sibling", os.Args[1])
 	entered, endEntered := start("entered", os.Args[1])
-	json.NewEncoder(os.Stdout).Encode(scene{Runtime: os.Getpid(), Init: init, Hook: hook, Sibling: sibling, Entered: entered})
+	boxed, endBoxed := start("boxed", ".")
+	jailed, endJailed := start("jailed", ".")
+	json.NewEncoder(os.Stdout).Encode(scene{Runtime: os.Getpid(), Init: init, Hook: hook, Sibling: sibling, Entered: entered, Boxed: boxed, Jailed: jailed})
 	io.Copy(io.Discard, os.Stdin)
+	endJailed()
+	endBoxed()
 	endEntered()
 	endSibling()
 	endHook()
@@ -81,6 +88,7 @@ type scene struct {
 	Runtime, Init, Hook int
 	Sibling             int // a child of the runtime's that is on the host
 	Entered             int // a child of the runtime's that is a container already
+	Boxed, Jailed       int // hooks in a pid namespace, and below a root directory, of their own
 	bundle, rootfs      string
 }
 

@@ -1,0 +1,200 @@
+package verify_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"probity/evidence"
+	"probity/evidence/verify"
+)
+
+// What a file of the greatest size can cost: every line of it wrong.
+func TestFindingsAreBounded(t *testing.T) {
+	header, _, _ := strings.Cut(string(vectorBytes(t)), "\n")
+	for _, filler := range []string{"\n", "{}\n", "{\"kind\":\"observation\"\n"} {
+		data := []byte(header + "\n" + strings.Repeat(filler, (evidence.MaxChunkBytes-2<<10)/len(filler)))
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		c, findings := verify.Bytes("f", data, signer(t).Public())
+		runtime.ReadMemStats(&after)
+		if c != nil || len(findings) == 0 || len(findings) > 32 {
+			t.Fatalf("%q: %d findings", filler, len(findings))
+		}
+		if used := (after.TotalAlloc - before.TotalAlloc) >> 20; used > 32 {
+			t.Errorf("%q: %d MiB for 8 MiB", filler, used)
+		}
+	}
+}
+
+// shortRun is one of the vector's runs with its idle site.
+type shortRun struct {
+	cover *evidence.Coverage
+	site  *evidence.Observation
+}
+
+func newShortRun(t *testing.T) shortRun {
+	_, lines := vectorLines(t)
+	return shortRun{lines[4].(*evidence.Coverage), lines[5].(*evidence.Observation)}
+}
+
+func (r shortRun) at(d time.Duration) evidence.Time {
+	return evidence.TimeOf(r.site.To.Std().Add(d))
+}
+
+// covered is a coverage line up to d after the site's line.
+func (r shortRun) covered(d time.Duration) *evidence.Coverage {
+	c := *r.cover
+	c.To = r.at(d)
+	return &c
+}
+
+func (r shortRun) gap(id string, reason evidence.GapReason, from, to time.Duration) *evidence.Gap {
+	g := &evidence.Gap{GapID: id, Scope: evidence.ScopeRun, Reason: reason, From: r.at(from), RunID: r.site.RunID, ContainerID: r.site.ContainerID}
+	if to != 0 {
+		g.To = r.at(to)
+	}
+	return g
+}
+
+// A row says what later lines say of its site: a window is not extended over a
+// gap, and a gap within it is one.
+func TestLaterGaps(t *testing.T) {
+	r := newShortRun(t)
+	otherFile := r.gap("g", evidence.GapFileChanged, time.Second, 0)
+	otherFile.Scope, otherFile.Path = evidence.ScopeFile, "/another"
+	thisFile := r.gap("g", evidence.GapFileChanged, time.Second, 0)
+	thisFile.Scope, thisFile.Path = evidence.ScopeFile, r.site.Path
+	otherRun := r.gap("g", evidence.GapAgentDown, time.Second, 0)
+	otherRun.RunID = strings.Repeat("0", 32)
+	for _, c := range []struct {
+		why   string
+		later []evidence.Line
+		state evidence.State
+		to    time.Duration
+		gaps  []evidence.GapReason
+	}{
+		{"no gap", []evidence.Line{r.covered(9 * time.Second)}, evidence.ArmedNoHit, 9 * time.Second, nil},
+		{"the agent was killed", []evidence.Line{r.covered(0), r.gap("g", evidence.GapAgentDown, 0, 0)}, evidence.ArmedNoHit, 0, []evidence.GapReason{evidence.GapAgentDown}},
+		{"covered over an open gap", []evidence.Line{r.gap("g", evidence.GapAgentDown, time.Second, 0), r.covered(9 * time.Second)}, evidence.ArmedNoHit, time.Second, []evidence.GapReason{evidence.GapAgentDown}},
+		{"covered over a closed gap", []evidence.Line{r.covered(9 * time.Second), r.gap("g", evidence.GapSuspended, 2*time.Second, 3*time.Second)}, evidence.ArmedNoHit, 2 * time.Second, []evidence.GapReason{evidence.GapSuspended}},
+		{"a gap found out later", []evidence.Line{r.gap("g", evidence.GapKernelMissed, -time.Nanosecond, time.Second)}, evidence.Partial, 0, []evidence.GapReason{evidence.GapKernelMissed}},
+		{"lines dropped", []evidence.Line{r.gap("g", evidence.GapSpoolDropped, -time.Nanosecond, time.Second), r.covered(9 * time.Second)}, evidence.ArmedNoHit, 9 * time.Second, []evidence.GapReason{evidence.GapSpoolDropped}},
+		{"of this file", []evidence.Line{thisFile, r.covered(9 * time.Second)}, evidence.ArmedNoHit, time.Second, []evidence.GapReason{evidence.GapFileChanged}},
+		{"of another file", []evidence.Line{otherFile, r.covered(9 * time.Second)}, evidence.ArmedNoHit, 9 * time.Second, nil},
+		{"of another run", []evidence.Line{otherRun, r.covered(9 * time.Second)}, evidence.ArmedNoHit, 9 * time.Second, nil},
+	} {
+		t.Run(c.why, func(t *testing.T) {
+			s, spool := signer(t), t.TempDir()
+			name, data := chunk(t, s, 1, []evidence.Line{r.covered(0), r.site}, nil)
+			put(t, spool, name, data)
+			name, data = chunk(t, s, 2, c.later, nil)
+			put(t, spool, name, data)
+			rep, err := check(t, s.Public(), spool)
+			if err != nil || !rep.Sound() || len(rep.Rows) != 1 {
+				t.Fatal(rep.Findings, err, len(rep.Rows))
+			}
+			row := rep.Rows[0]
+			if row.State != c.state || row.To != r.at(c.to) || !slices.Equal(row.Gaps, c.gaps) || row.Complete != (c.state == evidence.ArmedNoHit) {
+				t.Errorf("%s, complete %v, to %v, gaps %v; want %s, %v, %v", row.State, row.Complete, row.To, row.Gaps, c.state, r.at(c.to), c.gaps)
+			}
+			var table bytes.Buffer
+			if err := rep.WriteTable(&table); err != nil {
+				t.Fatal(err)
+			}
+			for _, g := range c.gaps {
+				if !strings.Contains(table.String(), "(gaps: "+string(g)+")") {
+					t.Errorf("the row does not show %s:\n%s", g, table.String())
+				}
+			}
+		})
+	}
+}
+
+// A gap that the site's line knows of already does not end its window when it is
+// closed; a second one for the same reason does.
+func TestKnownGaps(t *testing.T) {
+	r, s, spool := newShortRun(t), signer(t), t.TempDir()
+	r.site.State, r.site.Complete = evidence.Partial, false
+	r.site.Gaps = []evidence.SiteGap{{Reason: evidence.GapSuspended, From: r.at(-time.Nanosecond)}}
+	for i, lines := range [][]evidence.Line{
+		{r.gap("known", evidence.GapSuspended, -time.Nanosecond, 0), r.site},
+		{r.gap("known", evidence.GapSuspended, -time.Nanosecond, time.Second), r.covered(5 * time.Second)},
+		{r.gap("new", evidence.GapSuspended, 7*time.Second, 8*time.Second), r.covered(9 * time.Second)},
+	} {
+		name, data := chunk(t, s, uint64(i+1), lines, nil)
+		put(t, spool, name, data)
+		rep, err := check(t, s.Public(), spool)
+		if err != nil || !rep.Sound() {
+			t.Fatal(rep.Findings, err)
+		}
+		row, want := rep.Rows[0], []time.Duration{0, 5 * time.Second, 7 * time.Second}[i]
+		if row.To != r.at(want) || row.State != evidence.Partial || len(row.Gaps) != 1 {
+			t.Errorf("%d: %+v, want to %v", i, row, r.at(want))
+		}
+	}
+}
+
+// A line that says that a gap is closed counts if it comes after the one that
+// opened it, wherever it was read first.
+func TestGapIsNotClosedBefore(t *testing.T) {
+	r, s, spool := newShortRun(t), signer(t), t.TempDir()
+	for seq, l := range []evidence.Line{r.gap("g", evidence.GapAgentDown, 0, time.Second), r.gap("g", evidence.GapAgentDown, 0, 0)} {
+		name, data := chunk(t, s, uint64(seq+1), []evidence.Line{l}, nil)
+		put(t, spool, name, data)
+	}
+	rep, err := check(t, s.Public(), spool)
+	if err != nil || len(rep.Gaps) != 1 || !rep.Gaps[0].To.IsZero() {
+		t.Fatalf("%+v, %v", rep.Gaps, err)
+	}
+}
+
+// A path that looks like columns of the table stays in its own.
+func TestColumnsAreNotForged(t *testing.T) {
+	r, s, spool := newShortRun(t), signer(t), t.TempDir()
+	r.site.Path = "/lib/a.so  uprobe  armedNoHit  0"
+	name, data := chunk(t, s, 1, []evidence.Line{r.site}, nil)
+	put(t, spool, name, data)
+	rep, err := check(t, s.Public(), spool)
+	if err != nil || !rep.Sound() {
+		t.Fatal(rep.Findings, err)
+	}
+	var table bytes.Buffer
+	if err := rep.WriteTable(&table); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(table.String(), "a.so  ") {
+		t.Error(table.String())
+	}
+}
+
+// removing is a context that takes the spool away once its files are listed, as a
+// shipper might.
+type removing struct {
+	context.Context
+	spool string
+	once  *sync.Once
+}
+
+func (r removing) Err() error {
+	r.once.Do(func() { os.RemoveAll(r.spool) })
+	return r.Context.Err()
+}
+
+// Chunks that vanish are no finding; a spool of which nothing was looked at is not
+// sound for that.
+func TestAllVanished(t *testing.T) {
+	spool := filepath.Join(t.TempDir(), "spool")
+	put(t, spool, vector, vectorBytes(t))
+	rep, err := verify.Path(removing{t.Context(), spool, new(sync.Once)}, []string{spool}, signer(t).Public(), verify.Options{})
+	if verify.ExitCode(rep, err) != 3 || rep.Files != 0 {
+		t.Fatalf("exit %d, %v, %d files", verify.ExitCode(rep, err), err, rep.Files)
+	}
+}
