@@ -232,6 +232,9 @@ func (a *Agent) stopRuns() {
 		a.ring.drain()
 	}
 	a.witness.Stop()
+	a.signNode(&evidence.Gap{
+		GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, Count: evidence.Loss{N: 1}, Detail: "the agent stopped",
+	}, func(g *evidence.Gap, now evidence.Time) { g.From = now })
 	for _, l := range runs {
 		if l.handle != nil {
 			if err := l.handle.Close(); err != nil {

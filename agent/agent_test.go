@@ -108,6 +108,9 @@ func (n *node) lines(id string) (map[string]*evidence.Observation, []*evidence.G
 					obs[l.ProbeID] = l
 				}
 			case *evidence.Gap:
+				if l.ContainerID != id {
+					continue // the node's: the agent stopped
+				}
 				gaps = append(gaps, l)
 			}
 		}

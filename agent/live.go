@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -197,7 +198,7 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 
 // armNow does what must happen before the container's first instruction.
 func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr error) witness.Start {
-	n := run.Notice
+	n, began := run.Notice, cgroup.BootTime()
 	start := witness.Start{Identity: n.Identity, Source: n.Source, Notified: n.At}
 	refuse := func(r evidence.NotArmedReason, err error) witness.Start {
 		plan := probe.Refuse(probes, r, err.Error())
@@ -235,7 +236,9 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 		// All this was found by its pid, which may have been another's by then.
 		return failed(evidence.AttachFailed, errors.New("the container's first process ended before its files were found"))
 	}
+	found := cgroup.BootTime()
 	plan := probe.MakePlan(probes, probe.Tree{View: view, Inspector: a.inspect}, probe.Host())
+	planned := cgroup.BootTime()
 	h, err := a.engine.Arm(l.ctx, probe.Target{
 		Cgroup: n.Identity.CgroupID, Level: a.level(n.Identity.CgroupPath), Root: fmt.Sprintf("/proc/self/fd/%d", root.Fd()), Upper: rootfs.Upper,
 	}, plan)
@@ -245,6 +248,8 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	case err != nil:
 		return failed(evidence.AttachFailed, err)
 	}
+	a.log.Debug("armed", "run", l.id, "container", l.container, "sites", len(h.Sites),
+		"after", time.Duration(h.ArmedAt-n.At), "identified", time.Duration(began-n.At), "found", time.Duration(found-began), "planned", time.Duration(planned-found), "attached", time.Duration(h.ArmedAt-planned))
 	l.handle, l.rootfs = h, rootfs
 	start.Sites, start.Searches, start.Arm, start.ArmedAt = h.Sites, h.Searches, h, h.ArmedAt
 	return start

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,8 +47,12 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 	if a.hooks != nil {
 		srv := handoff.New(a.hooks, handoff.Config{
 			Handle: a.hook, Deadline: a.cfg.Barrier + barrierMargin, Log: a.log.With("in", "hook"),
+			Late: a.hookLate,
 			Rejected: func(p handoff.Peer, err error) {
 				a.problem("a request on the hook socket was not taken (pid %d, uid %d): %v", p.Pid, p.Uid, err)
+				if p.Uid == 0 { // nobody else can start a container that we are told of
+					a.missed(cgroup.BootTime(), err)
+				}
 			},
 		})
 		g.Go(func() error { return srv.Run(ctx) })
@@ -79,16 +84,37 @@ func (a *Agent) nri(ctx context.Context, socket string) error {
 // hook answers one OCI hook. Whatever is wrong with the request, the container
 // goes on: the policy is open.
 func (a *Agent) hook(ctx context.Context, r handoff.Request) handoff.Answer {
+	at := cgroup.BootTime()
 	n, err := oci.Notice(r.Stage.String(), r.Body, r.Peer.Pid)
 	if err != nil && !errors.Is(err, oci.ErrSharedCgroup) { // that one is signed
 		a.problem("a hook's container was not believed: %v", err)
+		if r.Stage == wire.CreateRuntime {
+			a.missed(at, err)
+		}
 		return handoff.Answer{Message: "probity: not armed: " + err.Error()}
 	}
 	if r.Stage == wire.CreateRuntime && !r.Peer.Alive() {
-		return handoff.Answer{} // it did not wait for us
+		a.missed(at, fmt.Errorf("the hook of container %s did not wait for the answer", n.Identity.ID))
+		return handoff.Answer{}
 	}
 	a.notify(ctx, n, r.Peer.Alive)
 	return handoff.Answer{}
+}
+
+// hookLate is told by the hook socket that a hook does not wait any more.
+func (a *Agent) hookLate(r handoff.Request) {
+	if r.Stage != wire.CreateRuntime {
+		return
+	}
+	if st, err := oci.ParseState(r.Body); err == nil {
+		a.late(container.Notice{Identity: container.Identity{ID: st.ID}})
+	}
+}
+
+// missed signs that the hook told of a container that could not be taken: it
+// started unseen.
+func (a *Agent) missed(from int64, err error) {
+	a.witness.SourceMissed(oci.Source, from, cgroup.BootTime(), err.Error())
 }
 
 func (a *Agent) source(name, state string) {
@@ -162,13 +188,34 @@ func (a *Agent) sweep(ctx context.Context) error {
 }
 
 // recover signs what the spool of an earlier agent leaves open: nothing is
-// known of those runs since their last line.
+// known of those runs since their last line, and of containers that lived
+// wholly in the time without an agent nothing at all.
 func (a *Agent) recover() {
-	open, err := spool.Recover(a.cfg.Spool, a.signer.Public())
+	found, err := spool.Recover(a.cfg.Spool, a.signer.Public())
 	if err != nil {
 		a.problem("the spool that was found: %v", err)
 	}
-	for _, r := range open {
+	gap := found.Stopped
+	if gap == nil {
+		from := found.Until
+		if from.IsZero() { // a shipper took the chunks away
+			from = evidence.TimeOf(a.spool.Earlier())
+		}
+		if !from.IsZero() {
+			gap = &evidence.Gap{
+				GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: from, Count: evidence.Loss{N: 1},
+				Detail: "the agent ended without saying when; containers may have started and ended unseen",
+			}
+		}
+	}
+	if gap != nil {
+		if gap.Detail == "" {
+			gap.Detail = "no agent; containers may have started and ended unseen"
+		}
+		a.signNode(gap, func(g *evidence.Gap, now evidence.Time) { g.To = later(g.From, now) })
+	}
+	defer a.spool.Seal() // this must not wait for more
+	for _, r := range found.Runs {
 		a.log.Warn("an earlier agent left a run open", "run", r.Coverage.RunID, "container", r.Coverage.ContainerID, "last", r.To)
 		cov := r.Coverage
 		cov.Final, cov.To = false, r.To
@@ -183,4 +230,23 @@ func (a *Agent) recover() {
 			a.problem("the gap of run %s was not signed: %v", cov.RunID, err)
 		}
 	}
+}
+
+// signNode hands a gap of the node to the spool, completed with the time.
+func (a *Agent) signNode(g *evidence.Gap, complete func(*evidence.Gap, evidence.Time)) {
+	err := a.spool.Append("", func(c evidence.Clock) []evidence.Line {
+		complete(g, c.Time(cgroup.BootTime()))
+		return []evidence.Line{g}
+	})
+	if err != nil {
+		a.problem("the time without an agent was not signed: %v", err)
+	}
+}
+
+// later keeps a gap from ending before it began, if the clock was set back.
+func later(a, b evidence.Time) evidence.Time {
+	if b.Std().Before(a.Std()) {
+		return a
+	}
+	return b
 }

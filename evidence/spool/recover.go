@@ -32,8 +32,19 @@ type OpenRun struct {
 	Chunk string
 }
 
-// Recover reads the spool at start and returns the runs that were left open, in
-// order of their last line. The agent then signs an agentDown gap of scope run
+// Found is what an earlier agent left in the spool.
+type Found struct {
+	// Runs were left open, in order of their last line.
+	Runs []OpenRun
+	// Until is the latest moment that any chunk speaks of; zero if there is none.
+	Until evidence.Time
+	// Stopped is the open agentDown gap of scope node that an agent signs when it
+	// stops in order, or nil.
+	Stopped *evidence.Gap
+}
+
+// Recover reads the spool at start and returns what an earlier agent left. The
+// agent then signs an agentDown gap of scope run
 // for each, open or up to now, and a coverage line with final: false. A run that
 // has such a gap since its last coverage began is not returned again.
 //
@@ -41,8 +52,8 @@ type OpenRun struct {
 // would say again what is long over. An error that wraps ErrUnsound lists those
 // that do not, or that could not be read, and leaves the rest of the result valid;
 // with any other error the spool could not be listed. A spool that is not there
-// yet has no runs.
-func Recover(dir string, key *sign.PublicKey) ([]OpenRun, error) {
+// yet has nothing.
+func Recover(dir string, key *sign.PublicKey) (Found, error) {
 	ready := filepath.Join(dir, ReadyDir)
 	var names []string
 	err := filepath.WalkDir(ready, func(path string, e fs.DirEntry, err error) error {
@@ -57,7 +68,7 @@ func Recover(dir string, key *sign.PublicKey) ([]OpenRun, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("recover spool: %w", err)
+		return Found{}, fmt.Errorf("recover spool: %w", err)
 	}
 	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(filepath.Base(a), filepath.Base(b)) })
 	r := recovery{runs: map[string]*openRun{}}
@@ -80,11 +91,12 @@ func Recover(dir string, key *sign.PublicKey) ([]OpenRun, error) {
 			unsound = append(unsound, fmt.Errorf("%w: %s: not the name of its chunk, %s", ErrUnsound, path, c.Header.Chunk))
 			continue
 		}
+		r.reach(c.Header.Clock.Wall)
 		for _, l := range c.Lines {
 			r.see(c.Header, l)
 		}
 	}
-	return r.open(), errors.Join(unsound...)
+	return Found{Runs: r.open(), Until: r.until, Stopped: r.stopped}, errors.Join(unsound...)
 }
 
 // ErrUnsound is wrapped for each chunk in the spool that does not count.
@@ -100,8 +112,16 @@ type openRun struct {
 }
 
 type recovery struct {
-	runs  map[string]*openRun
-	lines int
+	runs    map[string]*openRun
+	lines   int
+	until   evidence.Time
+	stopped *evidence.Gap
+}
+
+func (r *recovery) reach(t evidence.Time) {
+	if t.Std().After(r.until.Std()) {
+		r.until = t
+	}
 }
 
 // see takes lines in order of age.
@@ -112,9 +132,20 @@ func (r *recovery) see(h evidence.Header, l evidence.Line) {
 		run := r.run(v.RunID)
 		run.Coverage, run.final, run.order = *v, v.Final, r.lines
 		run.until(h, v.To)
+		r.reach(v.To)
 	case *evidence.Observation:
 		r.run(v.RunID).until(h, v.To)
+		r.reach(v.To)
 	case *evidence.Gap:
+		r.reach(v.From)
+		r.reach(v.To)
+		if v.Scope == evidence.ScopeNode && v.Reason == evidence.GapAgentDown {
+			r.stopped = nil
+			if v.To.IsZero() {
+				r.stopped = &evidence.Gap{GapID: strings.Clone(v.GapID), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: v.From, Count: v.Count}
+			}
+			return
+		}
 		if v.Scope != evidence.ScopeRun || v.Reason != evidence.GapAgentDown {
 			return
 		}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"probity/evidence"
 	"probity/evidence/spool"
@@ -18,8 +19,8 @@ func agentDown(run int, id string, from evidence.Time, to evidence.Time) func(ev
 
 func TestRecover(t *testing.T) {
 	n := newNode(t)
-	if runs, err := spool.Recover(n.cfg.Dir, n.signer.Public()); err != nil || len(runs) != 0 {
-		t.Fatalf("a spool that is not there: %v, %v", runs, err)
+	if f, err := spool.Recover(n.cfg.Dir, n.signer.Public()); err != nil || len(f.Runs) != 0 || !f.Until.IsZero() {
+		t.Fatalf("a spool that is not there: %+v, %v", f, err)
 	}
 	s := n.open(t)
 	add := func(run int, build func(evidence.Clock) []evidence.Line) {
@@ -30,12 +31,12 @@ func TestRecover(t *testing.T) {
 	}
 	recovered := func() map[string]spool.OpenRun {
 		t.Helper()
-		runs, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+		found, err := spool.Recover(n.cfg.Dir, n.signer.Public())
 		if err != nil {
 			t.Fatal(err)
 		}
 		m := map[string]spool.OpenRun{}
-		for _, r := range runs {
+		for _, r := range found.Runs {
 			m[r.Coverage.RunID] = r
 		}
 		return m
@@ -90,9 +91,9 @@ func TestRecoverUnsound(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	runs, err := spool.Recover(n.cfg.Dir, n.signer.Public())
-	if !errors.Is(err, spool.ErrUnsound) || len(runs) != 2 {
-		t.Fatalf("%v, %v", runs, err)
+	found, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+	if !errors.Is(err, spool.ErrUnsound) || len(found.Runs) != 2 {
+		t.Fatalf("%+v, %v", found, err)
 	}
 }
 
@@ -121,8 +122,42 @@ func TestRecoverNames(t *testing.T) {
 	if err := os.WriteFile(place(evidence.ChunkName(99, instance)), b, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	runs, err := spool.Recover(n.cfg.Dir, n.signer.Public())
-	if !errors.Is(err, spool.ErrUnsound) || len(runs) != 1 || runs[0].Coverage.RunID != runID(2) {
-		t.Fatalf("%v, %v", runs, err)
+	found, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+	if !errors.Is(err, spool.ErrUnsound) || len(found.Runs) != 1 || found.Runs[0].Coverage.RunID != runID(2) {
+		t.Fatalf("%+v, %v", found, err)
+	}
+}
+
+// An agent that stops in order leaves an open gap of the node, which the next
+// one closes; one that is killed leaves the last moment that it spoke of.
+func TestRecoverNode(t *testing.T) {
+	n := newNode(t)
+	s := n.open(t)
+	at := evidence.TimeOf(time.Unix(1_800_000_000, 0))
+	node := func(id string, from, to evidence.Time) {
+		t.Helper()
+		err := s.Append("", func(evidence.Clock) []evidence.Line {
+			return []evidence.Line{&evidence.Gap{GapID: id, Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: from, To: to}}
+		})
+		if err := errors.Join(err, s.Flush(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := func() spool.Found {
+		t.Helper()
+		f, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	node("a", at, evidence.Time{})
+	if f := found(); f.Stopped == nil || f.Stopped.GapID != "a" || f.Stopped.From != at || f.Until != at {
+		t.Fatalf("after a stop: %+v", f)
+	}
+	later := evidence.TimeOf(at.Std().Add(time.Hour))
+	node("a", at, later)
+	if f := found(); f.Stopped != nil || f.Until != later {
+		t.Fatalf("after the next start: %+v", f)
 	}
 }

@@ -125,6 +125,10 @@ func Open(cfg Config) (*Spool, error) {
 	return s, nil
 }
 
+// Earlier is when an earlier agent last made room for chunks in this state
+// directory, as found at Open; zero if there was none. Its chunks may be gone.
+func (s *Spool) Earlier() time.Time { return s.state.since }
+
 func (s *Spool) header(clock evidence.Clock, seq uint64) evidence.Header {
 	return evidence.Header{
 		Chunk: evidence.ChunkName(seq, s.state.instance), Node: s.cfg.Node, BootID: s.cfg.BootID,

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,8 +36,9 @@ const reserveAhead = 64
 type state struct {
 	dir      *os.File // locked
 	instance string
-	used     uint64 // what seq says
-	kept     bool   // instance is durable
+	used     uint64    // what seq says
+	since    time.Time // when it was last written, as found; zero if it was not there
+	kept     bool      // instance is durable
 }
 
 // openState locks and reads the state directory. It creates the directory but
@@ -70,6 +72,9 @@ func (s *state) load() error {
 			return fmt.Errorf("%s: %.40q is not a sequence number", filepath.Join(s.dir.Name(), seqFile), seq)
 		}
 		s.used = n
+		if st, err := os.Stat(filepath.Join(s.dir.Name(), seqFile)); err == nil {
+			s.since = st.ModTime()
+		}
 	}
 	instance, err := s.read(instanceFile)
 	if err != nil {

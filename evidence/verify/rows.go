@@ -38,7 +38,12 @@ type Row struct {
 	FirstAt       evidence.Time           `json:"firstAt,omitzero"`
 	LastAt        evidence.Time           `json:"lastAt,omitzero"`
 	From          evidence.Time           `json:"from"`
-	To            evidence.Time           `json:"to"` // of the line, or of a later coverage line of the run
+	// ProbeState is the state of the row's probe as a whole, by the run's latest
+	// coverage line. SearchReason says why not all files were searched for the
+	// probe's sites; then nothing is claimed of the container, only of this site.
+	ProbeState   evidence.State `json:"probeState,omitempty"`
+	SearchReason string         `json:"searchReason,omitempty"`
+	To           evidence.Time  `json:"to"` // of the line, or of a later coverage line of the run
 }
 
 // GapRow is the latest that is known of one gap.
@@ -81,11 +86,12 @@ type latestSite struct {
 }
 
 type latestRun struct {
-	at    position
-	name  string
-	pod   string
-	image string
-	to    evidence.Time
+	probes []evidence.ProbeFold
+	at     position
+	name   string
+	pod    string
+	image  string
+	to     evidence.Time
 }
 
 type latestGap struct {
@@ -111,6 +117,7 @@ func (g *latestGap) about(r *Row) bool {
 // fold keeps the latest line of everything. It copies what it keeps.
 type fold struct {
 	chunks map[string][]string // name -> files
+	spools map[string]bool     // chunks, sound or not, that lie in a spool
 	lines  int
 	sites  map[siteKey]*latestSite
 	runs   map[string]*latestRun
@@ -121,7 +128,7 @@ type fold struct {
 
 func newFold() *fold {
 	return &fold{
-		chunks: map[string][]string{}, sites: map[siteKey]*latestSite{}, runs: map[string]*latestRun{},
+		chunks: map[string][]string{}, spools: map[string]bool{}, sites: map[siteKey]*latestSite{}, runs: map[string]*latestRun{},
 		gaps: map[string]*latestGap{}, runIDs: map[string]bool{}, texts: map[string]string{},
 	}
 }
@@ -201,6 +208,11 @@ func (f *fold) run(at position, c *evidence.Coverage) {
 	}
 	have.at, have.to = at, c.To
 	have.name, have.image, have.pod = f.keep(c.ContainerName), f.keep(c.Image), ""
+	have.probes = have.probes[:0]
+	for _, p := range c.Probes {
+		p.ProbeID, p.State, p.SearchReason = f.keep(p.ProbeID), evidence.State(f.keep(string(p.State))), f.keep(p.SearchReason)
+		have.probes = append(have.probes, p)
+	}
 	if c.Pod != nil {
 		have.pod = c.Pod.Namespace + "/" + c.Pod.Name
 	}
@@ -230,6 +242,7 @@ func (f *fold) merge(o *fold) {
 		return
 	}
 	f.lines += o.lines
+	maps.Copy(f.spools, o.spools)
 	for name, files := range o.chunks {
 		f.chunks[name] = append(f.chunks[name], files...)
 	}
@@ -298,6 +311,11 @@ func (f *fold) row(s *latestSite, gaps []*latestGap) Row {
 	run := f.runs[r.RunID]
 	if run != nil {
 		r.ContainerName, r.Pod, r.Image = run.name, run.pod, run.image
+		for _, p := range run.probes {
+			if p.ProbeID == r.ProbeID {
+				r.ProbeState, r.SearchReason = p.State, p.SearchReason
+			}
+		}
 	}
 	r.Gaps = slices.Clone(r.Gaps)
 	end, extended := r.To, false
@@ -384,7 +402,7 @@ func (f *fold) inOrder() []*latestSite {
 
 func (f *fold) holes() []Hole {
 	byInstance := map[string][]uint64{}
-	for name := range f.chunks {
+	for name := range f.spools {
 		if seq, instance, ok := evidence.ParseChunkName(name); ok {
 			byInstance[instance] = append(byInstance[instance], seq)
 		}
@@ -393,10 +411,12 @@ func (f *fold) holes() []Hole {
 	for _, instance := range slices.Sorted(maps.Keys(byInstance)) {
 		seqs := byInstance[instance]
 		slices.Sort(seqs)
-		for i := 1; i < len(seqs); i++ {
-			if seqs[i] > seqs[i-1]+1 {
-				holes = append(holes, Hole{Instance: instance, From: seqs[i-1] + 1, To: seqs[i] - 1})
+		last := uint64(0) // the first chunk of an instance has 1
+		for _, seq := range seqs {
+			if seq > last+1 {
+				holes = append(holes, Hole{Instance: instance, From: last + 1, To: seq - 1})
 			}
+			last = seq
 		}
 	}
 	return holes

@@ -34,6 +34,13 @@ func (r Report) WriteTable(w io.Writer) error {
 		}
 		p.line("")
 	}
+	if incomplete := r.incomplete(); len(incomplete) > 0 {
+		p.line("Probes for which not all files were searched: what was not searched may have been executed:")
+		for _, s := range incomplete {
+			p.line("  " + s)
+		}
+		p.line("")
+	}
 	if len(r.Gaps) > 0 {
 		p.line("Gaps, in which nothing is claimed:")
 		for _, g := range r.Gaps {
@@ -42,7 +49,7 @@ func (r Report) WriteTable(w io.Writer) error {
 		p.line("")
 	}
 	if len(r.Holes) > 0 {
-		p.line("Chunks that are not here (delivered and removed, never written, or deleted):")
+		p.line("Chunks that are not here (delivered and removed, skipped by an agent that was killed, or deleted):")
 		for _, h := range r.Holes {
 			p.line(fmt.Sprintf("  sequence %d to %d of instance %s", h.From, h.To, h.Instance))
 		}
@@ -55,11 +62,29 @@ func (r Report) WriteTable(w io.Writer) error {
 		}
 		p.line("")
 	}
-	p.line(fmt.Sprintf("%s in %s sound, %s of %s, %s",
-		plural(r.Chunks, "chunk"), plural(r.Files, "file"), plural(r.Lines, "line"), plural(r.Runs, "run"), plural(len(r.Findings), "finding")))
+	verdict := "sound"
+	if !r.Sound() {
+		verdict = "NOT SOUND"
+	}
+	p.line(fmt.Sprintf("%s: %s of %s, %s of %s, %s", verdict,
+		plural(r.Chunks, "sound chunk"), plural(r.Files, "file"), plural(r.Lines, "line"), plural(r.Runs, "run"), plural(len(r.Findings), "finding")))
 	p.line("key: " + r.KeyID)
 	p.line("log: " + r.Log)
 	return p.err
+}
+
+// incomplete lists the probes of runs whose search for sites reached a bound.
+func (r Report) incomplete() (out []string) {
+	seen := map[[2]string]bool{}
+	for _, x := range r.Rows {
+		key := [2]string{x.RunID, x.ProbeID}
+		if x.SearchReason == "" || seen[key] {
+			continue
+		}
+		seen[key] = true
+		out = append(out, fmt.Sprintf("%s of container %s is %s: %s", clean(x.ProbeID), x.container(), x.ProbeState, clean(x.SearchReason)))
+	}
+	return out
 }
 
 // printer keeps the first error, so that lines can be written one after another.
@@ -122,6 +147,9 @@ func (r Row) state() string {
 	s := string(r.State)
 	if r.Reason != "" {
 		s += ": " + string(r.Reason)
+	}
+	if r.SearchReason != "" {
+		s += " (search incomplete)"
 	}
 	if len(r.Gaps) > 0 {
 		names := make([]string, len(r.Gaps))

@@ -20,8 +20,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 
 	"probity/evidence/sign"
@@ -64,9 +66,10 @@ type Report struct {
 	Log      string    `json:"log"`   // "not checked"
 }
 
-// Hole is a range of sequence numbers that no chunk has although later ones are
-// there. A shipper that removes what it delivered leaves holes, and so does a
-// node that crashed; somebody who deletes evidence does too.
+// Hole is a range of sequence numbers that no chunk in a spool has although later
+// ones are there. A shipper that removes what it delivered leaves holes, and an
+// agent that is killed leaves one of at most 64 numbers; somebody who deletes
+// evidence does too. A chunk that is there and not sound is a finding, no hole.
 type Hole struct {
 	Instance string `json:"instance"`
 	From     uint64 `json:"from,string"`
@@ -176,6 +179,9 @@ func checkFile(f file, key *sign.PublicKey, opts Options, part *fold, buf *[]byt
 	c, findings := Bytes(f.path, data, key)
 	if c != nil {
 		findings = append(findings, f.named(c)...)
+	}
+	if f.rel != "" {
+		part.spools[strings.TrimSuffix(filepath.Base(f.rel), ".ndjson")] = true
 	}
 	res := result{looked: true, findings: findings}
 	if len(findings) > 0 {

@@ -32,7 +32,7 @@ type run struct {
 	ended    int64
 	final    bool
 	said     int64 // up to when its lines reach
-	public   bool // its first lines are written; nothing is before
+	public   bool  // its first lines are written; nothing is before
 
 	gaps       []*gap
 	gapChanges int    // gaps opened and closed so far

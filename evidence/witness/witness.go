@@ -238,6 +238,12 @@ func (w *Witness) SourceLost(source string, from int64, detail string) {
 	w.append("", func(c evidence.Clock) []evidence.Line { return []evidence.Line{g.line(c)} })
 }
 
+// SourceMissed signs that a source told of a container that could not be taken.
+func (w *Witness) SourceMissed(source string, from, to int64, detail string) {
+	g := &gap{id: NewGapID(), reason: evidence.GapRuntimeDisconnected, scope: evidence.ScopeSource, source: source, from: from, to: to, count: 1, detail: clip(detail, maxDetail)}
+	w.append("", func(c evidence.Clock) []evidence.Line { return []evidence.Line{g.line(c)} })
+}
+
 // SourceBack closes it.
 func (w *Witness) SourceBack(source string, to int64) {
 	w.mu.Lock()

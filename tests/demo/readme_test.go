@@ -62,7 +62,7 @@ var varying = []struct {
 	{regexp.MustCompile(`\+0x[0-9a-f]+`), "+OFFSET"},
 	{regexp.MustCompile(`\b[0-9a-f]{12}\b`), "ID"},
 	// How many chunks and lines there are depends on how fast the machine is.
-	{regexp.MustCompile(`\d+ chunks? in \d+ files? sound, \d+ lines`), "N chunks in N files sound, N lines"},
+	{regexp.MustCompile(`\d+ sound chunks? of \d+ files?, \d+ lines`), "N sound chunks of N files, N lines"},
 	{regexp.MustCompile(`tracepoint|rawTracepoint`), "TRACEPOINT"},
 	{regexp.MustCompile(` +`), " "},
 }

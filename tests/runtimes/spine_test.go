@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -409,17 +410,22 @@ func TestAgentKilled(t *testing.T) {
 		e := settled(t, a)
 		want(t, e, c.id(), "fn", "hello", evidence.Hit, "", 1)
 		cover := e.Cover(c.id())
-		g := e.GapsOf(c.id(), evidence.GapAgentDown)
+		g := runGaps(e.GapsOf(c.id(), evidence.GapAgentDown))
 		if cover.Final || len(g) != 1 || g[0].From.Std().Before(cover.To.Std()) || !g[0].To.IsZero() {
 			t.Errorf("coverage %+v, gaps %+v", cover, g)
 		}
 		// Once is enough: the next start does not sign it again.
 		a.Stop(t)
 		a.Start(t)
-		if g := settled(t, a).GapsOf(c.id(), evidence.GapAgentDown); len(g) != 1 {
+		if g := runGaps(settled(t, a).GapsOf(c.id(), evidence.GapAgentDown)); len(g) != 1 {
 			t.Errorf("%d agentDown gaps after another restart", len(g))
 		}
 	})
+}
+
+// runGaps leaves out the node's.
+func runGaps(gaps []*evidence.Gap) []*evidence.Gap {
+	return slices.DeleteFunc(gaps, func(g *evidence.Gap) bool { return g.RunID == "" })
 }
 
 // A stop is said: every live run ends with final: false, and nothing of ours
@@ -440,5 +446,61 @@ func TestAgentStopped(t *testing.T) {
 	want(t, e, c.id(), "fn", "hello", evidence.ArmedNoHit, "", 0)
 	if err := syscall.Kill(p.Pid(t, c.id()), 0); err != nil {
 		t.Errorf("the container is gone with the agent: %v", err)
+	}
+}
+
+// A glob that reaches below a volume: what lies there is not searched, and the
+// verifier says so where it says armedNoHit.
+func TestVolumeIsNotSearched(t *testing.T) {
+	p := NewPodman(t)
+	d := podmanDriver{p}
+	a := StartAgent(t, d.agent(AgentOptions{Policies: []string{strings.Replace(targetPolicy, "file: /bin/target", `file: "/**/target"`, 1)}}))
+	d.attach(t, a)
+	targetImage(t, d)
+	volume := d.scratch().Path("volume")
+	if err := os.MkdirAll(volume, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	Compile(t, filepath.Join(volume, "target"), "-static", "-O2", "testdata/target.c")
+	id, _ := p.Run(t, "--volume", volume+":/mnt", "--entrypoint", "/mnt/target", targetName, "hello")
+	e := settled(t, a)
+	want(t, e, id, "fn", "hello", evidence.ArmedNoHit, "", 0) // of the image's file: true, and not the whole truth
+	for _, f := range e.Cover(id).Probes {
+		if f.ProbeID == "fn" && (f.SearchComplete || f.State == evidence.ArmedNoHit) {
+			t.Errorf("the probe's fold: %+v", f)
+		}
+	}
+	if out := a.Verify(t); !strings.Contains(out, "armedNoHit (search incomplete)") || !strings.Contains(out, "below the mount at /mnt") {
+		t.Errorf("verify does not say so:\n%s", out)
+	}
+}
+
+// The time without an agent is the node's gap, whether it stopped in order or
+// was killed: what lived wholly in it is not known.
+func TestNodeWithoutAgent(t *testing.T) {
+	a := StartAgent(t, AgentOptions{Policies: []string{targetPolicy}})
+	a.Stop(t)
+	a.Start(t)
+	a.WaitLine(t, func(e Evidence) bool {
+		g := e.GapsOf("", evidence.GapAgentDown)
+		return len(g) == 2 && !g[1].To.IsZero()
+	})
+	a.Kill(t)
+	a.Start(t)
+	a.Stop(t)
+	a.Verify(t)
+	var ids []string
+	open := map[string]bool{}
+	for _, g := range a.Evidence(t).GapsOf("", evidence.GapAgentDown) {
+		if g.Scope != evidence.ScopeNode {
+			t.Errorf("gap %+v", g)
+		}
+		if _, seen := open[g.GapID]; !seen {
+			ids = append(ids, g.GapID)
+		}
+		open[g.GapID] = g.To.IsZero()
+	}
+	if len(ids) != 3 || open[ids[0]] || open[ids[1]] || !open[ids[2]] {
+		t.Errorf("gaps %v, open: %v; want two closed and the last open", ids, open)
 	}
 }

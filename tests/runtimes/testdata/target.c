@@ -56,11 +56,10 @@ static void orphan(void)
 	if (fork())
 		return;
 	while (getppid() == init)
-		usleep(1000);
-	for (int i = 0; i < 3; i++) {
+		;
+	/* At once: the runtime kills what init leaves behind within milliseconds. */
+	for (int i = 0; i < 3; i++)
 		hello();
-		usleep(20000);
-	}
 	_exit(0);
 }
 
