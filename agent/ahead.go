@@ -36,7 +36,7 @@ func (a *Agent) lookAt(ctx context.Context, n container.Notice) error {
 	defer cancel()
 	n.Identity.Image = a.finder.Identify(ctx, n)
 	probes := a.policies.Select(n.Identity)
-	if len(probes) == 0 {
+	if len(probes) == 0 || a.knows(n.Identity.Image.Digest) {
 		return nil
 	}
 	rootfs, err := a.finder.Ahead(ctx, n, n.Identity.Image)
@@ -53,7 +53,29 @@ func (a *Agent) lookAt(ctx context.Context, n container.Notice) error {
 			_, _ = s.File.Digest() // remembered
 		}
 	}
+	a.learn(n.Identity.Image.Digest)
 	return ctx.Err()
+}
+
+// maxKnown bounds the images that are remembered as looked at.
+const maxKnown = 1024
+
+// knows reports whether an image was looked at before: doing so again beside a
+// start would only take processor time from it. The caches may have let go of
+// it meanwhile; then the start does the work.
+func (a *Agent) knows(digest string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return digest != "" && a.known[digest]
+}
+
+func (a *Agent) learn(digest string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.known) >= maxKnown {
+		clear(a.known)
+	}
+	a.known[digest] = true
 }
 
 // Seen counts containers whose start was announced.

@@ -180,6 +180,9 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 		}
 	}
 	a.witness.Publish(l.id, released)
+	if l.handle != nil {
+		a.learn(run.Notice.Identity.Image.Digest)
+	}
 	a.mu.Lock()
 	a.table.Armed(l.id, l.handle != nil)
 	a.mu.Unlock()
