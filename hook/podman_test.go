@@ -42,7 +42,7 @@ func newPodman(t *testing.T, socket string) *podman {
 	libs, err := f.ImportedLibraries()
 	f.Close()
 	if err != nil || len(libs) > 0 {
-		t.Skipf("needs command:busybox: a static one; %s needs %v", busybox, libs)
+		t.Fatalf("%s is not static, it needs %v: install busybox-static", busybox, libs)
 	}
 	dir, err := os.MkdirTemp("", "hook-podman") // conmon's socket paths are short
 	if err != nil {

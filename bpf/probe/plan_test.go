@@ -1,7 +1,6 @@
 package probe
 
 import (
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"probity/bpf/policy"
 	"probity/evidence"
@@ -60,22 +57,9 @@ func TestForeignArchitecture(t *testing.T) {
 // A layer on FUSE whose server never answers: nothing may touch it, not even
 // a stat. The test would hang if anything did.
 func TestRemoteFilesystem(t *testing.T) {
-	need.Root(t)
-	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("this kernel has no FUSE: %v", err)
-	}
 	layer := filepath.Join(t.TempDir(), "layer")
 	must(t, os.Mkdir(layer, 0o755))
-	err = unix.Mount("fuse", layer, "fuse", unix.MS_NOSUID|unix.MS_NODEV, "fd="+strconv.Itoa(int(dev.Fd()))+",rootmode=40000,user_id=0,group_id=0")
-	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EPERM) {
-		dev.Close()
-		t.Skipf("this kernel has no FUSE: %v", err)
-	}
-	must(t, err)
-	defer func() {
-		must(t, errors.Join(unix.Unmount(layer, unix.MNT_DETACH), dev.Close()))
-	}()
+	need.DeadFUSE(t, layer)
 	plan := MakePlan([]policy.Probe{symbols("hello", "goodbye")}, one{layer, &Inspector{}}, Host())
 	if len(plan.Sites) != 1 || plan.Sites[0].Reason != evidence.RemoteFilesystem {
 		t.Errorf("%+v", plan.Sites)

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"os"
 	"testing"
+
+	"probity/tests/need"
 )
 
 // 100 functions in the host's C library, and 10,000 names of which 100 are
 // there.
 func BenchmarkLibc(b *testing.B) {
-	path := libc(b)
+	path := need.CLibrary(b)
 	list, err := oracle(b, path).DynamicSymbols()
 	if err != nil {
 		b.Fatal(err)

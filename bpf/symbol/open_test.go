@@ -79,18 +79,6 @@ func fileOffset(ef *elf.File, addr uint64) (uint64, bool) {
 	return 0, false
 }
 
-// libc is the C library of this host.
-func libc(t testing.TB) string {
-	t.Helper()
-	for _, pattern := range []string{"/lib/*-linux-gnu/libc.so.6", "/lib64/libc.so.6", "/lib/libc.so.6", "/lib/ld-musl-*.so.1"} {
-		if m, _ := filepath.Glob(pattern); len(m) > 0 {
-			return m[0]
-		}
-	}
-	t.Skip("no C library where one is expected")
-	return ""
-}
-
 func hostMachine() elf.Machine {
 	if runtime.GOARCH == "arm64" {
 		return elf.EM_AARCH64

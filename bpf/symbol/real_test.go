@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"probity/tests/need"
 )
 
 func greetLibrary(t testing.TB, args ...string) string {
@@ -114,7 +116,7 @@ func programHeaders(b []byte) (list [][]byte) {
 // Every function that the standard library's reader finds in a real C library,
 // and 10,000 names that are not there.
 func TestLibcAgainstOracle(t *testing.T) {
-	path := libc(t)
+	path := need.CLibrary(t)
 	ef := oracle(t, path)
 	dyn, err := ef.DynamicSymbols()
 	if err != nil {
