@@ -53,12 +53,22 @@ func newPodman(t *testing.T, socket string) *podman {
 		"--cgroup-manager=cgroupfs", "--events-backend=none", "--runtime", runc, "--hooks-dir", dir + "/hooks"}}
 	t.Cleanup(func() {
 		p.run("rm", "--all", "--force", "--time=0")
-		// The store's driver mounts its own directory privately.
-		if err := unix.Unmount(dir+"/root/overlay", unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-			t.Errorf("unmount the store: %v", err)
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
+		// The store's driver mounts its own directory privately, and a monitor's
+		// podman that is still cleaning up does so again.
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for deadline := time.Now().Add(10 * time.Second); ; <-tick.C {
+			if err := unix.Unmount(dir+"/root/overlay", unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+				t.Errorf("unmount the store: %v", err)
+			}
+			err := os.RemoveAll(dir)
+			if err == nil {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Error(err)
+				return
+			}
 		}
 	})
 	hookFiles(t, dir+"/hooks", socket)

@@ -27,6 +27,9 @@ type ran interface {
 	stop(t *testing.T)
 	remove(t *testing.T)
 	exec(t *testing.T, args ...string)
+	// goOn runs the target with orders of which the last lets init, which waits,
+	// go on. Init's end may kill it before it has ended itself.
+	goOn(t *testing.T, orders ...string)
 }
 
 type podmanDriver struct{ *Podman }
@@ -57,6 +60,11 @@ func (r podmanRan) wait(t *testing.T) int             { return r.p.Wait(t, r.c) 
 func (r podmanRan) stop(t *testing.T)                 { r.p.Stop(t, r.c) }
 func (r podmanRan) remove(t *testing.T)               { r.p.Rm(t, r.c) }
 func (r podmanRan) exec(t *testing.T, args ...string) { r.p.Exec(t, r.c, args...) }
+func (r podmanRan) goOn(t *testing.T, orders ...string) {
+	if _, err := r.p.Try(t, append([]string{"exec", r.c, "/bin/target"}, append(orders, "go")...)...); err != nil {
+		t.Logf("let it go on: %v", err) // if it does not, waiting for it fails
+	}
+}
 
 type containerdDriver struct{ *Containerd }
 
@@ -77,6 +85,11 @@ func (r criRan) wait(t *testing.T) int             { return r.c.Wait(t) }
 func (r criRan) stop(t *testing.T)                 { r.c.Stop(t) }
 func (r criRan) remove(t *testing.T)               { r.c.Remove(t) }
 func (r criRan) exec(t *testing.T, args ...string) { r.c.Exec(t, args...) }
+func (r criRan) goOn(t *testing.T, orders ...string) {
+	if _, err := r.c.TryExec(t, append([]string{"/bin/target"}, append(orders, "go")...)...); err != nil {
+		t.Logf("let it go on: %v", err) // if it does not, waiting for it fails
+	}
+}
 
 // drivers are the runtimes that every scenario runs under.
 var drivers = map[string]func(*testing.T) driver{

@@ -163,13 +163,26 @@ func (x *Container) Remove(t T) {
 // Exec runs a program in the container and returns its stdout; it must exit 0.
 func (x *Container) Exec(t T, args ...string) string {
 	t.Helper()
+	out, err := x.TryExec(t, args...)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	return out
+}
+
+// TryExec is Exec for programs that may fail.
+func (x *Container) TryExec(t T, args ...string) (string, error) {
+	t.Helper()
 	ctx, cancel := within(t, Patience)
 	defer cancel()
 	r, err := x.c.runtime.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: x.ID, Cmd: args, Timeout: int64(Patience / time.Second)})
-	if err != nil || r.ExitCode != 0 {
-		t.Fatalf("exec %q in %s: %v, exit code %d\n%s%s", args, x.Spec.Name, err, r.GetExitCode(), r.GetStdout(), r.GetStderr())
+	if err == nil && r.ExitCode != 0 {
+		err = fmt.Errorf("exit code %d\n%s%s", r.ExitCode, r.Stdout, r.Stderr)
 	}
-	return string(r.Stdout)
+	if err != nil {
+		return "", fmt.Errorf("exec %q in %s: %w", args, x.Spec.Name, err)
+	}
+	return string(r.Stdout), nil
 }
 
 // Pid returns the pid of the container's init on the host.

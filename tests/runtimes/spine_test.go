@@ -134,7 +134,7 @@ func TestTouch(t *testing.T) {
 		c := d.start(t, targetName, "toucher", "wait")
 		c.exec(t, "/bin/target", "touch")
 		c.exec(t, "/bin/target", "hello") // unseen: it runs the copy
-		c.exec(t, "/bin/target", "go")
+		c.goOn(t)
 		c.wait(t)
 		e := settled(t, a)
 		o := want(t, e, c.id(), "fn", "hello", evidence.Partial, "", 0)
@@ -162,7 +162,7 @@ func TestRestartAndRemoveBesideANeighbour(t *testing.T) {
 	p.Start(t, c.id())
 	c.stop(t)
 	c.remove(t)
-	neighbour.exec(t, "/bin/target", "hello", "go")
+	neighbour.goOn(t, "hello")
 	neighbour.wait(t)
 	e := settled(t, a)
 	want(t, e, neighbour.id(), "fn", "hello", evidence.Hit, "", 1)
@@ -325,7 +325,7 @@ func TestLateAttach(t *testing.T) {
 		targetImage(t, d)
 		c := d.start(t, targetName, "late", "wait", "hello")
 		a.WaitLine(t, func(e Evidence) bool { return e.Cover(c.id()) != nil })
-		c.exec(t, "/bin/target", "go")
+		c.goOn(t)
 		if code := c.wait(t); code != 0 {
 			t.Errorf("exit code %d", code)
 		}
@@ -353,7 +353,7 @@ func TestRuntimeRestart(t *testing.T) {
 	a.WaitSources(t)
 	after := d.start(t, targetName, "after", "hello")
 	after.wait(t)
-	before.exec(t, "/bin/target", "go")
+	before.goOn(t)
 	before.wait(t)
 	e := settled(t, a)
 	for _, c := range []ran{before, after} {
@@ -402,7 +402,7 @@ func TestAgentKilled(t *testing.T) {
 			return o != nil && o.State == evidence.Hit
 		})
 		a.Kill(t)
-		c.exec(t, "/bin/target", "go")
+		c.goOn(t)
 		if code := c.wait(t); code != 0 {
 			t.Errorf("exit code %d", code)
 		}
