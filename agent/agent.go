@@ -79,7 +79,8 @@ type Agent struct {
 	changed  chan struct{}    // closed and replaced when live or busy change
 	sources  map[string]string
 	seen     Seen
-	known    map[string]bool // manifest digests of images that were looked at
+	images   map[imageKey]container.Image // of containers that are only created
+	known    map[string]bool              // manifest digests of images that were looked at
 	problems []string
 }
 
@@ -92,7 +93,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, live: map[string]*live{}, changed: make(chan struct{}),
-		sources: map[string]string{}, letGo: map[string]int64{}, known: map[string]bool{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
+		sources: map[string]string{}, letGo: map[string]int64{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
 		ahead: make(chan container.Notice, 64),
 	}
 	defer func() {

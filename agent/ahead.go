@@ -34,7 +34,7 @@ func (a *Agent) lookAhead(ctx context.Context) error {
 func (a *Agent) lookAt(ctx context.Context, n container.Notice) error {
 	ctx, cancel := context.WithTimeout(ctx, aheadFor)
 	defer cancel()
-	n.Identity.Image = a.finder.Identify(ctx, n)
+	n.Identity.Image = a.identifyAhead(ctx, n)
 	probes := a.policies.Select(n.Identity)
 	if len(probes) == 0 || a.knows(n.Identity.Image.Digest) {
 		return nil
@@ -56,6 +56,38 @@ func (a *Agent) lookAt(ctx context.Context, n container.Notice) error {
 	a.learn(n.Identity.Image.Digest)
 	return ctx.Err()
 }
+
+// identifyAhead finds a created container's image, which never changes, and
+// keeps it for its start.
+func (a *Agent) identifyAhead(ctx context.Context, n container.Notice) container.Image {
+	img := a.finder.Identify(ctx, n)
+	if img.Digest == "" {
+		return img // it may be found at the start
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.images) >= maxKnown { // of containers that never started
+		clear(a.images)
+	}
+	a.images[imageKey{n.Source, n.Identity.ID}] = img
+	return img
+}
+
+// identify is Finder.Identify, without asking again what is known.
+func (a *Agent) identify(ctx context.Context, n container.Notice) container.Image {
+	key := imageKey{n.Source, n.Identity.ID}
+	a.mu.Lock()
+	img, ok := a.images[key]
+	delete(a.images, key)
+	a.mu.Unlock()
+	if ok {
+		return img
+	}
+	return a.finder.Identify(ctx, n)
+}
+
+// imageKey is a container as one source names it.
+type imageKey struct{ source, id string }
 
 // maxKnown bounds the images that are remembered as looked at.
 const maxKnown = 1024

@@ -98,7 +98,7 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 		}
 	}()
 	// Not with ctx: that ends with the barrier, and who comes late has a name too.
-	n.Identity.Image = a.finder.Identify(context.WithoutCancel(ctx), n)
+	n.Identity.Image = a.identify(context.WithoutCancel(ctx), n)
 	probes := a.policies.Select(n.Identity)
 	a.count(n, len(probes) > 0)
 	if len(probes) == 0 {
