@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -108,10 +109,9 @@ func (n *node) lines(id string) (map[string]*evidence.Observation, []*evidence.G
 					obs[l.ProbeID] = l
 				}
 			case *evidence.Gap:
-				if l.ContainerID != id {
-					continue // the node's: the agent stopped
+				if l.ContainerID == id && l.Scope != evidence.ScopeNode { // but that the agent stopped
+					gaps = append(gaps, l)
 				}
-				gaps = append(gaps, l)
 			}
 		}
 	}
@@ -419,5 +419,30 @@ func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A runtime that stays connected and tells more than can be queued is a gap of
+// its source; the end of a disconnection is not a second one.
+func TestDeafSource(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	const name = "nri:/test"
+	n.sourceLost(name, 10, "not connected yet")
+	n.deaf(name, 10, 20) // its end, which comes before sourceBack
+	n.sourceBack(name, 20)
+	n.deaf(name, 30, 40) // the queue was full
+	n.deaf(name, 50, 0)  // gone
+	_, gaps := n.lines("")
+	var ids []string
+	for _, g := range gaps {
+		if g.Source != name || g.Reason != evidence.GapRuntimeDisconnected {
+			t.Errorf("%+v", g)
+		}
+		if !slices.Contains(ids, g.GapID) {
+			ids = append(ids, g.GapID)
+		}
+	}
+	if len(ids) != 3 || len(gaps) != 5 {
+		t.Errorf("%d gaps in %d lines, want 3 in 5: opened and closed, at once, opened and closed by the stop", len(ids), len(gaps))
 	}
 }

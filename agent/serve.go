@@ -71,11 +71,7 @@ func (a *Agent) nri(ctx context.Context, socket string) error {
 	src := nri.New(nri.Config{
 		Socket: socket, Barrier: a.cfg.Barrier + barrierMargin, Late: a.late, Log: a.log.With("in", "nri", "socket", socket),
 		Notify: func(ctx context.Context, n container.Notice) error { a.notify(ctx, n, nil); return nil },
-		Lost: func(from, to int64) {
-			if to == 0 {
-				a.sourceLost(name, from, "the connection to the runtime is gone")
-			}
-		},
+		Lost:   func(from, to int64) { a.deaf(name, from, to) },
 		Synced: func() { a.sourceBack(name, cgroup.BootTime()) },
 	})
 	return src.Run(ctx)
@@ -123,6 +119,25 @@ func (a *Agent) source(name, state string) {
 	a.sources[name] = state
 }
 
+// connected is what status says of a runtime that is.
+const connected = "connected"
+
+// deaf is told by a source that it could not hear from from to to; to is 0 when
+// that begins.
+func (a *Agent) deaf(name string, from, to int64) {
+	a.mu.Lock()
+	up := a.sources[name] == connected
+	a.mu.Unlock()
+	switch {
+	case to == 0:
+		a.sourceLost(name, from, "the connection to the runtime is gone")
+	case up:
+		// Not the end of a disconnection, which Synced closes: the runtime told
+		// more than could be queued.
+		a.witness.SourceMissed(name, from, to, "notices past the bound of the queue were not taken")
+	}
+}
+
 func (a *Agent) sourceLost(name string, at int64, why string) {
 	a.mu.Lock()
 	gap := len(a.table.SourceLost(name, at)) > 0
@@ -137,7 +152,7 @@ func (a *Agent) sourceLost(name string, at int64, why string) {
 
 func (a *Agent) sourceBack(name string, at int64) {
 	a.mu.Lock()
-	a.sources[name] = "connected"
+	a.sources[name] = connected
 	a.table.SourceBack(name, at) // the cgroup watchers look by themselves
 	a.mu.Unlock()
 	a.witness.SourceBack(name, at)
