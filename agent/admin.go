@@ -9,10 +9,9 @@ import (
 	"net/http"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"probity/bpf/kernel"
 	"probity/bpf/probe"
+	"probity/runtime/handoff"
 )
 
 // Status is what `probity status` shows.
@@ -119,32 +118,13 @@ func (l rootOnly) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		uid, err := peerUID(c)
+		uid, err := handoff.PeerUID(c.(*net.UnixConn))
 		if err == nil && uid == 0 {
 			return c, nil
 		}
 		l.agent.cfg.Log.Warn("refused a peer of the administration socket", "uid", uid, "err", err)
 		c.Close()
 	}
-}
-
-// peerUID is the kernel's word for the user at the other end.
-func peerUID(c net.Conn) (uint32, error) {
-	raw, err := c.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	var sockErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return 0, err
-	}
-	if sockErr != nil {
-		return 0, sockErr
-	}
-	return cred.Uid, nil
 }
 
 // Ask asks the agent that listens on socket. It is the command line's half.

@@ -17,7 +17,6 @@ import (
 	"probity/evidence/witness"
 	"probity/runtime/cgroup"
 	"probity/runtime/container"
-	"probity/runtime/image"
 	"probity/runtime/lifecycle"
 )
 
@@ -37,7 +36,6 @@ type live struct {
 
 	// Set before armed is closed, and not changed afterwards.
 	handle *probe.Handle // nil if nothing could be armed
-	rootfs image.Rootfs
 
 	checking sync.Mutex // one health check at a time
 }
@@ -253,7 +251,7 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	}
 	a.log.Debug("armed", "run", l.id, "container", l.container, "sites", len(h.Sites),
 		"after", time.Duration(h.ArmedAt-n.At), "identified", time.Duration(began-n.At), "found", time.Duration(found-began), "planned", time.Duration(planned-found), "attached", time.Duration(h.ArmedAt-planned))
-	l.handle, l.rootfs = h, rootfs
+	l.handle = h
 	start.Sites, start.Searches, start.Arm, start.ArmedAt = h.Sites, h.Searches, h, h.ArmedAt
 	return start
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"probity/agent"
+	"probity/evidence/verify"
 	"probity/evidence/witness"
 )
 
@@ -156,12 +157,12 @@ func printStatus(w io.Writer, st agent.Status) error {
 	}
 	row("seen", "%d selected, %d not selected since the start", st.Seen.Selected, st.Seen.Unselected)
 	if st.Seen.Last != "" {
-		row("", "last not selected: %s", printable(st.Seen.Last))
+		row("", "last not selected: %s", verify.Printable(st.Seen.Last))
 	}
 	row("live runs", "%d", st.Live)
 	row("attached", "%d uprobes, for %d pairs of probe and file", st.Armed.Sites, st.Armed.Files)
 	for _, p := range st.Problems {
-		row("problem", "%s", printable(p))
+		row("problem", "%s", verify.Printable(p))
 	}
 	return t.Flush()
 }
@@ -180,8 +181,8 @@ func (c *cli) containers() *cobra.Command {
 				t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 				fmt.Fprintln(t, "CONTAINER\tNAME\tRUNTIME\tIMAGE\tSITES\tARMED\tHIT\tGAPS")
 				for _, r := range runs {
-					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\n", short(r.Identity.ID), printable(r.Identity.Name), r.Identity.Runtime,
-						printable(r.Identity.Image.Name), r.Sites, r.Armed, r.Hit, printable(strings.Join(r.Gaps, ", ")))
+					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\n", verify.Short(r.Identity.ID), verify.Printable(r.Identity.Name), r.Identity.Runtime,
+						verify.Printable(r.Identity.Image.Name), r.Sites, r.Armed, r.Hit, verify.Printable(strings.Join(r.Gaps, ", ")))
 				}
 				return t.Flush()
 			})
@@ -189,21 +190,4 @@ func (c *cli) containers() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&socket, "admin-socket", defaultAdmin, "the agent's administration socket")
 	return cmd
-}
-
-func short(id string) string {
-	if len(id) > 12 {
-		return id[:12]
-	}
-	return id
-}
-
-// printable keeps text that a container chose from driving the terminal.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\u202e' {
-			return '?'
-		}
-		return r
-	}, s)
 }

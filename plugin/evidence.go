@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"probity/evidence"
+	"probity/evidence/verify"
 )
 
 func (c *cli) evidence() *cobra.Command {
@@ -125,7 +126,7 @@ func (c *cli) listChunks(spools []string) error {
 		err := t.Flush()
 		for _, r := range rows {
 			if r.Problem != "" {
-				fmt.Fprintf(w, "%s: %s\n", printable(r.File), printable(r.Problem))
+				fmt.Fprintf(w, "%s: %s\n", verify.Printable(r.File), verify.Printable(r.Problem))
 			}
 		}
 		return err
@@ -190,7 +191,7 @@ func (c *cli) showLine(l evidence.Line) error {
 		if v.Offset != nil {
 			what += fmt.Sprintf("+0x%x", uint64(*v.Offset))
 		}
-		s = fmt.Sprintf("%s observation %s %s [%s] %s %s", v.To, short(v.ContainerID), v.ProbeID, what, v.ProbeType, v.State)
+		s = fmt.Sprintf("%s observation %s %s [%s] %s %s", v.To, verify.Short(v.ContainerID), v.ProbeID, what, v.ProbeType, v.State)
 		switch {
 		case v.Reason != "":
 			s += ": " + string(v.Reason)
@@ -204,9 +205,9 @@ func (c *cli) showLine(l evidence.Line) error {
 			s += " (" + v.Detail + ")"
 		}
 	case *evidence.Gap:
-		s = fmt.Sprintf("%s gap         %s %s %s%s, %s: %s", v.From, v.Scope, v.Reason, after(" ", short(v.ContainerID)), after(" ", v.Source+v.Path), span(v), v.Detail)
+		s = fmt.Sprintf("%s gap         %s %s %s%s, %s: %s", v.From, v.Scope, v.Reason, after(" ", verify.Short(v.ContainerID)), after(" ", v.Source+v.Path), span(v), v.Detail)
 	}
-	_, err := fmt.Fprintln(c.out, printable(s))
+	_, err := fmt.Fprintln(c.out, verify.Printable(s))
 	return err
 }
 
@@ -220,9 +221,9 @@ func span(g *evidence.Gap) string {
 
 func name(id, name string) string {
 	if name == "" {
-		return short(id)
+		return verify.Short(id)
 	}
-	return name + " (" + short(id) + ")"
+	return name + " (" + verify.Short(id) + ")"
 }
 
 func after(sep, s string) string {

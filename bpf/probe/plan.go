@@ -37,28 +37,23 @@ func listed(probes []policy.Probe) int {
 // same plan: sites are in the order of the probes, then by path, then in the
 // order in which the policy names them.
 func MakePlan(probes []policy.Probe, files Files, machine Machine) Plan {
-	var p Plan
-	most := listed(probes)
-	for i, pr := range probes {
-		if i >= most {
-			p.Sites = append(p.Sites, tooMany(pr, most))
-			continue
+	return planEach(probes, func(pr policy.Probe) ([]Site, Search) {
+		if pr.Type == policy.Tracepoint {
+			return []Site{{Probe: pr, Requested: evidence.Tracepoint}}, Search{ProbeID: pr.ID, Complete: true}
 		}
-		switch pr.Type {
-		case string(evidence.Tracepoint):
-			p.Sites = append(p.Sites, Site{Probe: pr, Requested: evidence.Tracepoint})
-			p.Searches = append(p.Searches, Search{ProbeID: pr.ID, Complete: true})
-		default:
-			sites, search := planFiles(pr, files, machine)
-			p.Sites = append(p.Sites, sites...)
-			p.Searches = append(p.Searches, search)
-		}
-	}
-	return p
+		return planFiles(pr, files, machine)
+	})
 }
 
 // Refuse is the plan for a container of which nothing can be armed.
 func Refuse(probes []policy.Probe, r evidence.NotArmedReason, why string) Plan {
+	return planEach(probes, func(pr policy.Probe) ([]Site, Search) {
+		return []Site{{Probe: pr, Requested: evidence.ProbeType(pr.Type), Reason: r, Detail: why}}, Search{ProbeID: pr.ID, Why: why}
+	})
+}
+
+// planEach plans the probes within the bounds, and refuses the others.
+func planEach(probes []policy.Probe, plan func(policy.Probe) ([]Site, Search)) Plan {
 	var p Plan
 	most := listed(probes)
 	for i, pr := range probes {
@@ -66,8 +61,9 @@ func Refuse(probes []policy.Probe, r evidence.NotArmedReason, why string) Plan {
 			p.Sites = append(p.Sites, tooMany(pr, most))
 			continue
 		}
-		p.Sites = append(p.Sites, Site{Probe: pr, Requested: evidence.ProbeType(pr.Type), Reason: r, Detail: why})
-		p.Searches = append(p.Searches, Search{ProbeID: pr.ID, Why: why})
+		sites, search := plan(pr)
+		p.Sites = append(p.Sites, sites...)
+		p.Searches = append(p.Searches, search)
 	}
 	return p
 }

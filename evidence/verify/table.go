@@ -100,7 +100,7 @@ func (p *printer) line(s string) {
 }
 
 func (r Row) container() string {
-	id := short(r.ContainerID)
+	id := Short(r.ContainerID)
 	switch {
 	case r.ContainerName != "" && r.Pod != "":
 		return clean(r.Pod + "/" + r.ContainerName + " " + id)
@@ -113,7 +113,7 @@ func (r Row) container() string {
 func (r Row) image() string {
 	digest := "no digest"
 	if hex, ok := strings.CutPrefix(r.ImageDigest, "sha256:"); ok {
-		digest = "sha256:" + short(hex)
+		digest = "sha256:" + Short(hex)
 	}
 	if r.Image == "" {
 		return clean(digest)
@@ -183,7 +183,7 @@ func (g GapRow) text() string {
 	s := string(g.Reason) + " (" + g.Scope + ")"
 	switch {
 	case g.ContainerID != "":
-		s += " of container " + short(g.ContainerID)
+		s += " of container " + Short(g.ContainerID)
 	case g.Source != "":
 		s += " of " + g.Source
 	}
@@ -210,7 +210,8 @@ func (g GapRow) text() string {
 // second is a time as a person reads it; -o json has all digits.
 func second(t evidence.Time) string { return t.Std().Format("2006-01-02T15:04:05.000Z") }
 
-func short(id string) string {
+// Short is an id as a person reads it: its first 12 characters.
+func Short(id string) string {
 	if len(id) > 12 {
 		return id[:12]
 	}
@@ -224,16 +225,18 @@ func plural(n int, what string) string {
 	return strconv.Itoa(n) + " " + what + "s"
 }
 
-// clean replaces what is not printable: a container must not move the reader's
-// cursor. Nor may the name of a file look like further columns, which two spaces
-// divide.
-func clean(s string) string {
+// Printable shows what is not printable as escapes: a container must not move
+// the reader's cursor, nor turn the line around.
+func Printable(s string) string {
 	for _, r := range s {
 		if !unicode.IsPrint(r) {
 			q := strconv.QuoteToGraphic(s)
-			s = q[1 : len(q)-1]
-			break
+			return q[1 : len(q)-1]
 		}
 	}
-	return strings.ReplaceAll(s, "  ", ` \x20`)
+	return s
 }
+
+// clean is Printable for a cell of a table: the name of a file may not look
+// like further columns, which two spaces divide.
+func clean(s string) string { return strings.ReplaceAll(Printable(s), "  ", ` \x20`) }

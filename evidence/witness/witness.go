@@ -127,7 +127,7 @@ func (w *Witness) Event(e bpf.Event) {
 func (w *Witness) Undecodable(err error) {
 	now := w.cfg.BootTime()
 	g := &gap{id: NewGapID(), reason: evidence.GapDecodeError, scope: evidence.ScopeNode, from: now, to: now, count: 1, detail: clip(err.Error(), maxDetail)}
-	w.append("", func(c evidence.Clock) []evidence.Line { return []evidence.Line{g.line(c)} })
+	w.sign(g)
 }
 
 // Sweep reads the counters of every live run and writes what changed. The
@@ -197,7 +197,7 @@ func (w *Witness) Stop() {
 	}
 	for _, g := range w.sources {
 		g.to, g.detail = now, "until the agent stopped"
-		w.append("", func(c evidence.Clock) []evidence.Line { return []evidence.Line{g.line(c)} })
+		w.sign(g)
 	}
 	clear(w.sources)
 	w.cfg.Sink.Seal()
@@ -235,13 +235,13 @@ func (w *Witness) SourceLost(source string, from int64, detail string) {
 	}
 	g := &gap{id: NewGapID(), reason: evidence.GapRuntimeDisconnected, scope: evidence.ScopeSource, source: source, from: from, count: 1, detail: clip(detail, maxDetail)}
 	w.sources[source] = g
-	w.append("", func(c evidence.Clock) []evidence.Line { return []evidence.Line{g.line(c)} })
+	w.sign(g)
 }
 
 // SourceMissed signs that a source told of a container that could not be taken.
 func (w *Witness) SourceMissed(source string, from, to int64, detail string) {
 	g := &gap{id: NewGapID(), reason: evidence.GapRuntimeDisconnected, scope: evidence.ScopeSource, source: source, from: from, to: to, count: 1, detail: clip(detail, maxDetail)}
-	w.append("", func(c evidence.Clock) []evidence.Line { return []evidence.Line{g.line(c)} })
+	w.sign(g)
 }
 
 // SourceBack closes it.
@@ -254,7 +254,7 @@ func (w *Witness) SourceBack(source string, to int64) {
 	}
 	delete(w.sources, source)
 	g.to = to
-	w.append("", func(c evidence.Clock) []evidence.Line { return []evidence.Line{g.line(c)} })
+	w.sign(g)
 }
 
 // Live is a run as `probity containers` shows it.
@@ -279,11 +279,12 @@ func (w *Witness) Live() []Live {
 	return out
 }
 
-// append hands lines to the sink. A sink that cannot take them counts them as
-// dropped itself; here it is only told to a person.
-func (w *Witness) append(runID string, build func(evidence.Clock) []evidence.Line) {
-	if err := w.cfg.Sink.Append(runID, build); err != nil {
-		w.cfg.Log.Error("evidence was not taken", "run", runID, "err", err)
+// sign hands a gap that is no run's to the sink. A sink that cannot take it
+// counts it as dropped itself; here it is only told to a person.
+func (w *Witness) sign(g *gap) {
+	err := w.cfg.Sink.Append("", func(c evidence.Clock) []evidence.Line { return []evidence.Line{g.line(c)} })
+	if err != nil {
+		w.cfg.Log.Error("evidence was not taken", "gap", g.reason, "err", err)
 	}
 }
 

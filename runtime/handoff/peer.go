@@ -61,6 +61,14 @@ func peerOf(conn *net.UnixConn) (p Peer, err error) {
 	return p, nil
 }
 
+// PeerUID is the kernel's word for the user at the other end of conn, who was
+// still there.
+func PeerUID(conn *net.UnixConn) (uint32, error) {
+	p, err := peerOf(conn)
+	p.close()
+	return p.Uid, err
+}
+
 func peerOfSocket(fd int) (Peer, error) {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
