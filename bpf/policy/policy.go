@@ -17,6 +17,8 @@
 package policy
 
 import (
+	"time"
+
 	"probity/runtime/container"
 )
 
@@ -49,26 +51,73 @@ type Selector struct {
 
 // The probe types that can be asked for.
 const (
-	Uprobe     = "uprobe"
-	Tracepoint = "tracepoint"
+	Uprobe        = "uprobe"
+	Uretprobe     = "uretprobe"
+	USDT          = "usdt"
+	Kprobe        = "kprobe"
+	Kretprobe     = "kretprobe"
+	Fentry        = "fentry"
+	Fexit         = "fexit"
+	Tracepoint    = "tracepoint"
+	RawTracepoint = "rawTracepoint"
 )
 
-// ProcessExec is the event of the only tracepoint that can be asked for.
+// Types lists them all: those on files of the container first.
+var Types = []string{Uprobe, Uretprobe, USDT, Kprobe, Kretprobe, Fentry, Fexit, Tracepoint, RawTracepoint}
+
+// The sets that can be asked for.
+const (
+	SetExec      = "exec"
+	SetLibraries = "libraries"
+	SetSyscalls  = "syscalls"
+	SetNetwork   = "network"
+	SetFiles     = "files"
+)
+
+// Sets lists them all.
+var Sets = []string{SetExec, SetLibraries, SetSyscalls, SetNetwork, SetFiles}
+
+// ProcessExec is the event of every execve(2) that succeeded.
 const ProcessExec = "sched:sched_process_exec"
 
-// Probe is one thing to watch. ID is unique in a Set.
+// Entrypoint as a Program is the one that the container starts.
+const Entrypoint = "entrypoint"
+
+// Probe is one thing to watch. ID is unique in a Set. Either Type or Set is
+// given; what may be given beside it depends on it.
 type Probe struct {
 	ID   string
-	Type string // Uprobe or Tracepoint
+	Type string // one of Types, or "" for a set
+	Set  string // one of Sets, or ""
 
-	// Of a uprobe: File is an absolute doublestar glob inside the container,
-	// and there is at least one symbol or offset.
-	File    string
-	Symbols []string // without a version
-	Offsets []Offset
+	// The target of a uprobe, uretprobe or usdt: exactly one of these.
+	File    string // an absolute doublestar glob inside the container
+	Library string // a glob over DT_SONAME: every file of the container that bears it
+	BuildID string // a GNU build-id in hex: every file of the container that has it
+	Program string // a name that is looked up in the container's $PATH, or Entrypoint
 
-	// Of a tracepoint: the event as the kernel names it, with its group.
+	// What in the target: of a uprobe and uretprobe. At least one of them, in
+	// any of these ways. Names match raw or demangled, without a version.
+	Symbols       []string
+	SymbolGlobs   []string
+	SymbolRegexps []string // RE2, matches anywhere in the name
+	Offsets       []Offset // of a uprobe only
+	// Of a usdt: "provider:name", of which name may be a glob.
+	Markers []string
+
+	// Of kprobe, kretprobe, fentry and fexit: at least one of them.
+	Functions []string // of the kernel
+	Syscalls  []string // by name; the kernel's function is found for the machine
+
+	// Of a tracepoint "group:name", of a rawTracepoint "name".
 	Event string
+
+	// Options.
+	Duration   bool          // of a uprobe, kprobe or fentry: pair entry with return
+	Stack      bool          // the user stack of the first hit
+	StopAfter  uint64        // stand down after so many hits; 0: never
+	MaxRate    uint64        // stand down past so many hits per second; 0: the engine's bound
+	RearmAfter time.Duration // arm again so long after standing down; 0: not
 }
 
 // Offset is a place in a file.

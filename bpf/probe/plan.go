@@ -39,7 +39,7 @@ func listed(probes []policy.Probe) int {
 func MakePlan(probes []policy.Probe, files Files, machine Machine) Plan {
 	return planEach(probes, func(pr policy.Probe) ([]Site, Search) {
 		if pr.Type == policy.Tracepoint {
-			return []Site{{Probe: pr, Requested: evidence.Tracepoint}}, Search{ProbeID: pr.ID, Complete: true}
+			return []Site{{Probe: pr, Requested: evidence.Tracepoint, Event: pr.Event}}, Search{ProbeID: pr.ID, Complete: true}
 		}
 		return planFiles(pr, files, machine)
 	})

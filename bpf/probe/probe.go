@@ -43,18 +43,35 @@ type File struct {
 	stamp stamp // of the bytes that were read
 }
 
-// Site is one instruction of one file that one probe wants, or the reason why
-// there is none.
+// Site is what one probe wants of one place, or the reason why there is none:
+// one instruction of one file, one function or event of the kernel, or one set.
 type Site struct {
 	Probe     policy.Probe
-	Requested evidence.ProbeType
-	File      *File  // nil if no file matched, and for probes without files
-	Symbol    string // "" for an offset that the policy gave
+	Requested evidence.ProbeType // "" for a set
+	Set       string             // one of policy.Sets, or ""
+
+	// Of user probes.
+	File      *File  // nil if no file matched
+	Symbol    string // raw, as in the file's table; "" for an offset that the policy gave
+	Demangled string // "" if the same
+	Wanted    string // the item of the policy that Symbol matched
 	Kind      string // symbolKind of FORMAT.md
 	Inline    string // inline of FORMAT.md
-	Copies    int    // files that the probe's glob matched
+	Copies    int    // files that the probe's target matched
 	Offset    uint64 // in the file
 	HasOffset bool
+	// Return: this is one of Symbol's return instructions, which stand for a
+	// uretprobe where the kernel's own would break the target.
+	Return     bool
+	InlinedIn  string // the function that this instance of Symbol was inlined in
+	Implements string // the IFUNC that chooses Symbol
+	Marker     string // of a usdt, "provider:name"
+	Semaphore  uint64 // of a usdt: the file offset of what to count up; 0: none
+
+	// Of kernel probes.
+	Function string // the kernel's, or the system call as the policy names it: see Syscall
+	Syscall  bool
+	Event    string
 
 	// Reason is set if the site is not armed; Detail explains it to a person.
 	Reason evidence.NotArmedReason
