@@ -234,13 +234,13 @@ type fixed struct {
 	facts Facts
 }
 
-func (f fixed) Inspect(image.Match, []string) (Facts, error) { return f.facts, nil }
+func (f fixed) Inspect(image.Match, symbol.Query) (Facts, error) { return f.facts, nil }
 
 // One Inspector serves all starts at once: a plan must not touch what it keeps.
 func TestPlanLeavesFactsAlone(t *testing.T) {
 	elf := &symbol.File{Machine: Host().elf, Class: 2}
-	twice := []symbol.Symbol{{Name: "twice", Offset: 2}, {Name: "twice", Offset: 1}}
-	facts := Facts{ELF: elf, Symbols: map[string][]symbol.Symbol{"twice": twice}}
+	twice := []symbol.Symbol{{Name: "twice", Wanted: "twice", Offset: 2}, {Name: "twice", Wanted: "twice", Offset: 1}}
+	facts := Facts{ELF: elf, Symbols: twice}
 	plan := MakePlan([]policy.Probe{symbols("twice")}, fixed{facts: facts}, Host())
 	if plan.Sites[0].Offset != 1 || plan.Sites[1].Offset != 2 {
 		t.Errorf("not in order: %+v", plan.Sites)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -46,7 +45,11 @@ func stampOf(f *os.File) (stamp, error) {
 
 type inspectKey struct {
 	stamp
-	want string
+	query string // all of it
+}
+
+func keyOf(at stamp, q symbol.Query) inspectKey {
+	return inspectKey{at, fmt.Sprintf("%#v", q)} // names every field, quotes every string
 }
 
 type inspected struct {
@@ -57,7 +60,7 @@ type inspected struct {
 }
 
 // Inspect implements Files for one match.
-func (in *Inspector) Inspect(m image.Match, want []string) (Facts, error) {
+func (in *Inspector) Inspect(m image.Match, q symbol.Query) (Facts, error) {
 	f, err := m.Open()
 	if err != nil {
 		return Facts{}, err
@@ -67,10 +70,10 @@ func (in *Inspector) Inspect(m image.Match, want []string) (Facts, error) {
 	if err != nil {
 		return Facts{}, err
 	}
-	e := in.entry(inspectKey{at, strings.Join(want, "\x00")})
+	e := in.entry(keyOf(at, q))
 	e.once.Do(func() {
 		e.facts.stamp = at
-		e.facts.ELF, e.facts.Symbols, e.err = symbol.Read(f, at.size, want, in.Limits)
+		e.facts.ELF, e.facts.Symbols, e.err = symbol.Read(f, at.size, q, in.Limits)
 		e.facts.Digest = sync.OnceValues(func() (string, error) { return digest(m, at) })
 	})
 	return e.facts, e.err

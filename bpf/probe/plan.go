@@ -3,7 +3,6 @@ package probe
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"sort"
 
 	"probity/bpf/policy"
@@ -88,7 +87,7 @@ func planFiles(pr policy.Probe, files Files, machine Machine) ([]Site, Search) {
 	for _, m := range matches {
 		one := base
 		one.File = &File{Match: m, Size: m.Size}
-		facts, err := files.Inspect(m, pr.Symbols)
+		facts, err := files.Inspect(m, symbol.Query{Names: pr.Symbols})
 		if err != nil {
 			one.Reason, one.Detail = unreadable(err), err.Error()
 			if one.Reason == evidence.FileUnreadable || one.Reason == evidence.RemoteFilesystem {
@@ -112,9 +111,13 @@ func planFiles(pr policy.Probe, files Files, machine Machine) ([]Site, Search) {
 }
 
 func planSymbols(one Site, pr policy.Probe, facts Facts) []Site {
+	byWanted := map[string][]symbol.Symbol{} // a copy: others read the facts at the same time
+	for _, sym := range facts.Symbols {
+		byWanted[sym.Wanted] = append(byWanted[sym.Wanted], sym)
+	}
 	var sites []Site
 	for _, name := range pr.Symbols {
-		found := slices.Clone(facts.Symbols[name]) // others read it at the same time
+		found := byWanted[name]
 		s := one
 		s.Symbol = name
 		if len(found) == 0 {
@@ -124,7 +127,9 @@ func planSymbols(one Site, pr policy.Probe, facts Facts) []Site {
 		}
 		sort.Slice(found, func(i, j int) bool { return found[i].Offset < found[j].Offset })
 		for _, sym := range found {
-			s.Kind, s.Inline = sym.Kind, "unknown"
+			s.Symbol, s.Demangled, s.Wanted = sym.Name, sym.Demangled, sym.Wanted
+			s.Kind, s.Inline = sym.Kind, sym.Inline.State
+			s.InlinedIn, s.Implements = sym.InlinedIn, sym.Implements
 			s.Offset, s.HasOffset = sym.Offset, true
 			sites = append(sites, guard(s, facts))
 		}

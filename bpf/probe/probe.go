@@ -100,14 +100,14 @@ type Plan struct {
 type Files interface {
 	// Glob as image.View.Glob.
 	Glob(pattern string) (matches []image.Match, complete bool, why string)
-	// Inspect reads the ELF file behind m, looking for the wanted symbols.
-	Inspect(m image.Match, want []string) (Facts, error)
+	// Inspect reads the ELF file behind m, looking for what q wants.
+	Inspect(m image.Match, q symbol.Query) (Facts, error)
 }
 
 // Facts are what was read of one file.
 type Facts struct {
 	ELF     *symbol.File
-	Symbols map[string][]symbol.Symbol
+	Symbols []symbol.Symbol // of the whole query, in its order
 	Digest  func() (string, error)
 
 	stamp stamp

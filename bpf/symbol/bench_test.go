@@ -49,7 +49,7 @@ func benchmark(b *testing.B, path string, want []string) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, _, err := Read(fd, info.Size(), want, Limits{}); err != nil {
+		if _, _, err := Read(fd, info.Size(), Query{Names: want}, Limits{}); err != nil {
 			b.Fatal(err)
 		}
 	}

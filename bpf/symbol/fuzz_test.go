@@ -32,7 +32,7 @@ func FuzzRead(f *testing.F) {
 	want := []string{"wanted", "greet_hello", "greet_versioned", "_start", "main.main", "f"}
 	lim := Limits{FileSize: 1 << 20, Symbols: 10000, StringBytes: 1 << 20, Matches: 100}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		file, syms, err := read(bytes.NewReader(b), int64(len(b)), want, lim, anything)
+		file, syms, err := read(bytes.NewReader(b), int64(len(b)), Query{Names: want}, lim, anything)
 		if err != nil {
 			for _, sentinel := range []error{ErrNotELF, ErrTruncated, ErrTooLarge, ErrMalformed, ErrForeign} {
 				if errors.Is(err, sentinel) {
@@ -49,7 +49,7 @@ func FuzzRead(f *testing.F) {
 				t.Errorf("range %+v of %d bytes", r, len(b))
 			}
 		}
-		for name, list := range syms {
+		for name, list := range byWanted(syms) {
 			for _, s := range list {
 				if s.Name != name || s.Offset >= uint64(len(b)) || !file.ExecutableOffset(s.Offset) || len(s.Alias) > maxAliases {
 					t.Errorf("%s: %+v", name, s)

@@ -245,9 +245,9 @@ func TestLimits(t *testing.T) {
 		{"strings", Limits{StringBytes: 7}, false},
 		{"matches", Limits{Matches: 9}, false},
 	} {
-		_, syms, err := Read(bytes.NewReader(b), int64(len(b)), []string{"wanted"}, c.lim)
-		if c.fine && (err != nil || len(syms["wanted"]) != 10) || !c.fine && !errors.Is(err, ErrTooLarge) {
-			t.Errorf("%s: %d symbols, %v", c.name, len(syms["wanted"]), err)
+		_, syms, err := Read(bytes.NewReader(b), int64(len(b)), Query{Names: []string{"wanted"}}, c.lim)
+		if c.fine && (err != nil || len(syms) != 10) || !c.fine && !errors.Is(err, ErrTooLarge) {
+			t.Errorf("%s: %d symbols, %v", c.name, len(syms), err)
 		}
 	}
 }
@@ -278,7 +278,7 @@ func TestTruncatedLibrary(t *testing.T) {
 // A file that becomes shorter while it is read.
 func TestShrinks(t *testing.T) {
 	b := tiny().bytes()
-	if _, _, err := Read(bytes.NewReader(b[:len(b)-64]), int64(len(b)), nil, Limits{}); !errors.Is(err, ErrTruncated) {
+	if _, _, err := Read(bytes.NewReader(b[:len(b)-64]), int64(len(b)), Query{}, Limits{}); !errors.Is(err, ErrTruncated) {
 		t.Errorf("%v", err)
 	}
 }
@@ -328,17 +328,17 @@ func TestGigabyte(t *testing.T) {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		began := time.Now()
-		_, _, err := Read(c.s, size, []string{"wanted"}, Limits{})
+		_, _, err := Read(c.s, size, Query{Names: []string{"wanted"}}, Limits{})
 		took := time.Since(began)
 		runtime.ReadMemStats(&after)
 		if !errors.Is(err, c.want) || c.s.read > c.most || took > 30*time.Second || after.TotalAlloc-before.TotalAlloc > 20<<20 {
 			t.Errorf("%s: %v; %d bytes read in %v, %d bytes allocated", c.name, err, c.s.read, took, after.TotalAlloc-before.TotalAlloc)
 		}
 	}
-	if _, _, err := Read(&sparse{}, size+1, nil, Limits{}); !errors.Is(err, ErrTooLarge) {
+	if _, _, err := Read(&sparse{}, size+1, Query{}, Limits{}); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("larger file: %v", err)
 	}
-	if _, _, err := Read(&sparse{}, -1, nil, Limits{}); !errors.Is(err, ErrTruncated) {
+	if _, _, err := Read(&sparse{}, -1, Query{}, Limits{}); !errors.Is(err, ErrTruncated) {
 		t.Errorf("negative size: %v", err)
 	}
 }
@@ -356,7 +356,7 @@ func TestSparseFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer fd.Close()
-	if _, _, err := Read(fd, 1<<30, []string{"x"}, Limits{}); err == nil {
+	if _, _, err := Read(fd, 1<<30, Query{Names: []string{"x"}}, Limits{}); err == nil {
 		t.Error("no error")
 	}
 }

@@ -27,15 +27,28 @@ func readFile(t testing.TB, path string, want ...string) (*File, map[string][]Sy
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, syms, err := Read(fd, info.Size(), want, Limits{})
+	f, syms, err := Read(fd, info.Size(), Query{Names: want}, Limits{})
 	if err != nil {
 		t.Fatalf("%s: %v", path, err)
 	}
-	return f, syms
+	return f, byWanted(syms)
 }
 
 func readBytes(b []byte, want ...string) (*File, map[string][]Symbol, error) {
-	return Read(bytes.NewReader(b), int64(len(b)), want, Limits{})
+	f, syms, err := Read(bytes.NewReader(b), int64(len(b)), Query{Names: want}, Limits{})
+	return f, byWanted(syms), err
+}
+
+// byWanted sorts symbols by what they were wanted for; nil if there are none.
+func byWanted(syms []Symbol) map[string][]Symbol {
+	var m map[string][]Symbol
+	for _, s := range syms {
+		if m == nil {
+			m = map[string][]Symbol{}
+		}
+		m[s.Wanted] = append(m[s.Wanted], s)
+	}
+	return m
 }
 
 func command(t testing.TB, dir string, env []string, name string, args ...string) []byte {

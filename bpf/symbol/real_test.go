@@ -27,7 +27,7 @@ func TestLibrary(t *testing.T) {
 	kinds := map[string]string{}
 	for name, list := range syms {
 		for _, s := range list {
-			if s.Name != name || !f.ExecutableOffset(s.Offset) {
+			if s.Name != name || !f.ExecutableOffset(s.Offset) || s.Source != SourceSymtab || s.Inline.State == "" {
 				t.Errorf("%s: %+v", name, s)
 			}
 			kinds[name] += s.Kind + " "
@@ -55,9 +55,34 @@ func TestLibrary(t *testing.T) {
 	}
 }
 
+// The order of the answer is that of the question, then of the file.
+func TestOrder(t *testing.T) {
+	path := greetLibrary(t)
+	fd, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	info, err := fd.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, syms, err := Read(fd, info.Size(), Query{Names: []string{"helper", "greet_hello", "nowhere", "helper", "greet_second"}}, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range syms {
+		got = append(got, s.Wanted)
+	}
+	if !slices.Equal(got, []string{"helper", "helper", "greet_hello", "greet_second"}) || syms[0].Offset >= syms[1].Offset {
+		t.Errorf("%+v", syms)
+	}
+}
+
 func TestStrippedLibrary(t *testing.T) {
 	f, syms := readFile(t, greetLibrary(t, "-s"), "greet_hello", "helper")
-	if !f.Stripped || len(syms["greet_hello"]) != 1 || len(syms["helper"]) != 0 {
+	if !f.Stripped || len(syms["greet_hello"]) != 1 || syms["greet_hello"][0].Source != SourceDynsym || len(syms["helper"]) != 0 {
 		t.Errorf("stripped %v, symbols %+v", f.Stripped, syms)
 	}
 }

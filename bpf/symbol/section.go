@@ -147,7 +147,8 @@ func (p *parser) addSectionTables() error {
 		if s.off < str.off+str.size && str.off < s.off+s.size { // no overflow: both lie within the file
 			return fmt.Errorf("section %d: %v overlaps its names: %w", i, s.typ, ErrMalformed)
 		}
-		p.tables = append(p.tables, table{what: s.typ.String(), off: s.off, count: s.size / s.entsize, str: extent{str.off, str.size}})
+		source := [...]string{SourceSymtab, SourceDynsym}[k]
+		p.tables = append(p.tables, table{what: s.typ.String(), source: source, off: s.off, count: s.size / s.entsize, str: extent{str.off, str.size}})
 	}
 	return nil
 }

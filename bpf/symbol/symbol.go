@@ -2,7 +2,7 @@
 // functions they hold and where, which instruction runs first, and which of
 // their text must not be touched because it hashes itself.
 //
-// In: an [io.ReaderAt] over a regular file, its size, and the names that a
+// In: an [io.ReaderAt] over a regular file, its size, and a [Query] of what a
 // policy asks for. Out: plain values, every position in them a file offset, as
 // the kernel's uprobes want it. Nothing is trusted: each number of the file is
 // checked against the file's size and against [Limits] before it is used, no
@@ -114,6 +114,13 @@ type File struct {
 	// dynamically can't be found by name then.
 	Stripped bool
 
+	Soname string   // DT_SONAME
+	Needed []string // DT_NEEDED, in its order
+	Interp string   // PT_INTERP
+
+	GoVersion string   // the toolchain that built it, "go1.26.1"; "" if that can't be told
+	Markers   []Marker // those that the Query wants
+
 	// SelfHashed is the text that a program compares with a checksum of
 	// itself, in which a breakpoint would make it stop: Go's FIPS 140 module
 	// and BoringCrypto. Where a file says that it has such text but not
@@ -123,40 +130,22 @@ type File struct {
 	segments []segment // the loadable ones, by address
 }
 
-// The kinds of Symbol.
-const (
-	KindFunc  = "func"
-	KindIFunc = "ifunc" // Offset is the resolver's, not that of what it chooses
-	KindAlias = "alias" // other functions have the same address: one can't be told from the other
-)
-
-// Symbol is one function, under one of its names.
-type Symbol struct {
-	Name   string // as it was asked for: without a version
-	Offset uint64 // in the file
-	Size   uint64 // in bytes; 0 if the table does not say
-	Kind   string // one of the Kind constants
-	// Alias lists other names of the same address, sorted. Names that are
-	// long (over 512 bytes) or not printable are left out, and no more than
-	// 16 are listed; Kind tells that there are others all the same.
-	Alias []string
-}
-
-// Read reads an ELF file of size bytes. It returns the functions among want,
-// from .symtab and from the dynamic symbol table, by name; a name that is not
-// there is absent from the map, and a name that several functions bear (static
-// functions of several files) has several symbols, in order of their offset.
-// Names are asked for without a version: "memcpy" finds each memcpy@VERSION.
+// Read reads an ELF file of size bytes. It returns the functions that q wants,
+// from .symtab and from the dynamic symbol table, in the order of q's items
+// and for each of them by offset; an item that matches nothing has no Symbol,
+// and one that several functions match (static functions of several files bear
+// the same name) has several. Names are asked for without a version: "memcpy"
+// finds each memcpy@VERSION.
 //
-// Besides what grows with want and with the matches, Read holds at most 2 MiB
+// Besides what grows with q and with the matches, Read holds at most 2 MiB
 // and an eighth of the largest string table, whatever is in the file. A file
 // that exhausts all of the default limits takes it some two seconds; who has
 // less time gives it an r that fails when the time is over, and gets r's error.
-func Read(r io.ReaderAt, size int64, want []string, lim Limits) (*File, map[string][]Symbol, error) {
-	return read(r, size, want, lim, native)
+func Read(r io.ReaderAt, size int64, q Query, lim Limits) (*File, []Symbol, error) {
+	return read(r, size, q, lim, native)
 }
 
-func read(r io.ReaderAt, size int64, want []string, lim Limits, runs func(elf.Machine, elf.Class) bool) (*File, map[string][]Symbol, error) {
+func read(r io.ReaderAt, size int64, q Query, lim Limits, runs func(elf.Machine, elf.Class) bool) (*File, []Symbol, error) {
 	lim = lim.orDefaults()
 	if size < 0 {
 		return nil, nil, fmt.Errorf("file of %d bytes: %w", size, ErrTruncated)
@@ -187,12 +176,18 @@ func read(r io.ReaderAt, size int64, want []string, lim Limits, runs func(elf.Ma
 	if p.entry != 0 { // 0 is "no entry" (gABI, ELF header)
 		f.Entry, f.HasEntry = p.executable(p.entry)
 	}
-	syms, own, err := p.find(want)
+	syms, own, err := p.find(q)
 	if err != nil {
 		return nil, nil, err
 	}
 	if err := p.selfHashed(f, own); err != nil {
 		return nil, nil, fmt.Errorf("self-hashing text: %w", err)
+	}
+	if syms, err = p.describe(f, q, syms); err != nil {
+		return nil, nil, err
+	}
+	if err := p.findMarkers(f, q.Markers); err != nil {
+		return nil, nil, fmt.Errorf("markers: %w", err)
 	}
 	return f, syms, nil
 }

@@ -10,6 +10,7 @@ import (
 // table is one symbol table and its string table.
 type table struct {
 	what       string
+	source     string // one of the Source constants
 	off, count uint64
 	str        extent
 	hits       map[uint32]hit // string offset -> which wanted name begins there
@@ -87,6 +88,7 @@ type place struct {
 	others []string // other names there, as far as they are listed
 	shared bool     // whether there are any
 	ifunc  bool
+	source string
 }
 
 // claim is one wanted name at one file offset.
@@ -98,7 +100,7 @@ type claim struct {
 // find looks the wanted names up in all tables, and those that selfHashed
 // needs, which are returned apart. It passes over each symbol table three
 // times and over each string table once, and keeps only what matched.
-func (p *parser) find(want []string) (syms, own map[string][]Symbol, err error) {
+func (p *parser) find(q Query) (syms []Symbol, own map[string][]Symbol, err error) {
 	var symbols, stringBytes uint64
 	for _, t := range p.tables { // each number is below the file's size
 		symbols, stringBytes = symbols+t.count, stringBytes+t.str.size
@@ -109,7 +111,11 @@ func (p *parser) find(want []string) (syms, own map[string][]Symbol, err error) 
 	if stringBytes > uint64(p.lim.StringBytes) {
 		return nil, nil, fmt.Errorf("%d bytes of symbol names, %d are taken: %w", stringBytes, p.lim.StringBytes, ErrTooLarge)
 	}
-	m := newMatcher(slices.Concat(want, selfHashNames))
+	if len(q.Globs)+len(q.Regexps) > 0 {
+		return nil, nil, fmt.Errorf("globs and regular expressions are not matched yet: %w", ErrTooLarge)
+	}
+	slices.SortStableFunc(p.tables, func(a, b table) int { return cmp.Compare(rank(a.source), rank(b.source)) })
+	m := newMatcher(slices.Concat(q.Names, selfHashNames))
 	for i := range p.tables {
 		if err := p.match(&p.tables[i], m); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", p.tables[i].what, err)
@@ -129,10 +135,11 @@ func (p *parser) find(want []string) (syms, own map[string][]Symbol, err error) 
 			own[n] = s
 		}
 	}
-	syms = make(map[string][]Symbol, len(want))
-	for _, n := range want {
-		if s, ok := all[n]; ok {
-			syms[n] = s
+	seen := map[string]bool{}
+	for _, n := range q.Names {
+		if !seen[n] {
+			seen[n] = true
+			syms = append(syms, all[n]...)
 		}
 	}
 	return syms, own, nil
@@ -154,7 +161,7 @@ func (p *parser) claims() (map[uint64]*place, map[claim]uint64, error) {
 			}
 			pl := places[e.off]
 			if pl == nil {
-				pl = &place{}
+				pl = &place{source: t.source}
 				places[e.off] = pl
 			}
 			pl.ifunc = pl.ifunc || e.ifunc
@@ -192,7 +199,7 @@ func results(places map[uint64]*place, sizes map[claim]uint64, names []string) m
 		slices.Sort(here)
 		here = slices.Compact(here)
 		for _, i := range pl.names {
-			s := Symbol{Name: names[i], Offset: off, Size: sizes[claim{off, i}], Kind: KindFunc}
+			s := Symbol{Name: names[i], Wanted: names[i], Source: pl.source, Offset: off, Size: sizes[claim{off, i}], Kind: KindFunc}
 			for _, n := range here[:min(len(here), maxAliases+1)] {
 				if n != s.Name && len(s.Alias) < maxAliases {
 					s.Alias = append(s.Alias, n)
