@@ -20,7 +20,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
-	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 )
 
@@ -28,6 +27,7 @@ import (
 type Options struct {
 	Slots     uint32 // (container, site) counters (131072, about 15 MiB)
 	Runs      uint32 // armed containers (4096)
+	Processes uint32 // processes of all armed containers (32768)
 	RingBytes uint32 // ring buffer, a power of two and a multiple of the page size (1 MiB)
 	// ForceSingle acts as if the kernel had no uprobe_multi links, so that the
 	// other rung of the ladder can be tested on any kernel.
@@ -43,16 +43,23 @@ const MaxLevel = 32 // MAX_LEVEL in c/probity.h; pinned by a test
 
 // Objects are the loaded maps and programs. Safe for concurrent use.
 type Objects struct {
-	spec    *ebpf.CollectionSpec
 	coll    *ebpf.Collection
+	sites   object
+	lineage object
 	multi   *ebpf.Program // nil where the kernel has no uprobe_multi
 	single  *ebpf.Program // nil where it has no attach cookies: one copy per site instead
 	missing error         // why multi is nil
 	noExec  bool
 }
 
-// shared are the maps that every program uses.
-var shared = []string{probesMapSlots, probesMapRuns, probesMapSettings, probesMapTotals, probesMapEvents}
+// shared are the maps that the programs of all objects use (c/maps.h).
+var shared = []string{probesMapSlots, probesMapRuns, probesMapProcesses, probesMapSettings, probesMapTotals, probesMapEvents}
+
+// object is one compiled file of c/, whose programs are loaded one by one.
+type object struct {
+	spec *ebpf.CollectionSpec
+	maps map[string]*ebpf.Map // the shared ones
+}
 
 // ErrUnsupported is wrapped by Load when the kernel refuses what every probe
 // type needs.
@@ -70,12 +77,15 @@ func Load(o Options) (*Objects, error) {
 	}
 	resize(spec.Maps[probesMapSlots], o.Slots)
 	resize(spec.Maps[probesMapRuns], o.Runs)
+	resize(spec.Maps[probesMapProcesses], o.Processes)
 	resize(spec.Maps[probesMapEvents], o.RingBytes)
 
+	lineage, err := loadLineage()
+	if err != nil {
+		return nil, fmt.Errorf("read the embedded programs: %w", err)
+	}
 	first := spec.Copy()
-	delete(first.Programs, probesProgExecTracepoint) // attached by AttachExec
-	delete(first.Programs, probesProgExecRaw)
-	obj := &Objects{spec: spec, noExec: o.ForceNoExec}
+	obj := &Objects{noExec: o.ForceNoExec}
 	if o.ForceSingle {
 		obj.missing = errors.New("switched off by option")
 	} else if err := features.HaveBPFLinkUprobeMulti(); err != nil {
@@ -102,6 +112,8 @@ func Load(o Options) (*Objects, error) {
 		}
 	}
 	obj.coll = coll
+	obj.sites = object{spec, coll.Maps}
+	obj.lineage = object{lineage, coll.Maps}
 	obj.multi = coll.Programs[probesProgUprobeMulti]
 	obj.single = coll.Programs[probesProgUprobeSingle]
 	return obj, nil
@@ -136,14 +148,14 @@ func (o *Objects) UprobeSingle(site uint32) (prog *ebpf.Program, cookie bool, er
 	if o.single != nil {
 		return o.single, true, nil
 	}
-	prog, err = o.load(probesProgUprobeSingle, func(s *ebpf.CollectionSpec) error {
+	prog, err = o.sites.load(probesProgUprobeSingle, func(s *ebpf.CollectionSpec) error {
 		return s.Variables[probesVarFixedSite].Set(site)
 	})
 	return prog, false, err
 }
 
-// load loads one more program that shares the maps.
-func (o *Objects) load(name string, adjust func(*ebpf.CollectionSpec) error) (*ebpf.Program, error) {
+// load loads one program that shares the maps.
+func (o object) load(name string, adjust func(*ebpf.CollectionSpec) error) (*ebpf.Program, error) {
 	spec := o.spec.Copy()
 	for n := range spec.Programs {
 		if n != name {
@@ -156,8 +168,11 @@ func (o *Objects) load(name string, adjust func(*ebpf.CollectionSpec) error) (*e
 		}
 	}
 	maps := map[string]*ebpf.Map{}
-	for _, n := range shared {
-		maps[n] = o.coll.Maps[n]
+	for n := range spec.Maps {
+		if m := o.maps[n]; m != nil {
+			maps[n] = m
+			spec.Maps[n].MaxEntries = m.MaxEntries() // it may have been sized by Options
+		}
 	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps})
 	if err != nil {
@@ -166,57 +181,4 @@ func (o *Objects) load(name string, adjust func(*ebpf.CollectionSpec) error) (*e
 	prog := coll.DetachProgram(name)
 	coll.Close()
 	return prog, nil
-}
-
-// ExecMechanism names how execs are seen.
-type ExecMechanism string
-
-// The two ways, best first.
-const (
-	ExecTracepoint    ExecMechanism = "tracepoint"
-	ExecRawTracepoint ExecMechanism = "rawTracepoint"
-)
-
-// AttachExec attaches the exec program: by the tracepoint where tracefs can be
-// reached, else by the raw tracepoint of the same event. It returns what it
-// really used.
-func (o *Objects) AttachExec() (link.Link, ExecMechanism, error) {
-	if o.noExec {
-		return nil, "", errors.New("switched off by option")
-	}
-	l, err := o.attachExecTracepoint()
-	if err == nil {
-		return l, ExecTracepoint, nil
-	}
-	raw, rawErr := o.attachExecRaw()
-	if rawErr == nil {
-		return raw, ExecRawTracepoint, nil
-	}
-	return nil, "", errors.Join(err, rawErr)
-}
-
-func (o *Objects) attachExecTracepoint() (link.Link, error) {
-	prog, err := o.load(probesProgExecTracepoint, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer prog.Close() // the link holds its own reference
-	l, err := link.Tracepoint("sched", "sched_process_exec", prog, nil)
-	if err != nil {
-		return nil, fmt.Errorf("attach tracepoint sched:sched_process_exec: %w", err)
-	}
-	return l, nil
-}
-
-func (o *Objects) attachExecRaw() (link.Link, error) {
-	prog, err := o.load(probesProgExecRaw, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer prog.Close()
-	l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: "sched_process_exec", Program: prog})
-	if err != nil {
-		return nil, fmt.Errorf("attach raw tracepoint sched_process_exec: %w", err)
-	}
-	return l, nil
 }

@@ -71,21 +71,6 @@ func TestSlots(t *testing.T) {
 	}
 }
 
-// TestExecIsTold runs a program in this test's own cgroup, by each mechanism.
-func TestExecBothWays(t *testing.T) {
-	obj := load(t, Options{})
-	need.Tracefs(t)
-	l, err := obj.attachExecTracepoint()
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	if l, err = obj.attachExecRaw(); err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-}
-
 func TestSharedConstants(t *testing.T) {
 	h, err := os.ReadFile("c/probity.h")
 	if err != nil {
@@ -97,20 +82,21 @@ func TestSharedConstants(t *testing.T) {
 }
 
 func hitBytes() []byte {
-	b := make([]byte, 48)
+	b := make([]byte, 56)
 	binary.NativeEndian.PutUint32(b[0:], uint32(EventHit))
 	binary.NativeEndian.PutUint32(b[4:], 9)
 	binary.NativeEndian.PutUint64(b[8:], 77)
 	binary.NativeEndian.PutUint64(b[16:], 5)
 	binary.NativeEndian.PutUint32(b[24:], 100)
 	binary.NativeEndian.PutUint32(b[28:], 101)
-	copy(b[32:], "na\xffme\x00rest")
+	binary.NativeEndian.PutUint32(b[32:], uint32(SessionExec))
+	copy(b[40:], "na\xffme\x00rest")
 	return b
 }
 
 func TestDecode(t *testing.T) {
 	e, err := Decode(hitBytes())
-	want := Event{Kind: EventHit, Cgroup: 77, Site: 9, Ns: 5, Pid: 100, Tid: 101, Comm: "na\uFFFDme"}
+	want := Event{Kind: EventHit, Cgroup: 77, Site: 9, Ns: 5, Pid: 100, Tid: 101, Session: SessionExec, Comm: "na\uFFFDme"}
 	if err != nil || e != want {
 		t.Fatalf("Decode = %+v, %v; want %+v", e, err, want)
 	}
@@ -124,6 +110,7 @@ func TestDecode(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add(hitBytes())
 	f.Add([]byte{2, 0, 0, 0})
+	f.Add([]byte{3, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if e, err := Decode(b); err != nil && e != (Event{}) {
 			t.Fatalf("an error and an event: %+v", e)

@@ -17,18 +17,20 @@ type EventKind uint32
 const (
 	EventHit  = EventKind(probesEventTypeEVENT_HIT)
 	EventExec = EventKind(probesEventTypeEVENT_EXEC)
+	EventLost = EventKind(probesEventTypeEVENT_LOST)
 )
 
 // Event is one record of the ring buffer.
 type Event struct {
-	Kind   EventKind
-	Cgroup uint64
-	Site   uint32 // of a hit
-	Ns     int64  // CLOCK_BOOTTIME
-	Pid    int    // process, as the host numbers it
-	Tid    int
-	Comm   string // at most 15 bytes, chosen by the process itself
-	Path   string // of an exec: as passed to execve, at most 255 bytes
+	Kind    EventKind
+	Cgroup  uint64
+	Site    uint32 // of a hit
+	Ns      int64  // CLOCK_BOOTTIME
+	Pid     int    // process, as the host numbers it
+	Tid     int
+	Session Session // of a hit and an exec
+	Comm    string  // at most 15 bytes, chosen by the process itself; not of a loss
+	Path    string  // of an exec: as passed to execve, at most 255 bytes
 }
 
 // ErrDecode is wrapped by every error of Decode.
@@ -47,13 +49,19 @@ func Decode(b []byte) (Event, error) {
 		if err := exact(b, &e); err != nil {
 			return Event{}, err
 		}
-		return Event{Kind: kind, Cgroup: e.Cgroup, Site: e.Site, Ns: int64(e.Ns), Pid: int(e.Pid), Tid: int(e.Tid), Comm: text(e.Comm[:])}, nil
+		return Event{Kind: kind, Cgroup: e.Cgroup, Site: e.Site, Ns: int64(e.Ns), Pid: int(e.Pid), Tid: int(e.Tid), Session: Session(e.Session), Comm: text(e.Comm[:])}, nil
 	case EventExec:
 		var e probesExecEvent
 		if err := exact(b, &e); err != nil {
 			return Event{}, err
 		}
-		return Event{Kind: kind, Cgroup: e.Cgroup, Ns: int64(e.Ns), Pid: int(e.Pid), Tid: int(e.Tid), Comm: text(e.Comm[:]), Path: text(e.Path[:])}, nil
+		return Event{Kind: kind, Cgroup: e.Cgroup, Ns: int64(e.Ns), Pid: int(e.Pid), Tid: int(e.Tid), Session: Session(e.Session), Comm: text(e.Comm[:]), Path: text(e.Path[:])}, nil
+	case EventLost:
+		var e probesLostEvent
+		if err := exact(b, &e); err != nil {
+			return Event{}, err
+		}
+		return Event{Kind: kind, Cgroup: e.Cgroup, Ns: int64(e.Ns), Pid: int(e.Pid), Tid: int(e.Tid)}, nil
 	default:
 		return Event{}, fmt.Errorf("%w: type %d is not known", ErrDecode, kind)
 	}

@@ -3,4 +3,5 @@ package bpf
 // The compiler is pinned: the committed objects are what Debian 12's clang-14
 // makes of the sources, and `make check` rebuilds and compares them.
 //
-//go:generate go tool bpf2go -go-package bpf -cc clang-14 -strip llvm-strip-14 -target amd64,arm64 -type hit_event -type exec_event -type event_type -cflags "-O2 -g -Wall -Werror -D__BPF__" probes c/probity.bpf.c -- -Ic
+//go:generate go tool bpf2go -go-package bpf -cc clang-14 -strip llvm-strip-14 -target amd64,arm64 -type hit_event -type exec_event -type lost_event -type event_type -type session -cflags "-O2 -g -Wall -Werror -D__BPF__" probes c/probity.bpf.c -- -Ic
+//go:generate go tool bpf2go -go-package bpf -cc clang-14 -strip llvm-strip-14 -target amd64,arm64 -cflags "-O2 -g -Wall -Werror -D__BPF__" lineage c/lineage.bpf.c -- -Ic

@@ -21,6 +21,8 @@ type Run struct {
 	FirstExecNs int64 // CLOCK_BOOTTIME; 0 while Execs is 0
 	LastExecNs  int64
 	RingFull    uint64 // events of this container that the ring had no room for
+	Left        uint64 // processes that left its cgroup's subtree alive
+	Untracked   uint64 // processes that could not be followed: see Options.Processes
 }
 
 // ErrNoSpace reports that a map is full: the site or container is over budget.
@@ -45,7 +47,7 @@ func (o *Objects) Run(cgroup uint64) (Run, error) {
 	if err := o.coll.Maps[probesMapRuns].Lookup(cgroup, &r); err != nil {
 		return Run{}, mapError("read container", err)
 	}
-	return Run{r.Execs, int64(r.FirstExecNs), int64(r.LastExecNs), r.RingFull}, nil
+	return Run{r.Execs, int64(r.FirstExecNs), int64(r.LastExecNs), r.RingFull, r.Left, r.Untracked}, nil
 }
 
 // DeleteRun forgets the container. Deleting one that is not there is no error.

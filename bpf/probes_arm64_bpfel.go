@@ -18,9 +18,35 @@ type probesEventType uint32
 const (
 	probesEventTypeEVENT_HIT  probesEventType = 1
 	probesEventTypeEVENT_EXEC probesEventType = 2
+	probesEventTypeEVENT_LOST probesEventType = 3
 )
 
 type probesExecEvent struct {
+	_       structs.HostLayout
+	Type    uint32
+	Session uint32
+	Cgroup  uint64
+	Ns      uint64
+	Pid     uint32
+	Tid     uint32
+	Comm    [16]int8
+	Path    [256]int8
+}
+
+type probesHitEvent struct {
+	_       structs.HostLayout
+	Type    uint32
+	Site    uint32
+	Cgroup  uint64
+	Ns      uint64
+	Pid     uint32
+	Tid     uint32
+	Session uint32
+	Pad     uint32
+	Comm    [16]int8
+}
+
+type probesLostEvent struct {
 	_      structs.HostLayout
 	Type   uint32
 	Pad    uint32
@@ -28,19 +54,13 @@ type probesExecEvent struct {
 	Ns     uint64
 	Pid    uint32
 	Tid    uint32
-	Comm   [16]int8
-	Path   [256]int8
 }
 
-type probesHitEvent struct {
-	_      structs.HostLayout
-	Type   uint32
-	Site   uint32
-	Cgroup uint64
-	Ns     uint64
-	Pid    uint32
-	Tid    uint32
-	Comm   [16]int8
+type probesProcess struct {
+	_       structs.HostLayout
+	Cgroup  uint64
+	Level   uint32
+	Session uint32
 }
 
 type probesRun struct {
@@ -49,7 +69,17 @@ type probesRun struct {
 	FirstExecNs uint64
 	LastExecNs  uint64
 	RingFull    uint64
+	Left        uint64
+	Untracked   uint64
 }
+
+type probesSession uint32
+
+const (
+	probesSessionSESSION_UNKNOWN probesSession = 0
+	probesSessionSESSION_INIT    probesSession = 1
+	probesSessionSESSION_EXEC    probesSession = 2
+)
 
 type probesSettings struct {
 	_      structs.HostLayout
@@ -81,18 +111,19 @@ type probesTotals struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	probesMapEvents          = "events"
+	probesMapProcesses       = "processes"
 	probesMapRuns            = "runs"
 	probesMapSettings        = "settings"
 	probesMapSlots           = "slots"
 	probesMapTotals          = "totals"
-	probesProgExecRaw        = "exec_raw"
-	probesProgExecTracepoint = "exec_tracepoint"
 	probesProgUprobeMulti    = "uprobe_multi"
 	probesProgUprobeSingle   = "uprobe_single"
 	probesVarFixedSite       = "fixed_site"
 	probesVarUnusedEventType = "unused_event_type"
 	probesVarUnusedExecEvent = "unused_exec_event"
 	probesVarUnusedHitEvent  = "unused_hit_event"
+	probesVarUnusedLostEvent = "unused_lost_event"
+	probesVarUnusedSession   = "unused_session"
 )
 
 // loadProbes returns the embedded CollectionSpec for probes.
@@ -137,21 +168,20 @@ type probesSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type probesProgramSpecs struct {
-	ExecRaw        *ebpf.ProgramSpec `ebpf:"exec_raw"`
-	ExecTracepoint *ebpf.ProgramSpec `ebpf:"exec_tracepoint"`
-	UprobeMulti    *ebpf.ProgramSpec `ebpf:"uprobe_multi"`
-	UprobeSingle   *ebpf.ProgramSpec `ebpf:"uprobe_single"`
+	UprobeMulti  *ebpf.ProgramSpec `ebpf:"uprobe_multi"`
+	UprobeSingle *ebpf.ProgramSpec `ebpf:"uprobe_single"`
 }
 
 // probesMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type probesMapSpecs struct {
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Runs     *ebpf.MapSpec `ebpf:"runs"`
-	Settings *ebpf.MapSpec `ebpf:"settings"`
-	Slots    *ebpf.MapSpec `ebpf:"slots"`
-	Totals   *ebpf.MapSpec `ebpf:"totals"`
+	Events    *ebpf.MapSpec `ebpf:"events"`
+	Processes *ebpf.MapSpec `ebpf:"processes"`
+	Runs      *ebpf.MapSpec `ebpf:"runs"`
+	Settings  *ebpf.MapSpec `ebpf:"settings"`
+	Slots     *ebpf.MapSpec `ebpf:"slots"`
+	Totals    *ebpf.MapSpec `ebpf:"totals"`
 }
 
 // probesVariableSpecs contains global variables before they are loaded into the kernel.
@@ -162,6 +192,8 @@ type probesVariableSpecs struct {
 	UnusedEventType *ebpf.VariableSpec `ebpf:"unused_event_type"`
 	UnusedExecEvent *ebpf.VariableSpec `ebpf:"unused_exec_event"`
 	UnusedHitEvent  *ebpf.VariableSpec `ebpf:"unused_hit_event"`
+	UnusedLostEvent *ebpf.VariableSpec `ebpf:"unused_lost_event"`
+	UnusedSession   *ebpf.VariableSpec `ebpf:"unused_session"`
 }
 
 // probesObjects contains all objects after they have been loaded into the kernel.
@@ -184,16 +216,18 @@ func (o *probesObjects) Close() error {
 //
 // It can be passed to loadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probesMaps struct {
-	Events   *ebpf.Map `ebpf:"events"`
-	Runs     *ebpf.Map `ebpf:"runs"`
-	Settings *ebpf.Map `ebpf:"settings"`
-	Slots    *ebpf.Map `ebpf:"slots"`
-	Totals   *ebpf.Map `ebpf:"totals"`
+	Events    *ebpf.Map `ebpf:"events"`
+	Processes *ebpf.Map `ebpf:"processes"`
+	Runs      *ebpf.Map `ebpf:"runs"`
+	Settings  *ebpf.Map `ebpf:"settings"`
+	Slots     *ebpf.Map `ebpf:"slots"`
+	Totals    *ebpf.Map `ebpf:"totals"`
 }
 
 func (m *probesMaps) Close() error {
 	return _ProbesClose(
 		m.Events,
+		m.Processes,
 		m.Runs,
 		m.Settings,
 		m.Slots,
@@ -209,22 +243,20 @@ type probesVariables struct {
 	UnusedEventType *ebpf.Variable `ebpf:"unused_event_type"`
 	UnusedExecEvent *ebpf.Variable `ebpf:"unused_exec_event"`
 	UnusedHitEvent  *ebpf.Variable `ebpf:"unused_hit_event"`
+	UnusedLostEvent *ebpf.Variable `ebpf:"unused_lost_event"`
+	UnusedSession   *ebpf.Variable `ebpf:"unused_session"`
 }
 
 // probesPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probesPrograms struct {
-	ExecRaw        *ebpf.Program `ebpf:"exec_raw"`
-	ExecTracepoint *ebpf.Program `ebpf:"exec_tracepoint"`
-	UprobeMulti    *ebpf.Program `ebpf:"uprobe_multi"`
-	UprobeSingle   *ebpf.Program `ebpf:"uprobe_single"`
+	UprobeMulti  *ebpf.Program `ebpf:"uprobe_multi"`
+	UprobeSingle *ebpf.Program `ebpf:"uprobe_single"`
 }
 
 func (p *probesPrograms) Close() error {
 	return _ProbesClose(
-		p.ExecRaw,
-		p.ExecTracepoint,
 		p.UprobeMulti,
 		p.UprobeSingle,
 	)

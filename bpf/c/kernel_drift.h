@@ -15,9 +15,11 @@ struct linux_binprm {
 } __attribute__((preserve_access_index));
 
 /*
- * The record of the tracepoint sched:sched_process_exec as tracefs describes
- * it in events/sched/sched_process_exec/format; unchanged from 3.5 to 7.2.
- * filename is a __data_loc: offset from the record's start in the low 16 bits.
+ * The records of tracepoints as tracefs describes them in
+ * events/sched/NAME/format. A __data_loc is an offset from the record's start
+ * in its low 16 bits.
+ *
+ * sched_process_exec: unchanged from 3.5 to 7.2.
  */
 struct sched_process_exec_record {
 	__u64 common;
@@ -27,11 +29,47 @@ struct sched_process_exec_record {
 };
 
 /*
- * bpf_get_attach_cookie (since 5.15 for perf links, 6.6 for uprobe_multi) is
- * absent from older kernels, where one copy of the program is loaded per site
- * with its number in fixed_site. The verifier prunes the other branch, so the
- * unknown helper is never looked at.
+ * Members that lineage reads, relocated by BTF. The ancestors of a cgroup are
+ * found by the parents of its own css: ancestor_ids[] became ancestors[] in 6.1,
+ * and kernfs_node.parent became __parent in 6.15, but self.parent has always
+ * been there.
  */
-const volatile __u32 fixed_site = 0;
+struct kernfs_node {
+	__u64 id;
+} __attribute__((preserve_access_index));
+
+struct cgroup_root {
+	int hierarchy_id;
+} __attribute__((preserve_access_index));
+
+struct cgroup_subsys_state {
+	struct cgroup_subsys_state *parent;
+} __attribute__((preserve_access_index));
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	int level;
+	struct kernfs_node *kn;
+	struct cgroup_root *root;
+} __attribute__((preserve_access_index));
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+} __attribute__((preserve_access_index));
+
+typedef struct {
+	int counter;
+} __attribute__((preserve_access_index)) atomic_t;
+
+struct signal_struct {
+	atomic_t live;
+} __attribute__((preserve_access_index));
+
+struct task_struct {
+	int pid;
+	int tgid;
+	struct css_set *cgroups;
+	struct signal_struct *signal;
+} __attribute__((preserve_access_index));
 
 #endif

@@ -13,6 +13,14 @@
 enum event_type {
 	EVENT_HIT = 1,	/* first hit of a (container, site) */
 	EVENT_EXEC = 2,	/* an execve in a container succeeded */
+	EVENT_LOST = 3,	/* a process of a container left its cgroup subtree */
+};
+
+/* How a process came into its container. */
+enum session {
+	SESSION_UNKNOWN = 0,	/* it has not called execve in there */
+	SESSION_INIT = 1,	/* it is the first process or descends from it */
+	SESSION_EXEC = 2,	/* of an exec session: put there from outside */
 };
 
 /* One counter: preallocated by the agent before the site is armed. */
@@ -34,6 +42,18 @@ struct run {
 	__u64 first_exec_ns;	/* CLOCK_BOOTTIME */
 	__u64 last_exec_ns;
 	__u64 ring_full;	/* events of this container that the ring had no room for */
+	__u64 left;		/* processes that left the cgroup subtree alive */
+	__u64 untracked;	/* processes that the map of processes had no room for */
+};
+
+/*
+ * One process of an armed container, since its execve there. Key: its tgid.
+ * The innermost armed cgroup that it was in then, and its depth.
+ */
+struct process {
+	__u64 cgroup;
+	__u32 level;
+	__u32 session;	/* enum session */
 };
 
 struct settings {
@@ -52,18 +72,29 @@ struct hit_event {
 	__u64 ns;
 	__u32 pid;	/* process (tgid) */
 	__u32 tid;	/* thread */
+	__u32 session;	/* enum session */
+	__u32 pad;
 	char comm[COMM_LEN];
 };
 
 struct exec_event {
 	__u32 type;
-	__u32 pad;
+	__u32 session;	/* enum session */
 	__u64 cgroup;
 	__u64 ns;
 	__u32 pid;
 	__u32 tid;
 	char comm[COMM_LEN];
 	char path[PATH_LEN];
+};
+
+struct lost_event {
+	__u32 type;
+	__u32 pad;
+	__u64 cgroup;	/* of the container that it was in */
+	__u64 ns;
+	__u32 pid;
+	__u32 tid;
 };
 
 #endif

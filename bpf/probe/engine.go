@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"probity/bpf"
@@ -41,9 +40,7 @@ type Engine struct {
 	cfg     Config
 	machine Machine
 
-	exec    link.Link // nil if execs cannot be seen
-	execHow bpf.ExecMechanism
-	execErr error
+	lineage *bpf.Lineage
 
 	mu     sync.Mutex
 	files  map[fileKey]*sharedFile
@@ -53,7 +50,7 @@ type Engine struct {
 	closed bool
 }
 
-// NewEngine attaches the exec program and returns an engine without any
+// NewEngine begins to follow the processes of containers, and returns an engine without any
 // container. It starts no goroutine; Run takes away what is not used any more.
 func NewEngine(obj *bpf.Objects, cfg Config) *Engine {
 	if cfg.Linger == 0 {
@@ -69,15 +66,19 @@ func NewEngine(obj *bpf.Objects, cfg Config) *Engine {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	e := &Engine{obj: obj, cfg: cfg, machine: Host(), files: map[fileKey]*sharedFile{}}
-	e.exec, e.execHow, e.execErr = obj.AttachExec()
-	if e.execErr != nil {
-		cfg.Log.Warn("execs cannot be seen on this kernel", "err", e.execErr)
+	e.lineage = obj.AttachLineage()
+	for what, err := range map[string]error{
+		"execs": e.lineage.ExecErr, "births and ends of processes": e.lineage.ProcessErr, "moves between cgroups": e.lineage.MoveErr,
+	} {
+		if err != nil {
+			cfg.Log.Warn("this kernel does not show "+what, "err", err)
+		}
 	}
 	return e
 }
 
 // ExecMechanism says how execs are seen, or why they are not.
-func (e *Engine) ExecMechanism() (bpf.ExecMechanism, error) { return e.execHow, e.execErr }
+func (e *Engine) ExecMechanism() (bpf.ExecMechanism, error) { return e.lineage.Exec, e.lineage.ExecErr }
 
 // AnyLevel is the depth of a cgroup whose depth below the real root is not
 // known: the kernel then looks at all depths, which costs each hit more.
@@ -130,11 +131,11 @@ func (e *Engine) armExec(h *Handle) {
 		if s.Requested != evidence.Tracepoint || s.Reason != "" {
 			continue
 		}
-		if e.execErr != nil {
-			s.Reason, s.Detail = evidence.KernelUnsupported, e.execErr.Error()
+		if err := e.lineage.ExecErr; err != nil {
+			s.Reason, s.Detail = evidence.KernelUnsupported, err.Error()
 			continue
 		}
-		s.Armed, s.Type = true, evidence.ProbeType(e.execHow)
+		s.Armed, s.Type = true, evidence.ProbeType(e.lineage.Exec)
 	}
 }
 
@@ -414,8 +415,5 @@ func (e *Engine) Close() error {
 	e.files = map[fileKey]*sharedFile{}
 	e.mu.Unlock()
 	closeAll(all, e.cfg.Log)
-	if e.exec != nil {
-		return e.exec.Close()
-	}
-	return nil
+	return e.lineage.Close()
 }

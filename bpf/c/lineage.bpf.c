@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * Lineage: which processes are a container's own. A process becomes one by an
+ * execve inside an armed cgroup, its children are by birth, and it stays one
+ * until it ends or leaves the cgroup's subtree.
+ *
+ * What a runtime does inside the cgroup before the container's first execve
+ * (`runc init` makes a thousand system calls there) is not the container; nor
+ * is what an exec session does before its own.
+ *
+ * Each event has two ways in: the tracepoint, whose record tracefs describes,
+ * and the raw tracepoint, whose arguments need the kernel's BTF.
+ */
+#include <linux/types.h>
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include "attribution.h"
+#include "kernel_drift.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+static __always_inline void tell_exec(__u64 cgroup, struct run *r, __u32 session, __u64 now, const char *filename)
+{
+	struct exec_event *e;
+	__u64 id;
+
+	if (!r->first_exec_ns)
+		r->first_exec_ns = now;
+	r->last_exec_ns = now;
+	__sync_fetch_and_add(&r->execs, 1);
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		count_ring_full(cgroup);
+		return;
+	}
+	id = bpf_get_current_pid_tgid();
+	e->type = EVENT_EXEC;
+	e->session = session;
+	e->cgroup = cgroup;
+	e->ns = now;
+	e->pid = id >> 32;
+	e->tid = (__u32)id;
+	bpf_get_current_comm(e->comm, sizeof(e->comm));
+	e->path[0] = 0;
+	if (bpf_probe_read_kernel_str(e->path, sizeof(e->path), filename) < 0)
+		e->path[0] = 0;
+	bpf_ringbuf_submit(e, 0);
+}
+
+/*
+ * A process that is not known and calls execve after the container's first one
+ * was put there from outside: an exec session.
+ */
+static __always_inline int on_exec(const char *filename)
+{
+	struct process p = {}, *known;
+	__u32 levels, i, tgid;
+	__u64 cgroup, now = 0;
+	struct run *r;
+
+	levels = armed_levels();
+	if (!levels)
+		return 0;
+	tgid = current_tgid();
+	known = bpf_map_lookup_elem(&processes, &tgid);
+	for_each_armed(i, levels, cgroup) {
+		r = bpf_map_lookup_elem(&runs, &cgroup);
+		if (!r)
+			continue;
+		if (!now)
+			now = bpf_ktime_get_boot_ns();
+		if (is_containers(known, i))
+			p.session = known->session;
+		else
+			p.session = r->first_exec_ns ? SESSION_EXEC : SESSION_INIT;
+		p.cgroup = cgroup;
+		p.level = i;
+		tell_exec(cgroup, r, p.session, now, filename);
+	}
+	if (!p.cgroup || (known && known->cgroup == p.cgroup))
+		return 0;
+	if (bpf_map_update_elem(&processes, &tgid, &p, BPF_ANY)) {
+		r = bpf_map_lookup_elem(&runs, &p.cgroup);
+		if (r)
+			__sync_fetch_and_add(&r->untracked, 1);
+	}
+	return 0;
+}
+
+SEC("tracepoint/sched/sched_process_exec")
+int exec_tracepoint(struct sched_process_exec_record *ctx)
+{
+	return on_exec((const char *)ctx + (ctx->filename_loc & 0xffff));
+}
+
+SEC("raw_tracepoint/sched_process_exec")
+int exec_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct linux_binprm *bprm = (struct linux_binprm *)ctx->args[2];
+
+	return on_exec(BPF_CORE_READ(bprm, filename));
+}
+
+static __always_inline void count_left(__u64 cgroup, __u32 pid, __u32 tid)
+{
+	struct lost_event *e;
+	struct run *r;
+
+	r = bpf_map_lookup_elem(&runs, &cgroup);
+	if (!r)
+		return;
+	__sync_fetch_and_add(&r->left, 1);
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		count_ring_full(cgroup);
+		return;
+	}
+	e->type = EVENT_LOST;
+	e->pad = 0;
+	e->cgroup = cgroup;
+	e->ns = bpf_ktime_get_boot_ns();
+	e->pid = pid;
+	e->tid = tid;
+	bpf_ringbuf_submit(e, 0);
+}
+
+/*
+ * A child is what its parent is. Numbers are used again: what is known of an
+ * earlier process with the child's number is forgotten.
+ */
+static __always_inline void on_fork(__u32 child)
+{
+	struct process *parent, p;
+	struct run *r;
+
+	parent = current_process();
+	if (!parent) {
+		bpf_map_delete_elem(&processes, &child);
+		return;
+	}
+	p = *parent;
+	if (bpf_map_update_elem(&processes, &child, &p, BPF_ANY)) {
+		r = bpf_map_lookup_elem(&runs, &p.cgroup);
+		if (r)
+			__sync_fetch_and_add(&r->untracked, 1);
+	}
+}
+
+/*
+ * Where sched_process_fork has child_pid and sched_process_free has pid: the
+ * names before them became __data_loc in 6.17 and were arrays of 16 bytes
+ * earlier, so the Go side reads the offset from tracefs.
+ */
+const volatile __u32 pid_offset = 0;
+
+static __always_inline __u32 record_pid(void *ctx)
+{
+	__u32 pid = 0;
+
+	bpf_probe_read_kernel(&pid, sizeof(pid), ctx + pid_offset);
+	return pid;
+}
+
+/*
+ * The record's child_pid is a thread's as well: then it is a number that nobody
+ * looks up, until its thread is freed or the number becomes a process's.
+ */
+SEC("tracepoint/sched/sched_process_fork")
+int fork_tracepoint(void *ctx)
+{
+	on_fork(record_pid(ctx));
+	return 0;
+}
+
+/* Whether a cgroup is in the subtree in which the process belongs. */
+static __always_inline bool is_below(struct cgroup *cgrp, const struct process *p)
+{
+	struct cgroup_subsys_state *css;
+	__s32 up, i;
+
+	up = BPF_CORE_READ(cgrp, level) - (__s32)p->level;
+	if (up < 0)
+		return false;
+	for (i = 0; i < MAX_LEVEL && i < up; i++) {
+		css = BPF_CORE_READ(cgrp, self.parent);
+		if (!css)
+			return false;
+		cgrp = (void *)css - bpf_core_field_offset(struct cgroup, self);
+	}
+	return BPF_CORE_READ(cgrp, kn, id) == p->cgroup;
+}
+
+/*
+ * clone3 may bear a child into another cgroup (CLONE_INTO_CGROUP), of which no
+ * migration tells.
+ */
+SEC("raw_tracepoint/sched_process_fork")
+int fork_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *child = (struct task_struct *)ctx->args[1];
+	struct process *parent;
+	__u32 pid, tgid;
+
+	pid = BPF_CORE_READ(child, pid);
+	tgid = BPF_CORE_READ(child, tgid);
+	if (pid != tgid)
+		return 0;
+	parent = current_process();
+	if (parent && !is_below(BPF_CORE_READ(child, cgroups, dfl_cgrp), parent)) {
+		count_left(parent->cgroup, tgid, pid);
+		bpf_map_delete_elem(&processes, &tgid);
+		return 0;
+	}
+	on_fork(tgid);
+	return 0;
+}
+
+/*
+ * The end of a process is the end of its last thread; the first one may have
+ * ended long before. By the record that cannot be seen, but the first thread's
+ * task is freed last.
+ */
+SEC("tracepoint/sched/sched_process_free")
+int free_tracepoint(void *ctx)
+{
+	__u32 pid = record_pid(ctx);
+
+	bpf_map_delete_elem(&processes, &pid);
+	return 0;
+}
+
+SEC("raw_tracepoint/sched_process_exit")
+int exit_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx->args[0];
+	__u32 tgid;
+
+	if (BPF_CORE_READ(task, signal, live.counter) > 0)
+		return 0;
+	tgid = BPF_CORE_READ(task, tgid);
+	bpf_map_delete_elem(&processes, &tgid);
+	return 0;
+}
+
+/*
+ * A process was moved. cgroup_attach_task is called once per migration with the
+ * leader of what is moved, for processes as for single threads (which can only
+ * be moved within a threaded subtree).
+ */
+SEC("raw_tracepoint/cgroup_attach_task")
+int move_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct cgroup *to = (struct cgroup *)ctx->args[0];
+	struct task_struct *task = (struct task_struct *)ctx->args[2];
+	struct process *p;
+	__u32 pid, tgid;
+
+	tgid = BPF_CORE_READ(task, tgid);
+	p = bpf_map_lookup_elem(&processes, &tgid);
+	if (!p)
+		return 0;
+	/* A cgroup of a v1 hierarchy says nothing of where the task is. */
+	if (BPF_CORE_READ(to, root, hierarchy_id) != BPF_CORE_READ(task, cgroups, dfl_cgrp, root, hierarchy_id))
+		return 0;
+	if (is_below(to, p))
+		return 0;
+	pid = BPF_CORE_READ(task, pid);
+	count_left(p->cgroup, tgid, pid);
+	bpf_map_delete_elem(&processes, &tgid);
+	return 0;
+}

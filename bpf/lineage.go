@@ -1,0 +1,138 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// ExecMechanism names how execs are seen.
+type ExecMechanism string
+
+// The two ways, best first.
+const (
+	ExecTracepoint    ExecMechanism = "tracepoint"
+	ExecRawTracepoint ExecMechanism = "rawTracepoint"
+)
+
+// Session says how a process came into its container.
+type Session uint32
+
+// The sessions, as in c/probity.h.
+const (
+	SessionUnknown = Session(probesSessionSESSION_UNKNOWN) // it has not called execve in there
+	SessionInit    = Session(probesSessionSESSION_INIT)    // the first process, or a descendant of it
+	SessionExec    = Session(probesSessionSESSION_EXEC)    // of an exec session: put there from outside
+)
+
+// Lineage follows which processes are a container's own, and tells of their
+// execs. Each part may be missing on its own; the error says why.
+type Lineage struct {
+	Exec    ExecMechanism // how execs are seen; empty with ExecErr
+	ExecErr error
+	// ProcessErr: births and ends of processes cannot be seen. Which process
+	// is a container's own and which its runtime's is not known then.
+	ProcessErr error
+	// MoveErr: it cannot be seen that a process leaves its container's cgroup.
+	MoveErr error
+
+	links []link.Link
+}
+
+// AttachLineage attaches what follows processes. What this kernel does not
+// offer is said in the result; there is always one.
+func (o *Objects) AttachLineage() *Lineage {
+	l := &Lineage{}
+	if o.noExec {
+		off := errors.New("switched off by option")
+		l.ExecErr, l.ProcessErr, l.MoveErr = off, off, off
+		return l
+	}
+	byRecord, byArgs := o.tracepoint(lineageProgExecTracepoint, "sched_process_exec", ""), o.rawTracepoint(lineageProgExecRaw, "sched_process_exec")
+	if l.ExecErr = l.either(byRecord, byArgs); l.ExecErr == nil {
+		l.Exec = ExecTracepoint
+		if byRecord.err != nil {
+			l.Exec = ExecRawTracepoint
+		}
+	}
+	// Through their arguments more can be told: whether a child was born into
+	// another cgroup, and which of a process's threads is the last.
+	fork := l.either(o.rawTracepoint(lineageProgForkRaw, "sched_process_fork"), o.tracepoint(lineageProgForkTracepoint, "sched_process_fork", "child_pid"))
+	end := l.either(o.rawTracepoint(lineageProgExitRaw, "sched_process_exit"), o.tracepoint(lineageProgFreeTracepoint, "sched_process_free", "pid"))
+	l.ProcessErr = errors.Join(fork, end)
+	l.MoveErr = l.either(o.rawTracepoint(lineageProgMoveRaw, "cgroup_attach_task"))
+	return l
+}
+
+// Close detaches everything. It is idempotent.
+func (l *Lineage) Close() error {
+	var errs []error
+	for _, k := range l.links {
+		errs = append(errs, k.Close())
+	}
+	l.links = nil
+	return errors.Join(errs...)
+}
+
+// way is one way to see an event. It is tried when it is asked for.
+type way struct {
+	attach func() (link.Link, error)
+	err    error // of the attempt
+}
+
+// either takes the first of the ways that works.
+func (l *Lineage) either(ways ...*way) error {
+	var errs []error
+	for _, w := range ways {
+		k, err := w.attach()
+		if err == nil {
+			l.links = append(l.links, k)
+			return nil
+		}
+		w.err = err
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// tracepoint is the tracepoint of an event of the scheduler. field is the
+// member of its record that the program reads at an offset of its own, or "".
+func (o *Objects) tracepoint(prog, event, field string) *way {
+	return &way{attach: func() (link.Link, error) {
+		var offset uint32
+		if field != "" {
+			var err error
+			if offset, err = recordOffset("sched", event, field); err != nil {
+				return nil, fmt.Errorf("attach tracepoint sched:%s: %w", event, err)
+			}
+		}
+		p, err := o.lineage.load(prog, func(s *ebpf.CollectionSpec) error { return s.Variables[lineageVarPidOffset].Set(offset) })
+		if err != nil {
+			return nil, err
+		}
+		defer p.Close() // the link holds its own reference
+		l, err := link.Tracepoint("sched", event, p, nil)
+		if err != nil {
+			return nil, fmt.Errorf("attach tracepoint sched:%s: %w", event, err)
+		}
+		return l, nil
+	}}
+}
+
+// rawTracepoint is the raw tracepoint of an event.
+func (o *Objects) rawTracepoint(prog, event string) *way {
+	return &way{attach: func() (link.Link, error) {
+		p, err := o.lineage.load(prog, nil)
+		if err != nil {
+			return nil, err
+		}
+		defer p.Close()
+		l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: event, Program: p})
+		if err != nil {
+			return nil, fmt.Errorf("attach raw tracepoint %s: %w", event, err)
+		}
+		return l, nil
+	}}
+}

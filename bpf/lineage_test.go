@@ -1,0 +1,339 @@
+package bpf
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"probity/tests/need"
+)
+
+// room is a cgroup in which a container is armed.
+type room struct {
+	dir   string
+	id    uint64
+	level uint32
+}
+
+func newRoom(t *testing.T, obj *Objects, parent string) room {
+	t.Helper()
+	r := room{dir: filepath.Join(parent, "probity-lineage"), level: 1}
+	if strings.Contains(parent, "probity-lineage") {
+		r.level = 2
+	}
+	must(t, os.Mkdir(r.dir, 0o755))
+	t.Cleanup(func() { must(t, os.Remove(r.dir)) })
+	var st unix.Stat_t
+	must(t, unix.Stat(r.dir, &st))
+	r.id = st.Ino
+	if obj != nil {
+		must(t, obj.PutRun(r.id))
+	}
+	return r
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// shell is a process that was put into a cgroup and then called execve there.
+type shell struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+func (r room) shell(t *testing.T) *shell {
+	t.Helper()
+	fd, err := os.Open(r.dir)
+	must(t, err)
+	defer fd.Close()
+	s := &shell{cmd: exec.Command("sh")}
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(fd.Fd())}
+	s.cmd.Stderr = os.Stderr
+	s.in, err = s.cmd.StdinPipe()
+	must(t, err)
+	out, err := s.cmd.StdoutPipe()
+	must(t, err)
+	s.out = bufio.NewReader(out)
+	must(t, s.cmd.Start())
+	t.Cleanup(s.end)
+	return s
+}
+
+// do has the shell run a line, and returns what that printed once it is over.
+func (s *shell) do(t *testing.T, line string) string {
+	t.Helper()
+	_, err := fmt.Fprintf(s.in, "%s; echo done\n", line)
+	must(t, err)
+	var text strings.Builder
+	for {
+		l, err := s.out.ReadString('\n')
+		must(t, err)
+		if l == "done\n" {
+			return text.String()
+		}
+		text.WriteString(l)
+	}
+}
+
+func (s *shell) end() {
+	s.in.Close()
+	_ = s.cmd.Wait()
+}
+
+func (o *Objects) process(tgid int) (p probesProcess, ok bool) {
+	return p, o.coll.Maps[probesMapProcesses].Lookup(uint32(tgid), &p) == nil
+}
+
+func (o *Objects) processes(t *testing.T) map[uint32]probesProcess {
+	t.Helper()
+	all := map[uint32]probesProcess{}
+	var k uint32
+	var p probesProcess
+	it := o.coll.Maps[probesMapProcesses].Iterate()
+	for it.Next(&k, &p) {
+		all[k] = p
+	}
+	must(t, it.Err())
+	return all
+}
+
+// next reads events until one is of the kind.
+func next(t *testing.T, r *ringbuf.Reader, kind EventKind) Event {
+	t.Helper()
+	r.SetDeadline(time.Now().Add(5 * time.Second))
+	for {
+		rec, err := r.Read()
+		must(t, err)
+		e, err := Decode(rec.RawSample)
+		must(t, err)
+		if e.Kind == kind {
+			return e
+		}
+	}
+}
+
+// Each way that this kernel has to see births and ends of processes.
+func TestLineage(t *testing.T) {
+	need.Command(t, "sh")
+	for _, way := range []string{"as attached", "by records"} {
+		t.Run(way, func(t *testing.T) {
+			obj := load(t, Options{})
+			need.Tracefs(t)
+			r := newRoom(t, obj, need.Cgroup2(t))
+			must(t, obj.SetLevels(1<<r.level))
+			l := &Lineage{}
+			if way == "by records" {
+				must(t, l.either(obj.tracepoint(lineageProgExecTracepoint, "sched_process_exec", "")))
+				must(t, l.either(obj.tracepoint(lineageProgForkTracepoint, "sched_process_fork", "child_pid")))
+				must(t, l.either(obj.tracepoint(lineageProgFreeTracepoint, "sched_process_free", "pid")))
+			} else {
+				l = obj.AttachLineage()
+				must(t, errors.Join(l.ExecErr, l.ProcessErr, l.MoveErr))
+			}
+			defer l.Close()
+			events, err := obj.Reader()
+			must(t, err)
+			defer events.Close()
+
+			init := r.shell(t)
+			init.do(t, "true")
+			if p, ok := obj.process(init.cmd.Process.Pid); !ok || p.Cgroup != r.id || Session(p.Session) != SessionInit || p.Level != r.level {
+				t.Errorf("the first process: %+v, %v", p, ok)
+			}
+			if e := next(t, events, EventExec); e.Session != SessionInit || e.Cgroup != r.id {
+				t.Errorf("its execve: %+v", e)
+			}
+			// The child is born, and lives, while the shell waits for its line.
+			init.do(t, "sh -c 'echo $$; exec sleep 100' & read -r x </dev/null; cat /proc/$!/comm >/dev/null")
+			if e := next(t, events, EventExec); e.Session != SessionInit {
+				t.Errorf("a child's execve: %+v", e)
+			}
+			session := r.shell(t)
+			session.do(t, "true")
+			if p, ok := obj.process(session.cmd.Process.Pid); !ok || Session(p.Session) != SessionExec {
+				t.Errorf("the exec session: %+v, %v", p, ok)
+			}
+			if n := len(obj.processes(t)); n < 3 {
+				t.Errorf("%d processes, want the two shells and a child", n)
+			}
+			run, err := obj.Run(r.id)
+			must(t, err)
+			if run.Left != 0 || run.Untracked != 0 {
+				t.Errorf("nobody has left: %+v", run)
+			}
+			init.do(t, "kill $!; wait 2>/dev/null")
+			init.end()
+			session.end()
+			// A task is freed after a grace period.
+			until(t, func() bool { return len(obj.processes(t)) == 0 })
+		})
+	}
+}
+
+func until(t *testing.T, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.After(10 * time.Second); !ok(); {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatal("it did not come")
+		}
+	}
+}
+
+// A process that is moved out of the subtree is lost; one that is moved about
+// within it is not, and one that is moved in the hierarchies of cgroup v1
+// neither.
+func TestMoves(t *testing.T) {
+	need.Command(t, "sh")
+	obj := load(t, Options{})
+	root := need.Cgroup2(t)
+	r := newRoom(t, obj, root)
+	below := newRoom(t, nil, r.dir)
+	must(t, obj.SetLevels(1<<r.level))
+	l := obj.AttachLineage()
+	defer l.Close()
+	must(t, l.MoveErr)
+	events, err := obj.Reader()
+	must(t, err)
+	defer events.Close()
+
+	s := r.shell(t)
+	s.do(t, "true")
+	pid := s.cmd.Process.Pid
+	move := func(dir string) {
+		t.Helper()
+		must(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(fmt.Sprint(pid)), 0))
+	}
+	left := func() uint64 {
+		t.Helper()
+		run, err := obj.Run(r.id)
+		must(t, err)
+		return run.Left
+	}
+	move(below.dir)
+	s.do(t, "(true); /bin/true")
+	move(r.dir)
+	if v1, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs"); len(v1) > 0 {
+		move(filepath.Dir(v1[0])) // the root of some hierarchy of v1, where it is already
+	}
+	if n := left(); n != 0 {
+		t.Fatalf("%d have left, none should", n)
+	}
+	move(root)
+	if n := left(); n != 1 {
+		t.Fatalf("%d have left, want 1", n)
+	}
+	if e := next(t, events, EventLost); e.Cgroup != r.id || e.Pid != pid || e.Ns == 0 {
+		t.Errorf("event %+v", e)
+	}
+	if _, ok := obj.process(pid); ok {
+		t.Error("it is still one of the container's processes")
+	}
+	s.end()
+	// A child that is born into another cgroup by clone3 never migrates.
+	s = r.shell(t)
+	s.do(t, "true")
+	bear(t, s, root)
+	if n := left(); n != 2 {
+		t.Errorf("%d have left, want 2: one was born outside", n)
+	}
+}
+
+// bear has a process in the shell's place bear a child into the cgroup dir:
+// this test's own binary, started by the shell, which calls clone3.
+func bear(t *testing.T, s *shell, dir string) {
+	t.Helper()
+	self, err := os.Executable()
+	must(t, err)
+	out := s.do(t, "PROBITY_BEAR="+dir+" "+self+" -test.run '^TestBear$' -test.v 2>&1")
+	if !strings.Contains(out, "PASS: TestBear") {
+		t.Fatalf("bear a child: %s", out)
+	}
+}
+
+// TestBear is the other half of TestMoves.
+func TestBear(t *testing.T) {
+	dir := os.Getenv("PROBITY_BEAR")
+	if dir == "" {
+		return
+	}
+	room{dir: dir}.shell(t).do(t, "true")
+}
+
+// What a container's processes and those of one nested in it are.
+func TestNestedLineage(t *testing.T) {
+	need.Command(t, "sh")
+	obj := load(t, Options{})
+	outer := newRoom(t, obj, need.Cgroup2(t))
+	inner := newRoom(t, obj, outer.dir)
+	must(t, obj.SetLevels(1<<outer.level|1<<inner.level))
+	l := obj.AttachLineage()
+	defer l.Close()
+	must(t, l.ProcessErr)
+	a, b := outer.shell(t), inner.shell(t)
+	a.do(t, "true")
+	b.do(t, "true")
+	if p, _ := obj.process(a.cmd.Process.Pid); p.Cgroup != outer.id || Session(p.Session) != SessionInit {
+		t.Errorf("the outer one's: %+v", p)
+	}
+	if p, _ := obj.process(b.cmd.Process.Pid); p.Cgroup != inner.id || p.Level != inner.level || Session(p.Session) != SessionInit {
+		t.Errorf("the inner one's: %+v", p)
+	}
+}
+
+// With no room for a process, that is counted.
+func TestUntracked(t *testing.T) {
+	need.Command(t, "sh")
+	obj := load(t, Options{Processes: 1})
+	r := newRoom(t, obj, need.Cgroup2(t))
+	must(t, obj.SetLevels(1<<r.level))
+	l := obj.AttachLineage()
+	defer l.Close()
+	must(t, errors.Join(l.ExecErr, l.ProcessErr))
+	s := r.shell(t)
+	s.do(t, "(true)")
+	run, err := obj.Run(r.id)
+	must(t, err)
+	if run.Untracked == 0 {
+		t.Errorf("a fork past the bound is not counted: %+v", run)
+	}
+}
+
+func TestMemberOffset(t *testing.T) {
+	for _, c := range []struct {
+		line, name string
+		want       uint32
+		ok         bool
+	}{
+		{"\tfield:pid_t child_pid;\toffset:20;\tsize:4;\tsigned:1;", "child_pid", 20, true},
+		{"\tfield:char comm[16];\toffset:8;\tsize:16;\tsigned:0;", "comm", 8, true},
+		{"\tfield:__data_loc char[] comm;\toffset:8;\tsize:4;\tsigned:0;", "comm", 8, true},
+		{"\tfield:pid_t parent_pid;\toffset:12;\tsize:4;\tsigned:1;", "child_pid", 0, false},
+		{"\tfield:pid_t pid;\toffset:99999999;", "pid", 0, false},
+		{"\tfield:;", "", 0, false},
+		{"print fmt: \"pid=%d\", REC->pid", "pid", 0, false},
+	} {
+		if got, ok := memberOffset(c.line, c.name); got != c.want && c.ok || ok != c.ok {
+			t.Errorf("%q: %d, %v", c.line, got, ok)
+		}
+	}
+}
