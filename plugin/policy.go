@@ -18,7 +18,11 @@ func (c *cli) policy() *cobra.Command {
 		Long: `Check reads policy files as the agent would, those of a directory by their
 ending .yaml, and reports mistakes with file, line and column. Policy names and
 probe ids must differ across all files given. It exits with 1 if there is a
-mistake.`,
+mistake. What a policy can say is in docs/probes.md.
+
+Whether a container has such files and functions, and this kernel such places,
+is only known once it starts: what could not be armed is in the evidence, with
+a reason.`,
 		Args: files("policy file or directory"),
 		RunE: func(_ *cobra.Command, files []string) error { return c.checkPolicies(files) },
 	})

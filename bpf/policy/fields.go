@@ -1,11 +1,6 @@
 package policy
 
 import (
-	"math"
-	"slices"
-	"strconv"
-	"strings"
-
 	"go.yaml.in/yaml/v4"
 
 	"probity/runtime/container"
@@ -16,6 +11,8 @@ const (
 	maxName   = 128     // of a policy's name and a probe's id, which stand in every line of evidence
 	maxText   = 4 << 10 // of anything else
 	maxSymbol = 4 << 10
+	maxKernel = 511 // of what the kernel names (KSYM_NAME_LEN less its NUL)
+	maxRegexp = 512
 )
 
 func (w *walk) policy(n *yaml.Node) (p Policy, where places) {
@@ -106,100 +103,4 @@ func (w *walk) probes(n *yaml.Node) (probes []Probe, ids []position) {
 		probes, ids = append(probes, p), append(ids, where)
 	}
 	return probes, ids
-}
-
-// probe reads one probe and returns where its id is.
-func (w *walk) probe(n *yaml.Node) (p Probe, id position) {
-	given := map[string]*yaml.Node{}
-	note := func(key string, f field) field {
-		return func(v *yaml.Node) { given[key] = v; f(v) }
-	}
-	ok := w.fields(n, "probe", map[string]field{
-		"id":      note("id", func(v *yaml.Node) { p.ID = w.name(v, "id") }),
-		"type":    note("type", func(v *yaml.Node) { p.Type = w.oneOf(v, "type", Uprobe, Tracepoint) }),
-		"file":    note("file", func(v *yaml.Node) { p.File = w.file(v) }),
-		"symbols": note("symbols", func(v *yaml.Node) { p.Symbols = list(w, v, "symbols", w.symbol) }),
-		"offsets": note("offsets", func(v *yaml.Node) { p.Offsets = list(w, v, "offsets", w.offset) }),
-		"event":   note("event", func(v *yaml.Node) { p.Event = w.oneOf(v, "event", ProcessExec) }),
-	})
-	if !ok {
-		return Probe{}, at(n)
-	}
-	id = at(n)
-	if v := given["id"]; v != nil {
-		id = at(v)
-	}
-	for _, key := range []string{"id", "type"} {
-		if given[key] == nil {
-			w.add(at(n), "probe: no %s", key)
-		}
-	}
-	foreign := func(keys ...string) {
-		for _, key := range keys {
-			if v := given[key]; v != nil {
-				w.add(at(v), "%s: a %s has none", key, p.Type)
-			}
-		}
-	}
-	switch p.Type {
-	case Uprobe:
-		if given["file"] == nil {
-			w.add(at(n), "uprobe: no file")
-		}
-		if given["symbols"] == nil && given["offsets"] == nil {
-			w.add(at(n), "uprobe: neither symbols nor offsets")
-		}
-		foreign("event")
-	case Tracepoint:
-		if given["event"] == nil {
-			w.add(at(n), "tracepoint: no event")
-		}
-		foreign("file", "symbols", "offsets")
-	}
-	return p, id
-}
-
-func (w *walk) oneOf(n *yaml.Node, name string, values ...string) string {
-	s, ok := w.text(n, name, maxText)
-	if ok && !slices.Contains(values, s) {
-		w.add(at(n), "%s: unknown value %q: want %s", name, clip(s), strings.Join(values, " or "))
-		return ""
-	}
-	return s
-}
-
-func (w *walk) symbol(n *yaml.Node) (string, bool) {
-	s, ok := w.text(n, "symbols", maxSymbol)
-	if ok && strings.Contains(s, "@") {
-		w.add(at(n), "symbols: %q: want the name without its version", clip(s))
-		return "", false
-	}
-	return s, ok
-}
-
-// offset reads "entry" or a number. YAML has more spellings of numbers (0o17,
-// 1_000, 010, which was octal once); an offset is written as tools print it.
-func (w *walk) offset(n *yaml.Node) (Offset, bool) {
-	if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!str" && n.Value == "entry" {
-		return Offset{Entry: true}, true
-	}
-	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!int" {
-		w.expect(n, "offsets", "entry, a decimal number or a hexadecimal one with 0x")
-		return Offset{}, false
-	}
-	digits, base := n.Value, 10
-	if hex, ok := strings.CutPrefix(digits, "0x"); ok {
-		digits, base = hex, 16
-	} else if len(digits) > 1 && digits[0] == '0' {
-		digits = ""
-	}
-	if strings.Trim(digits, "0123456789abcdefABCDEF") != "" { // signs, which ParseUint refuses, and underscores
-		digits = ""
-	}
-	v, err := strconv.ParseUint(digits, base, 64)
-	if err != nil || v > math.MaxInt64 {
-		w.add(at(n), "offsets: %s: want a decimal number or a hexadecimal one with 0x, less than 2^63", clip(n.Value))
-		return Offset{}, false
-	}
-	return Offset{Value: v}, true
 }

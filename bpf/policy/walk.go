@@ -100,8 +100,25 @@ func (w *walk) fields(n *yaml.Node, name string, known map[string]field) (ok boo
 			names = append(names, k)
 		}
 		slices.Sort(names)
+		if near := nearest(key.Value, names); near != "" {
+			w.add(at(key), "%s: unknown key %q: did you mean %s?", name, clip(key.Value), near)
+			return
+		}
 		w.add(at(key), "%s: unknown key %q; there are %s", name, clip(key.Value), strings.Join(names, ", "))
 	})
+}
+
+// nearest returns the shortest name that differs from key by an ending or in
+// case only, or "".
+func nearest(key string, names []string) (near string) {
+	key = strings.ToLower(key)
+	for _, name := range names {
+		lower := strings.ToLower(name)
+		if len(key) > 2 && (strings.HasPrefix(lower, key) || strings.HasPrefix(key, lower)) && (near == "" || len(name) < len(near)) {
+			near = name
+		}
+	}
+	return near
 }
 
 // text reads text that is not empty, not longer than longest bytes, and has
@@ -153,6 +170,15 @@ func list[T comparable](w *walk, n *yaml.Node, name string, item func(*yaml.Node
 		}
 	}
 	return out
+}
+
+// few is list for what is costly to have many of.
+func few[T comparable](w *walk, n *yaml.Node, name string, most int, item func(*yaml.Node) (T, bool)) []T {
+	if n.Kind == yaml.SequenceNode && len(n.Content) > most {
+		w.add(at(n), "%s: %d of them, at most %d are taken: make it more than one probe", name, len(n.Content), most)
+		return nil
+	}
+	return list(w, n, name, item)
 }
 
 // mapOfText reads a mapping of text to text.

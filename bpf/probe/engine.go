@@ -16,6 +16,7 @@ import (
 
 	"probity/bpf"
 	"probity/bpf/kernel"
+	"probity/bpf/policy"
 	"probity/evidence"
 )
 
@@ -121,6 +122,11 @@ func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) 
 		}
 		e.armBatch(h, b, root)
 	}
+	for i := range h.Sites {
+		if s := &h.Sites[i]; !s.Armed && s.Reason == "" {
+			s.Reason, s.Detail = evidence.KernelUnsupported, "nothing here attaches such a probe"
+		}
+	}
 	h.ArmedAt = e.cfg.BootTime()
 	return h, nil
 }
@@ -128,7 +134,7 @@ func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) 
 func (e *Engine) armExec(h *Handle) {
 	for i := range h.Sites {
 		s := &h.Sites[i]
-		if s.Requested != evidence.Tracepoint || s.Reason != "" {
+		if s.Requested != evidence.Tracepoint || s.Event != policy.ProcessExec || s.Reason != "" {
 			continue
 		}
 		if err := e.lineage.ExecErr; err != nil {

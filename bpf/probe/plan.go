@@ -37,18 +37,49 @@ func listed(probes []policy.Probe) int {
 // order in which the policy names them.
 func MakePlan(probes []policy.Probe, files Files, machine Machine) Plan {
 	return planEach(probes, func(pr policy.Probe) ([]Site, Search) {
-		if pr.Type == policy.Tracepoint {
-			return []Site{{Probe: pr, Requested: evidence.Tracepoint, Event: pr.Event}}, Search{ProbeID: pr.ID, Complete: true}
+		switch pr.Type {
+		case policy.Uprobe, policy.Uretprobe, policy.USDT:
+			return planFiles(pr, files, machine)
 		}
-		return planFiles(pr, files, machine)
+		return planKernel(pr), Search{ProbeID: pr.ID, Complete: true}
 	})
 }
 
 // Refuse is the plan for a container of which nothing can be armed.
 func Refuse(probes []policy.Probe, r evidence.NotArmedReason, why string) Plan {
 	return planEach(probes, func(pr policy.Probe) ([]Site, Search) {
-		return []Site{{Probe: pr, Requested: evidence.ProbeType(pr.Type), Reason: r, Detail: why}}, Search{ProbeID: pr.ID, Why: why}
+		s := begin(pr)
+		s.Reason, s.Detail = r, why
+		return []Site{s}, Search{ProbeID: pr.ID, Why: why}
 	})
+}
+
+// begin returns what all sites of a probe have.
+func begin(pr policy.Probe) Site {
+	s := Site{Probe: pr, Set: pr.Set, Requested: evidence.ProbeType(pr.Type)}
+	if pr.Set != "" {
+		s.Requested = evidence.UnknownProbe // it asks for facts, by whatever the kernel has
+	}
+	return s
+}
+
+// planKernel returns the sites of a probe on the kernel, and of a set: whether
+// the kernel has such a place is found out by attaching.
+func planKernel(pr policy.Probe) []Site {
+	s := begin(pr)
+	s.Event = pr.Event
+	if pr.Set != "" || pr.Event != "" {
+		return []Site{s}
+	}
+	var sites []Site
+	for _, s.Function = range pr.Functions {
+		sites = append(sites, s)
+	}
+	s.Syscall = true
+	for _, s.Function = range pr.Syscalls {
+		sites = append(sites, s)
+	}
+	return sites
 }
 
 // planEach plans the probes within the bounds, and refuses the others.
@@ -68,16 +99,16 @@ func planEach(probes []policy.Probe, plan func(policy.Probe) ([]Site, Search)) P
 }
 
 func tooMany(pr policy.Probe, most int) Site {
-	return Site{
-		Probe: pr, Requested: evidence.ProbeType(pr.Type), Reason: evidence.OverBudget,
-		Detail: fmt.Sprintf("more than %d probes for one container: its coverage line holds no more", most),
-	}
+	s := begin(pr)
+	s.Reason, s.Detail = evidence.OverBudget, fmt.Sprintf("more than %d probes for one container: its coverage line holds no more", most)
+	return s
 }
 
 func planFiles(pr policy.Probe, files Files, machine Machine) ([]Site, Search) {
 	matches, complete, why := files.Glob(pr.File)
 	search := Search{ProbeID: pr.ID, Complete: complete, Why: why}
-	base := Site{Probe: pr, Requested: evidence.ProbeType(pr.Type), Copies: len(matches)}
+	base := begin(pr)
+	base.Copies = len(matches)
 	if len(matches) == 0 {
 		none := base
 		none.Reason, none.Detail = evidence.FileNotFound, why

@@ -98,3 +98,38 @@ func TestManyProbes(t *testing.T) {
 		}
 	}
 }
+
+// What is in the kernel has a site for each place that the policy names, and
+// no file; a set has one.
+func TestPlanKernel(t *testing.T) {
+	plan := MakePlan([]policy.Probe{
+		{ID: "a", Type: policy.Kprobe, Functions: []string{"do_exit", "vfs_read"}, Syscalls: []string{"openat"}},
+		{ID: "b", Type: policy.RawTracepoint, Event: "sys_enter"},
+		{ID: "c", Set: policy.SetNetwork},
+	}, nil, Host())
+	type site struct {
+		id, function, event, set string
+		syscall                  bool
+		requested                evidence.ProbeType
+	}
+	var got []site
+	for _, s := range plan.Sites {
+		got = append(got, site{s.Probe.ID, s.Function, s.Event, s.Set, s.Syscall, s.Requested})
+		if s.File != nil || s.HasOffset || s.Reason != "" {
+			t.Errorf("%+v", s)
+		}
+	}
+	want := []site{
+		{"a", "do_exit", "", "", false, evidence.Kprobe}, {"a", "vfs_read", "", "", false, evidence.Kprobe}, {"a", "openat", "", "", true, evidence.Kprobe},
+		{"b", "", "sys_enter", "", false, evidence.RawTracepoint},
+		{"c", "", "", "network", false, evidence.UnknownProbe},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %+v\nwant %+v", got, want)
+	}
+	for _, s := range plan.Searches {
+		if !s.Complete {
+			t.Errorf("%+v", s)
+		}
+	}
+}
