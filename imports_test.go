@@ -63,6 +63,7 @@ var rules = map[string]rule{
 	// The kernel's side.
 	"bpf": {modules: []string{"github.com/cilium/ebpf", "golang.org/x/sys/unix"}},
 	"bpf/kernel": {
+		ours:    []string{"runtime/cgroup"}, // which cgroups the host has is a fact like the others
 		modules: []string{"github.com/cilium/ebpf", "golang.org/x/sys/unix"},
 	},
 	"bpf/symbol": {},
@@ -103,7 +104,7 @@ var rules = map[string]rule{
 		modules: []string{"github.com/cilium/ebpf/ringbuf", "go.yaml.in/yaml/", "golang.org/x/sync/errgroup", "golang.org/x/sys/unix"},
 	},
 	"plugin": {
-		ours:    []string{"agent", "bpf/policy", "evidence", "evidence/sign", "evidence/verify", "evidence/witness"},
+		ours:    []string{"agent", "bpf/kernel", "bpf/policy", "evidence", "evidence/sign", "evidence/verify", "evidence/witness"},
 		modules: []string{"github.com/coreos/go-systemd/v22/daemon", "github.com/spf13/cobra", "golang.org/x/sys/unix"},
 	},
 }

@@ -110,9 +110,12 @@ func New(cfg Config) (_ *Agent, err error) {
 	if a.bootID, err = cgroup.BootID(); err != nil {
 		return nil, err
 	}
-	if a.kernel, err = kernel.Look(); err != nil {
-		return nil, err
+	if a.kernel, err = kernel.Look(); errors.Is(err, kernel.ErrNotTried) {
+		a.problem("what the kernel offers is not known: %v", err)
+	} else if err != nil {
+		return nil, fmt.Errorf("look at the kernel: %w", err)
 	}
+	a.logKernel()
 	if a.cgroups, a.cgErr = cgroup.Find(); a.cgErr != nil {
 		a.problem("containers cannot be told apart, so none is armed: %v", a.cgErr)
 	}
@@ -173,6 +176,15 @@ func (a *Agent) listen() (err error) {
 		a.hooks, err = open(a.cfg.HookSocket)
 	}
 	return err
+}
+
+// logKernel says once what the evidence of this agent can rest on.
+func (a *Agent) logKernel() {
+	k := a.kernel
+	a.log.Info("kernel", "release", k.Release, "machine", k.Machine, "cgroups", k.Cgroups, "btf", k.BTF.Source, "uretprobeSyscall", k.UretprobeSyscall, "took", time.Duration(k.TookNs))
+	for _, t := range k.Types {
+		a.log.Info("probe type", "type", t.ProbeType, "supported", t.Supported, "mechanism", t.Mechanism, "countsMisses", t.CountsMisses, "reason", t.Reason)
+	}
 }
 
 // now reads the clock of a chunk.

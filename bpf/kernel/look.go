@@ -1,0 +1,277 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+// The trials, by number. The first nine are Types.
+const (
+	tryUprobe = iota
+	tryUretprobe
+	tryUSDT
+	tryKprobe
+	tryKretprobe
+	tryFentry
+	tryFexit
+	tryTracepoint
+	tryRaw
+	trySysEnter
+	trySysExit
+)
+
+// needs are what each set hangs on: an event, and the trial that stands for it.
+var needs = map[string][]struct {
+	event string
+	trial int
+}{
+	"exec":      {{"sched_process_exec", tryRaw}},
+	"libraries": {{"sys_enter", trySysEnter}, {"sys_exit", trySysExit}},
+	"syscalls":  {{"sys_enter", trySysEnter}},
+	"network":   {{"sys_enter", trySysEnter}, {"sys_exit", trySysExit}},
+	"files":     {{"sys_enter", trySysEnter}, {"sys_exit", trySysExit}},
+}
+
+// allowed says why this process may not try, or "".
+func allowed() string {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return fmt.Sprintf("capget: %v", err)
+	}
+	has := func(c uint) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
+	if has(unix.CAP_SYS_ADMIN) || has(unix.CAP_BPF) && has(unix.CAP_PERFMON) {
+		return ""
+	}
+	return "needs root, or CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN before Linux 5.8)"
+}
+
+// try fills in what only trying tells.
+func (f *Facts) try() (err error) {
+	if why := allowed(); why != "" {
+		f.refuse("not tried: " + why)
+		f.NotTried = why
+		return fmt.Errorf("%w: %s", ErrNotTried, why)
+	}
+	f.Tried = true
+	if err := rlimit.RemoveMemlock(); err != nil { // a no-op from 5.11 on
+		return fmt.Errorf("raise the memory lock limit: %w", err)
+	}
+	features := make(chan struct{})
+	go func() { // beside the trials: they wait for the kernel most of the time
+		defer close(features)
+		f.features()
+	}()
+	defer func() { <-features }()
+
+	ts := &trials{}
+	if ts.tally, err = newTally(); err != nil {
+		f.refuse(text(err))
+		return nil // a kernel that refuses eBPF is a fact, not an error
+	}
+	defer func() { err = errors.Join(err, ts.tally.close()) }()
+	if ts.subject, err = newSubject(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ts.subject.close()) }()
+	none := (func(*trials) error)(nil)
+	ts.all = []*trial{
+		tryUprobe:     ts.user("uprobe", offFunction, false, 0),
+		tryUretprobe:  ts.user("uretprobe", offReturning, true, 0),
+		tryUSDT:       ts.user("usdt", offMarker, false, offSemaphore),
+		tryKprobe:     ts.kernelProbe("kprobe", false),
+		tryKretprobe:  ts.kernelProbe("kretprobe", true),
+		tryFentry:     ts.trampoline("fentry", ebpf.AttachTraceFEntry),
+		tryFexit:      ts.trampoline("fexit", ebpf.AttachTraceFExit),
+		tryTracepoint: ts.tracepoint(),
+		tryRaw:        ts.raw("rawTracepoint", hookEvent, none),
+		trySysEnter:   ts.raw("sys_enter", "sys_enter", none),
+		trySysExit:    ts.raw("sys_exit", "sys_exit", none),
+	}
+	ts.climb()
+	closed := false
+	end := func() error {
+		if closed {
+			return nil
+		}
+		closed = true
+		return ts.close()
+	}
+	defer func() { err = errors.Join(err, end()) }()
+
+	plain, runErr := ts.subject.run(0)
+	hookErr := ts.callHook()
+	if err := f.conclude(ts, plain, runErr, hookErr); err != nil {
+		return err
+	}
+	f.uretprobeSyscall(ts)
+	return end()
+}
+
+// refuse answers every probe type and set with no.
+func (f *Facts) refuse(why string) {
+	f.Types, f.Sets = nil, nil
+	for _, name := range Types {
+		f.Types = append(f.Types, ProbeType{ProbeType: name, Reason: why, Cookie: Answer{Reason: why}, MissesReason: why})
+	}
+	for _, name := range Sets {
+		f.Sets = append(f.Sets, Set{Set: name, Reason: why, MissesReason: why})
+	}
+	no := Answer{Reason: why}
+	for _, a := range []*Answer{
+		&f.UprobeMulti, &f.AttachCookie, &f.Semaphores, &f.RingBuffer, &f.TaskStorage, &f.FetchAtomics, &f.FuncIP, &f.StackBuildID, &f.CountsMisses,
+	} {
+		*a = no
+	}
+	f.UretprobeSyscall, f.UretprobeReason = SyscallUnknown, why
+}
+
+// conclude reads the counts and says what they mean.
+func (f *Facts) conclude(ts *trials, plain outcome, runErr, hookErr error) error {
+	f.Types, f.Sets = nil, nil
+	results := make([]ProbeType, len(ts.all))
+	counts := make([]seen, len(ts.all))
+	for i, t := range ts.all {
+		var err error
+		if counts[i], err = ts.tally.read(uint32(i)); err != nil {
+			return err
+		}
+		fireErr := runErr
+		if t.fires != nil {
+			fireErr = hookErr
+		}
+		results[i] = t.conclude(f.Release, counts[i], fireErr)
+	}
+	f.Types = results[:len(Types)]
+	for _, name := range Sets {
+		s := Set{Set: name, Supported: true, CountsMisses: true}
+		for _, n := range needs[name] {
+			r := results[n.trial]
+			if name == "exec" && f.Type("tracepoint").Supported {
+				r = f.Type("tracepoint")
+			}
+			s.Hooks = append(s.Hooks, n.event)
+			s.Mechanism = r.Mechanism
+			s.Supported = s.Supported && r.Supported
+			s.CountsMisses = s.CountsMisses && r.CountsMisses
+			s.Reason, s.MissesReason = join(s.Reason, r.Reason), join(s.MissesReason, r.MissesReason)
+		}
+		if !s.Supported {
+			s.Mechanism = ""
+		}
+		f.Sets = append(f.Sets, s)
+	}
+
+	up, usdt, tp := f.Type("uprobe"), f.Type("usdt"), f.Type("tracepoint")
+	f.UprobeMulti = Answer{Yes: up.Mechanism == UprobeMulti}
+	if !f.UprobeMulti.Yes {
+		f.UprobeMulti.Reason = up.Reason
+	}
+	f.CountsMisses = Answer{Yes: up.CountsMisses && (tp.CountsMisses || !tp.Supported)}
+	if !f.CountsMisses.Yes {
+		f.CountsMisses.Reason = join(up.MissesReason, tp.MissesReason)
+	}
+	switch {
+	case !usdt.Supported:
+		f.Semaphores = Answer{Reason: usdt.Reason}
+	case runErr != nil:
+		f.Semaphores = Answer{Reason: text(runErr)}
+	case plain.exit != 1: // the subject exits with what it read there
+		f.Semaphores = Answer{Reason: "the probed program did not find its semaphore raised: " + plain.String()}
+	default:
+		f.Semaphores = Answer{Yes: true}
+	}
+	switch c := counts[tryUprobe]; {
+	case !up.Fired:
+		f.StackBuildID = Answer{Reason: join("no uprobe was seen to run", up.Reason)}
+	case c.stack < 0:
+		f.StackBuildID = Answer{Reason: "bpf_get_stack: " + text(unix.Errno(-c.stack))}
+	case !c.buildID:
+		f.StackBuildID = Answer{Reason: "bpf_get_stack gave an address for a frame whose file has a build-id"}
+	default:
+		f.StackBuildID = Answer{Yes: true}
+	}
+	return nil
+}
+
+// conclude says what became of one trial.
+func (t *trial) conclude(release string, c seen, fireErr error) ProbeType {
+	p := ProbeType{ProbeType: t.name, Reason: t.worse()}
+	if t.taken < 0 {
+		p.Cookie, p.MissesReason = Answer{Reason: "not supported"}, "not supported"
+		return p
+	}
+	taken := t.rungs[t.taken]
+	switch {
+	case c.count > 0:
+		p.Supported, p.Fired = true, true
+	case fireErr != nil: // it is attached, and nothing could make it run
+		p.Supported, p.Reason = true, join(p.Reason, "attached, not seen to run: "+text(fireErr))
+	default:
+		p.Reason = join(p.Reason, taken.mechanism.title()+": attached, and its program did not run")
+		p.Cookie, p.MissesReason = Answer{Reason: "not supported"}, "not supported"
+		return p
+	}
+	p.Mechanism = taken.mechanism
+	p.CountsMisses, p.MissesReason = misses(release, t.name, taken.mechanism)
+	switch {
+	case taken.cookie && p.Fired && c.cookie != cookieOf:
+		p.Cookie = Answer{Reason: fmt.Sprintf("the program saw the cookie %#x, and not its own", c.cookie)}
+	case taken.cookie:
+		p.Cookie = Answer{Yes: true}
+	default:
+		p.Cookie = Answer{Reason: "one program per event has no use for it"}
+		for i := range t.taken {
+			if t.rungs[i].cookie && t.rungs[i].mechanism == taken.mechanism {
+				p.Cookie.Reason = text(t.errs[i])
+			}
+		}
+		if t.taken > 0 && t.rungs[t.taken-1].cookie {
+			p.Cookie.Reason = text(t.errs[t.taken-1])
+		}
+	}
+	return p
+}
+
+// uretprobeSyscall runs the subject under a filter, with its return probed.
+func (f *Facts) uretprobeSyscall(ts *trials) {
+	f.UretprobeSyscall = SyscallUnknown
+	ret := f.Type("uretprobe")
+	if !ret.Supported {
+		f.UretprobeReason = "no uretprobe: " + ret.Reason
+		return
+	}
+	var wg sync.WaitGroup
+	var asked, filtered outcome
+	var askErr, filterErr error
+	wg.Go(func() { asked, askErr = ts.subject.run(2) })
+	wg.Go(func() { filtered, filterErr = ts.subject.run(1) })
+	wg.Wait()
+	switch {
+	case askErr != nil || filterErr != nil:
+		f.UretprobeReason = text(errors.Join(askErr, filterErr))
+	case filtered.exit < 0 && filtered.signal == unix.SIGSYS:
+		f.UretprobeSyscall, f.UretprobeReason = SyscallKilled, "a process whose profile does not list it is killed at the first probed return"
+	case filtered.exit != 0 && filtered.exit != 1:
+		f.UretprobeReason = "the subject ran under a filter with its return probed: " + filtered.String()
+	case asked.exit == 0:
+		f.UretprobeSyscall = SyscallNotUsed
+	default:
+		f.UretprobeSyscall = SyscallPasses
+	}
+}
+
+func join(a, b string) string {
+	switch {
+	case a == "" || a == b:
+		return b
+	case b == "":
+		return a
+	}
+	return a + "; " + b
+}

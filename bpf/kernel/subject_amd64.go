@@ -1,0 +1,6 @@
+package kernel
+
+import _ "embed"
+
+//go:embed subject_amd64.bin
+var subjectELF []byte
