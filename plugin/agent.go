@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"probity/agent"
+	"probity/bpf/kernel"
 	"probity/evidence/verify"
 	"probity/evidence/witness"
 )
@@ -145,7 +146,9 @@ func printStatus(w io.Writer, st agent.Status) error {
 	row("key", "%s", st.KeyID)
 	row("spool", "%s", st.Spool)
 	row("policies", "%d with %d probes, from %s", st.Policies.Policies, st.Policies.Probes, st.Policies.Dir)
-	row("kernel", "%s %s, uprobe_multi: %s, execs by: %s", st.Kernel.Release, st.Kernel.Machine, st.Kernel.UprobeMulti, st.Exec)
+	row("kernel", "%s %s, execs by: %s", st.Kernel.Release, st.Kernel.Machine, st.Exec)
+	row("probe types", "%s", probeTypes(st.Kernel))
+	row("kernel types", "%s", orWhy(st.Kernel.BTF.Source, st.Kernel.BTF.Reason))
 	row("cgroups", "%s", st.Cgroup)
 	names := make([]string, 0, len(st.Sources))
 	for k := range st.Sources {
@@ -165,6 +168,24 @@ func printStatus(w io.Writer, st agent.Status) error {
 		row("problem", "%s", verify.Printable(p))
 	}
 	return t.Flush()
+}
+
+// probeTypes names those that this kernel has, with how they are attached, and
+// those that it has not (see: probity kernel).
+func probeTypes(f kernel.Facts) string {
+	var has, not []string
+	for _, t := range f.Types {
+		if t.Supported {
+			has = append(has, fmt.Sprintf("%s (%s)", t.ProbeType, t.Mechanism))
+		} else {
+			not = append(not, t.ProbeType)
+		}
+	}
+	s := strings.Join(has, ", ")
+	if len(not) > 0 {
+		s += "; not " + strings.Join(not, ", ")
+	}
+	return s
 }
 
 func (c *cli) containers() *cobra.Command {

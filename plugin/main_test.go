@@ -29,7 +29,8 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits,
+			"exits":  exits,
+			"kernel": looks,
 		},
 	})
 }
@@ -50,4 +51,17 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if code != args[0] {
 		ts.Fatalf("exit code %s, want %s (%v)", code, args[0], err)
 	}
+}
+
+// looks runs `probity kernel`, and wants the exit code that goes with the
+// rights of this process.
+func looks(ts *testscript.TestScript, neg bool, args []string) {
+	if neg {
+		ts.Fatalf("usage: kernel ARGUMENTS...")
+	}
+	code := "3"
+	if os.Geteuid() == 0 {
+		code = "0"
+	}
+	exits(ts, false, append([]string{code, "probity", "kernel"}, args...))
 }
