@@ -1,11 +1,19 @@
 package symbol
 
+import "fmt"
+
 // describe adds to the symbols what the code itself and its debugging
 // information say of them, and the symbols that these bring: instances that
 // were inlined, and what an IFUNC chooses from.
-func (p *parser) describe(_ *File, _ Query, syms []Symbol) ([]Symbol, error) {
+func (p *parser) describe(f *File, q Query, syms []Symbol) ([]Symbol, error) {
+	p.goCode = f.Go
 	for i := range syms {
 		syms[i].Inline.State = InlineUnknown
+	}
+	if q.Returns {
+		if err := p.returns(syms); err != nil {
+			return nil, fmt.Errorf("return instructions: %w", err)
+		}
 	}
 	return syms, nil
 }

@@ -32,6 +32,8 @@ type parser struct {
 	names    []byte // section names
 	stripped bool
 
+	walked uint64 // bytes of code, see Limits.Code
+	goCode bool   // the Go compiler made it, at least in part
 	tables []table
 	rela   extent // DT_RELA
 }

@@ -65,6 +65,9 @@ type Limits struct {
 	// StringBytes of all symbol tables' string tables together. Default
 	// 128 MiB. Memory needed is an eighth of the largest.
 	StringBytes int64
+	// Code is how much of the functions' code is decoded, in bytes. Default
+	// 64 MiB.
+	Code int64
 	// Matches is the number of symbols returned, over all names. Default
 	// 65,536.
 	Matches int
@@ -85,6 +88,9 @@ func (l Limits) orDefaults() Limits {
 	}
 	if l.StringBytes <= 0 {
 		l.StringBytes = 128 << 20
+	}
+	if l.Code <= 0 {
+		l.Code = 64 << 20
 	}
 	if l.Matches <= 0 {
 		l.Matches = 1 << 16
@@ -146,25 +152,9 @@ func Read(r io.ReaderAt, size int64, q Query, lim Limits) (*File, []Symbol, erro
 }
 
 func read(r io.ReaderAt, size int64, q Query, lim Limits, runs func(elf.Machine, elf.Class) bool) (*File, []Symbol, error) {
-	lim = lim.orDefaults()
-	if size < 0 {
-		return nil, nil, fmt.Errorf("file of %d bytes: %w", size, ErrTruncated)
-	}
-	if size > lim.FileSize {
-		return nil, nil, fmt.Errorf("file of %d bytes, %d are taken: %w", size, lim.FileSize, ErrTooLarge)
-	}
-	p := &parser{src: source{r: r, size: uint64(size)}, lim: lim}
-	if err := p.readHeader(runs); err != nil {
-		return nil, nil, fmt.Errorf("ELF header: %w", err)
-	}
-	if err := p.readSegments(); err != nil {
-		return nil, nil, fmt.Errorf("program headers: %w", err)
-	}
-	if err := p.readSections(); err != nil {
-		return nil, nil, fmt.Errorf("section headers: %w", err)
-	}
-	if err := p.readDynamic(); err != nil {
-		return nil, nil, fmt.Errorf("dynamic section: %w", err)
+	p, err := open(r, size, lim, runs)
+	if err != nil {
+		return nil, nil, err
 	}
 	f := &File{
 		Machine: p.machine, Class: p.class, Type: p.typ,
@@ -190,6 +180,31 @@ func read(r io.ReaderAt, size int64, q Query, lim Limits, runs func(elf.Machine,
 		return nil, nil, fmt.Errorf("markers: %w", err)
 	}
 	return f, syms, nil
+}
+
+// open reads what the rest is found by.
+func open(r io.ReaderAt, size int64, lim Limits, runs func(elf.Machine, elf.Class) bool) (*parser, error) {
+	lim = lim.orDefaults()
+	if size < 0 {
+		return nil, fmt.Errorf("file of %d bytes: %w", size, ErrTruncated)
+	}
+	if size > lim.FileSize {
+		return nil, fmt.Errorf("file of %d bytes, %d are taken: %w", size, lim.FileSize, ErrTooLarge)
+	}
+	p := &parser{src: source{r: r, size: uint64(size)}, lim: lim}
+	if err := p.readHeader(runs); err != nil {
+		return nil, fmt.Errorf("ELF header: %w", err)
+	}
+	if err := p.readSegments(); err != nil {
+		return nil, fmt.Errorf("program headers: %w", err)
+	}
+	if err := p.readSections(); err != nil {
+		return nil, fmt.Errorf("section headers: %w", err)
+	}
+	if err := p.readDynamic(); err != nil {
+		return nil, fmt.Errorf("dynamic section: %w", err)
+	}
+	return p, nil
 }
 
 // ExecutableOffset reports whether a file offset lies in the part of an

@@ -101,15 +101,8 @@ type claim struct {
 // needs, which are returned apart. It passes over each symbol table three
 // times and over each string table once, and keeps only what matched.
 func (p *parser) find(q Query) (syms []Symbol, own map[string][]Symbol, err error) {
-	var symbols, stringBytes uint64
-	for _, t := range p.tables { // each number is below the file's size
-		symbols, stringBytes = symbols+t.count, stringBytes+t.str.size
-	}
-	if symbols > uint64(p.lim.Symbols) {
-		return nil, nil, fmt.Errorf("%d symbols, %d are taken: %w", symbols, p.lim.Symbols, ErrTooLarge)
-	}
-	if stringBytes > uint64(p.lim.StringBytes) {
-		return nil, nil, fmt.Errorf("%d bytes of symbol names, %d are taken: %w", stringBytes, p.lim.StringBytes, ErrTooLarge)
+	if err := p.bounded(); err != nil {
+		return nil, nil, err
 	}
 	if len(q.Globs)+len(q.Regexps) > 0 {
 		return nil, nil, fmt.Errorf("globs and regular expressions are not matched yet: %w", ErrTooLarge)
@@ -143,6 +136,21 @@ func (p *parser) find(q Query) (syms []Symbol, own map[string][]Symbol, err erro
 		}
 	}
 	return syms, own, nil
+}
+
+// bounded holds the tables against the bounds.
+func (p *parser) bounded() error {
+	var symbols, stringBytes uint64
+	for _, t := range p.tables { // each number is below the file's size
+		symbols, stringBytes = symbols+t.count, stringBytes+t.str.size
+	}
+	if symbols > uint64(p.lim.Symbols) {
+		return fmt.Errorf("%d symbols, %d are taken: %w", symbols, p.lim.Symbols, ErrTooLarge)
+	}
+	if stringBytes > uint64(p.lim.StringBytes) {
+		return fmt.Errorf("%d bytes of symbol names, %d are taken: %w", stringBytes, p.lim.StringBytes, ErrTooLarge)
+	}
+	return nil
 }
 
 // claims collects the places of the names that matched, and the sizes that the
