@@ -32,18 +32,21 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // target is the compiled testdata/target.c, built once.
-var target = sync.OnceValues(func() (string, error) {
+var target = sync.OnceValues(func() (string, error) { return compile("target") })
+
+// compile compiles a program of testdata into a directory that outlives the test.
+func compile(name string, flags ...string) (string, error) {
 	dir, err := os.MkdirTemp("", "probity-target")
 	if err != nil {
 		return "", err
 	}
-	out := filepath.Join(dir, "target")
-	b, err := exec.Command("gcc", "-O2", "-static", "-o", out, "testdata/target.c").CombinedOutput()
+	out := filepath.Join(dir, name)
+	b, err := exec.Command("gcc", append([]string{"-O2", "-static", "-o", out, "testdata/" + name + ".c"}, flags...)...).CombinedOutput()
 	if err != nil {
 		return "", errors.New(string(b))
 	}
 	return out, nil
-})
+}
 
 // box is a stand-in for one container: an overlay mount over a lower
 // directory, and a cgroup. What runs in it is a real process.
@@ -101,14 +104,19 @@ func (b *box) mount() {
 // run runs the target inside the box, from its first instruction on.
 func (b *box) run(env []string, args ...string) {
 	b.t.Helper()
+	b.runAt("bin/target", env, args...)
+}
+
+func (b *box) runAt(path string, env []string, args ...string) {
+	b.t.Helper()
 	cg, err := os.Open(b.cgroup)
 	must(b.t, err)
 	defer cg.Close()
-	cmd := exec.Command(filepath.Join(b.merged, "bin/target"), args...)
+	cmd := exec.Command(filepath.Join(b.merged, path), args...)
 	cmd.Env = env
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}
 	if out, err := cmd.CombinedOutput(); err != nil {
-		b.t.Fatalf("run %v: %v\n%s", args, err, out)
+		b.t.Fatalf("run %s %v: %v\n%s", path, args, err, out)
 	}
 }
 
