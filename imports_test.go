@@ -32,7 +32,8 @@ var rules = map[string]rule{
 	"evidence":          {},
 
 	// What runtimes tell.
-	"runtime/cgroup": {modules: []string{"golang.org/x/sys/unix"}},
+	"runtime/cgroup":  {modules: []string{"golang.org/x/sys/unix"}},
+	"runtime/process": {modules: []string{"golang.org/x/sys/unix"}},
 	"runtime/oci": {
 		ours:    []string{"runtime/container", "runtime/cgroup"},
 		modules: []string{"golang.org/x/sys/unix", "github.com/opencontainers/runtime-spec/specs-go"},
@@ -72,7 +73,7 @@ var rules = map[string]rule{
 		modules: []string{"github.com/bmatcuk/doublestar/v4", "go.yaml.in/yaml/"},
 	},
 	"bpf/probe": {
-		ours:    []string{"bpf", "bpf/kernel", "bpf/policy", "bpf/symbol", "evidence", "runtime/image"},
+		ours:    []string{"bpf", "bpf/kernel", "bpf/policy", "bpf/symbol", "evidence", "runtime/image", "runtime/process"},
 		modules: []string{"github.com/cilium/ebpf", "golang.org/x/sys/unix"},
 	},
 
@@ -99,7 +100,7 @@ var rules = map[string]rule{
 	"agent": {
 		ours: []string{
 			"bpf", "bpf/kernel", "bpf/policy", "bpf/probe", "evidence", "evidence/sign", "evidence/spool", "evidence/witness",
-			"runtime/cgroup", "runtime/container", "runtime/handoff", "runtime/handoff/wire", "runtime/image", "runtime/lifecycle", "runtime/nri", "runtime/oci",
+			"runtime/cgroup", "runtime/container", "runtime/handoff", "runtime/handoff/wire", "runtime/image", "runtime/lifecycle", "runtime/nri", "runtime/oci", "runtime/process",
 		},
 		modules: []string{"github.com/cilium/ebpf/ringbuf", "go.yaml.in/yaml/", "golang.org/x/sync/errgroup", "golang.org/x/sys/unix"},
 	},

@@ -1,7 +1,6 @@
 package probe
 
 import (
-	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
@@ -46,16 +45,9 @@ var ways = []struct {
 // A kernel on which one of these differs must be looked at: its evidence says
 // less, or more, than we swear to.
 func TestWaysToRunCode(t *testing.T) {
-	need.Command(t, "gcc")
-	bin, err := waysBinary()
-	must(t, err)
-	data, err := os.ReadFile(bin)
-	must(t, err)
 	for name, o := range rungs {
 		t.Run(name, func(t *testing.T) {
-			lower := newLower(t)
-			must(t, os.WriteFile(filepath.Join(lower, "bin/target"), data, 0o755))
-			b := newBox(t, lower)
+			b := newWays(t)
 			e := newEngine(t, o, Config{})
 			for _, w := range ways {
 				t.Run(w.name, func(t *testing.T) {

@@ -39,24 +39,34 @@ func newCanary(f *os.File, offsets []uint64, insn int) (*canary, error) {
 const maxIovecs = 1024
 
 // patched reports for each file offset whether the instruction there reads as
-// a breakpoint now. Many are read by one system call: a start waits for this.
+// a breakpoint now.
 func (c *canary) patched(offsets []uint64, breakpoint []byte) ([]bool, error) {
-	out := make([]bool, 0, len(offsets))
+	at := make([]uintptr, len(offsets))
+	for i, o := range offsets {
+		at[i] = c.base + uintptr(o-c.start)
+	}
+	return patched(os.Getpid(), at, breakpoint)
+}
+
+// patched reports for each address of a process whether a breakpoint is there.
+// Many are read by one system call: a start waits for this.
+func patched(pid int, at []uintptr, breakpoint []byte) ([]bool, error) {
+	out := make([]bool, 0, len(at))
 	size := len(breakpoint)
-	for len(offsets) > 0 {
-		part := offsets[:min(len(offsets), maxIovecs)]
-		offsets = offsets[len(part):]
+	for len(at) > 0 {
+		part := at[:min(len(at), maxIovecs)]
+		at = at[len(part):]
 		buf := make([]byte, len(part)*size)
 		remote := make([]unix.RemoteIovec, len(part))
-		for i, o := range part {
-			remote[i] = unix.RemoteIovec{Base: c.base + uintptr(o-c.start), Len: size}
+		for i, a := range part {
+			remote[i] = unix.RemoteIovec{Base: a, Len: size}
 		}
-		n, err := unix.ProcessVMReadv(os.Getpid(), []unix.Iovec{{Base: &buf[0], Len: uint64(len(buf))}}, remote, 0)
+		n, err := unix.ProcessVMReadv(pid, []unix.Iovec{{Base: &buf[0], Len: uint64(len(buf))}}, remote, 0)
 		if err == nil && n != len(buf) {
 			err = unix.EFAULT // it read up to a page that is not there any more
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read the mapping at %#x: %w", part[min(n/size, len(part)-1)], err)
+			return nil, fmt.Errorf("read the mapping of process %d at %#x: %w", pid, part[min(n/size, len(part)-1)], err)
 		}
 		for i := range part {
 			out = append(out, bytes.Equal(buf[i*size:(i+1)*size], breakpoint))

@@ -18,6 +18,7 @@ import (
 	"probity/bpf/kernel"
 	"probity/bpf/policy"
 	"probity/evidence"
+	"probity/runtime/process"
 )
 
 // Config configures an Engine. The zero value of a field is the default in
@@ -215,6 +216,9 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 		return
 	}
 	mine := held{file: shared, match: b.file.Match, stamp: at}
+	if inRoot, err := stampOf(merged); err == nil {
+		mine.merged = process.File{Dev: inRoot.dev, Ino: inRoot.ino}
+	}
 	if !slices.ContainsFunc(h.held, func(o held) bool { return o.file == shared }) { // else another name of it has them
 		for _, p := range shared.points {
 			mine.ids = append(mine.ids, p.site)

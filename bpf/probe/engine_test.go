@@ -109,15 +109,23 @@ func (b *box) run(env []string, args ...string) {
 
 func (b *box) runAt(path string, env []string, args ...string) {
 	b.t.Helper()
-	cg, err := os.Open(b.cgroup)
-	must(b.t, err)
-	defer cg.Close()
-	cmd := exec.Command(filepath.Join(b.merged, path), args...)
-	cmd.Env = env
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}
+	cmd, entered := b.command(path, env, args...)
+	defer entered.Close()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		b.t.Fatalf("run %s %v: %v\n%s", path, args, err, out)
 	}
+}
+
+// command is a process that starts inside the box. The caller closes entered
+// once it has started.
+func (b *box) command(path string, env []string, args ...string) (cmd *exec.Cmd, entered *os.File) {
+	b.t.Helper()
+	cg, err := os.Open(b.cgroup)
+	must(b.t, err)
+	cmd = exec.Command(filepath.Join(b.merged, path), args...)
+	cmd.Env = env
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}
+	return cmd, cg
 }
 
 func (b *box) target() Target {

@@ -11,6 +11,7 @@ import (
 	"probity/bpf"
 	"probity/evidence"
 	"probity/runtime/image"
+	"probity/runtime/process"
 )
 
 // Handle is one armed container. Its methods may be called from one goroutine
@@ -33,7 +34,9 @@ type held struct {
 	file  *sharedFile
 	match image.Match
 	stamp stamp
-	ids   []uint32 // nil if the counters belong to another name of the file
+	// merged is the file as the container's own root shows it.
+	merged process.File
+	ids    []uint32 // nil if the counters belong to another name of the file
 }
 
 // Counter reads the kernel's counter of an armed site. Probes without a site

@@ -115,6 +115,16 @@ func (s *sharedFile) check(m Machine) (lost []uint64, err error) {
 	return lost, nil
 }
 
+// armedOffsets lists the offsets at which a process must have a breakpoint.
+func (s *sharedFile) armedOffsets() []uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ready {
+		return nil
+	}
+	return s.attached()
+}
+
 // attached lists the offsets that the kernel took. With mu held.
 func (s *sharedFile) attached() []uint64 {
 	var offsets []uint64

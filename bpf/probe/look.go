@@ -1,0 +1,113 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"probity/evidence"
+	"probity/runtime/process"
+)
+
+// Looked is what one process of a container executes of its files.
+type Looked struct {
+	// Troubles are files of the plan that the process may execute without
+	// being seen, at most one for each.
+	Troubles []Trouble
+	// Other are mappings of files in which nothing is armed.
+	Other []process.Mapping
+}
+
+// Look proves for one process what the canary proves for the file: that it
+// would be seen executing an armed site now. A file that is mapped shared or
+// writable has no breakpoints in that mapping, and a process can take them out
+// of a private one: by /proc/PID/mem, by ptrace, or by dropping the page
+// (MADV_DONTNEED). What it did and undid between two looks is not seen.
+//
+// The process must be one of the container's. Look may be called at any time
+// until Close, beside Check; it needs CAP_SYS_PTRACE.
+func (h *Handle) Look(p *process.Process) (Looked, error) {
+	maps, err := p.Executable()
+	if err != nil {
+		return Looked{}, err
+	}
+	var out Looked
+	told := map[string]bool{}
+	tell := func(path, format string, args ...any) {
+		if !told[path] {
+			told[path] = true
+			out.Troubles = append(out.Troubles, Trouble{Path: path, Reason: evidence.GapUnarmedMapping, Detail: fmt.Sprintf(format, args...)})
+		}
+	}
+	for _, m := range maps {
+		mine := false
+		for i := range h.held {
+			held := &h.held[i]
+			if !held.is(m) {
+				continue
+			}
+			mine = true
+			path := held.match.Path
+			if m.Shared || m.Writable {
+				tell(path, "process %d has mapped the file %s: no probe can fire there", p.Pid, kindOf(m))
+				continue
+			}
+			lost, of, err := held.lost(h.engine.machine, p.Pid, m)
+			if alive := p.Alive(); alive != nil {
+				return Looked{}, alive // the number may have been another's
+			}
+			switch {
+			case err != nil:
+				tell(path, "the mapping of process %d could not be read: %v", p.Pid, err)
+			case lost > 0:
+				tell(path, "process %d runs the file with %d of %d sites taken out of its own memory", p.Pid, lost, of)
+			}
+		}
+		if !mine {
+			out.Other = append(out.Other, m)
+		}
+	}
+	return out, nil
+}
+
+func kindOf(m process.Mapping) string {
+	switch {
+	case m.Shared && m.Writable:
+		return "shared, writable and executable"
+	case m.Shared:
+		return "shared and executable"
+	}
+	return "writable and executable"
+}
+
+// is reports whether a mapping is of the held file: by the identity that /proc
+// shows on this kernel, or else by its name.
+func (h *held) is(m process.Mapping) bool {
+	switch m.File {
+	case h.merged, process.File{Dev: h.stamp.dev, Ino: h.stamp.ino}:
+		return true
+	}
+	return m.Path == h.match.Path && !m.Deleted
+}
+
+// lost says how many of the file's attached sites do not read as a breakpoint
+// in a mapping of a process, of how many that it covers.
+func (h *held) lost(machine Machine, pid int, m process.Mapping) (lost, of int, err error) {
+	var at []uintptr
+	for _, o := range h.file.armedOffsets() {
+		if o >= m.Offset && o-m.Offset < m.End-m.Start {
+			at = append(at, uintptr(m.Start+o-m.Offset))
+		}
+	}
+	ok, err := patched(pid, at, machine.breakpoint)
+	if errors.Is(err, unix.ESRCH) {
+		err = process.ErrGone
+	}
+	for _, yes := range ok {
+		if !yes {
+			lost++
+		}
+	}
+	return lost, len(at), err
+}

@@ -1,0 +1,124 @@
+package probe
+
+import (
+	"bufio"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"probity/bpf"
+	"probity/evidence"
+	"probity/runtime/process"
+	"probity/tests/need"
+)
+
+// hold starts a process that runs leaf in one of the ways, and waits.
+func (b *box) hold(way string) *process.Process {
+	b.t.Helper()
+	cmd, entered := b.command("bin/target", []string{"HOLD=1"}, way)
+	defer entered.Close()
+	in, err := cmd.StdinPipe()
+	must(b.t, err)
+	out, err := cmd.StdoutPipe()
+	must(b.t, err)
+	cmd.Stderr = os.Stderr
+	must(b.t, cmd.Start())
+	b.t.Cleanup(func() {
+		in.Close()
+		_ = cmd.Wait()
+	})
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "held\n" {
+		b.t.Fatalf("%s: %q, %v", way, line, err)
+	}
+	p, err := process.Open(cmd.Process.Pid)
+	must(b.t, err)
+	b.t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// newWays is a box whose target is testdata/ways.c.
+func newWays(t *testing.T) *box {
+	t.Helper()
+	need.Command(t, "gcc")
+	bin, err := waysBinary()
+	must(t, err)
+	data, err := os.ReadFile(bin)
+	must(t, err)
+	lower := newLower(t)
+	must(t, os.WriteFile(filepath.Join(lower, "bin/target"), data, 0o755))
+	return newBox(t, lower)
+}
+
+// A look at a process finds each way of staying unseen that leaves the file
+// mapped, and nothing in a process that hides nothing.
+func TestLook(t *testing.T) {
+	e := newEngine(t, bpf.Options{}, Config{})
+	for way, want := range map[string]string{
+		"call":     "",
+		"thread":   "",
+		"fork":     "",
+		"private":  "",
+		"mprotect": "",
+		"mremap":   "",
+
+		"shared":        "shared and executable",
+		"rwx":           "writable and executable",
+		"rw-rx":         "1 of 1 sites taken out",
+		"rw-rx-written": "1 of 1 sites taken out",
+		"dontneed":      "1 of 1 sites taken out",
+		"dontneed-text": "1 of 1 sites taken out",
+		"self-mem":      "1 of 1 sites taken out",
+	} {
+		t.Run(way, func(t *testing.T) {
+			b := newWays(t)
+			h := b.arm(e, symbols("leaf"))
+			got, err := h.Look(b.hold(way))
+			must(t, err)
+			if len(got.Other) != 0 {
+				t.Errorf("other files: %+v", got.Other)
+			}
+			if want == "" {
+				if len(got.Troubles) != 0 {
+					t.Errorf("%+v", got.Troubles)
+				}
+				return
+			}
+			if len(got.Troubles) != 1 || got.Troubles[0].Reason != evidence.GapUnarmedMapping || got.Troubles[0].Path != "/bin/target" || !strings.Contains(got.Troubles[0].Detail, want) {
+				t.Errorf("%+v, want %q", got.Troubles, want)
+			}
+		})
+	}
+}
+
+// A copy is another file, and shows as one in which nothing is armed.
+func TestLookAtOtherFiles(t *testing.T) {
+	b := newWays(t)
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.arm(e, symbols("leaf"))
+	got, err := h.Look(b.hold("memfd"))
+	must(t, err)
+	if len(got.Troubles) != 0 || len(got.Other) != 1 || got.Other[0].Path != "/memfd:copy" || !got.Other[0].Deleted {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestLookAtTheDead(t *testing.T) {
+	b := newWays(t)
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.arm(e, symbols("leaf"))
+	cmd, entered := b.command("bin/target", nil, "call")
+	defer entered.Close()
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	p, err := process.Open(cmd.Process.Pid)
+	must(t, err)
+	defer p.Close()
+	in.Close()
+	must(t, cmd.Wait())
+	if got, err := h.Look(p); !errors.Is(err, process.ErrGone) {
+		t.Errorf("%+v, %v", got, err)
+	}
+}

@@ -1,0 +1,99 @@
+// Package process looks at a live process from outside: which files it has
+// mapped to be executed, and how.
+//
+// In: a process id. Out: plain values, as /proc shows them at that moment. The
+// kernel is trusted, the process is not: it chooses how many mappings it has
+// and what their files are called, so both are bounded, and its names are text
+// to be quoted. A [Process] is bound to one process: once that has ended, every
+// method says so, and never answers for another one with the same number.
+//
+// What this is not: a mapping that comes and goes between two looks is not
+// seen.
+package process
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrGone reports that the process has ended.
+var ErrGone = errors.New("the process has ended")
+
+// ErrTooMany reports that a process has more mappings than are looked at.
+var ErrTooMany = errors.New("more mappings than are looked at")
+
+// maxMaps bounds what is read of one /proc/PID/maps, in bytes. A process has
+// 65,530 mappings at most by default (vm.max_map_count), each a line of about
+// a hundred bytes.
+const maxMaps = 16 << 20
+
+// Process is one process, held by its directory in /proc.
+type Process struct {
+	Pid int
+	dir *os.File
+}
+
+// Open holds on to a process.
+func Open(pid int) (*Process, error) {
+	dir, err := os.OpenFile("/proc/"+strconv.Itoa(pid), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("look at process %d: %w", pid, gone(err))
+	}
+	return &Process{Pid: pid, dir: dir}, nil
+}
+
+// Close lets go of it. It is idempotent.
+func (p *Process) Close() error {
+	if err := p.dir.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// Alive returns nil if the process has not ended: until now its number was its
+// own.
+func (p *Process) Alive() error {
+	f, err := p.open("stat")
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// Executable returns the mappings of files that the process may execute, in
+// the order of their addresses. It is [ErrTooMany] past the bound.
+func (p *Process) Executable() ([]Mapping, error) {
+	f, err := p.open("maps")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	out, err := parse(io.LimitReader(f, maxMaps+1), maxMaps)
+	if err != nil {
+		return nil, fmt.Errorf("mappings of process %d: %w", p.Pid, gone(err))
+	}
+	return out, nil
+}
+
+// open opens a file of the process. The directory is the process's for as long
+// as it lives, and of nobody afterwards.
+func (p *Process) open(name string) (*os.File, error) {
+	fd, err := unix.Openat(int(p.dir.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s of process %d: %w", name, p.Pid, gone(err))
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// gone recognises what /proc says of a process that has ended.
+func gone(err error) error {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+		return ErrGone
+	}
+	return err
+}
