@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -58,8 +60,10 @@ func DecodeHeader(line string) (Header, error) {
 	switch {
 	case claim.Kind != KindHeader:
 		return h, fmt.Errorf("the kind is %q, a chunk begins with a %s line", clip(claim.Kind), KindHeader)
-	case claim.Format != Format:
-		return h, fmt.Errorf("%w: format %q is not known to this verifier, which knows %q", ErrNewer, clip(claim.Format), Format)
+	case newer(claim.Format):
+		return h, fmt.Errorf("%w: format %q is not known to this verifier, which knows %s", ErrNewer, clip(claim.Format), strings.Join(Formats, " and "))
+	case !slices.Contains(Formats, claim.Format):
+		return h, fmt.Errorf("the format %q is not one of %s", clip(claim.Format), strings.Join(Formats, ", "))
 	}
 	if err := decodeCanonical(line, headerShape, reflect.ValueOf(&h).Elem()); err != nil {
 		return h, explain(line, new(Header), err)
@@ -70,6 +74,16 @@ func DecodeHeader(line string) (Header, error) {
 		return h, errors.New("the padding is not what the format asks for")
 	}
 	return h, nil
+}
+
+// newer reports whether format is a later version than those that are known.
+func newer(format string) bool {
+	digits, ok := strings.CutPrefix(format, "probity-chunk/")
+	n, err := strconv.ParseUint(digits, 10, 64)
+	if errors.Is(err, strconv.ErrRange) {
+		return ok
+	}
+	return ok && err == nil && digits[0] != '0' && n > uint64(len(Formats))
 }
 
 // DecodeStatement reads the payload of an envelope. It takes exactly what

@@ -11,14 +11,16 @@ import (
 	"probity/evidence"
 )
 
-func vectorFileLines(t testing.TB) []string {
+func (v vector) fileLines(t testing.TB) []string {
 	t.Helper()
-	file, err := os.ReadFile(vectorPath())
+	file, err := os.ReadFile(v.path())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return strings.Split(strings.TrimSuffix(string(file), "\n"), "\n")
 }
+
+func vectorFileLines(t testing.TB) []string { return vectors[0].fileLines(t) }
 
 // reference is what Decode promises, written with encoding/json: strict
 // decoding and encoding again.
@@ -49,8 +51,10 @@ func reference(line string) bool {
 
 // Decode takes exactly the canonical lines, whatever is thrown at it.
 func FuzzDecode(f *testing.F) {
-	for _, l := range vectorFileLines(f) {
-		f.Add(l)
+	for _, v := range vectors {
+		for _, l := range v.fileLines(f) {
+			f.Add(l)
+		}
 	}
 	for _, c := range invalidLines(f) {
 		f.Add(c.Line)
@@ -75,7 +79,9 @@ func FuzzDecode(f *testing.F) {
 }
 
 func FuzzDecodeHeader(f *testing.F) {
-	f.Add(vectorFileLines(f)[0])
+	for _, v := range vectors {
+		f.Add(v.fileLines(f)[0])
+	}
 	f.Fuzz(func(t *testing.T, line string) {
 		h, err := evidence.DecodeHeader(line)
 		if err != nil {
@@ -89,11 +95,13 @@ func FuzzDecodeHeader(f *testing.F) {
 }
 
 func FuzzDecodeStatement(f *testing.F) {
-	b, err := os.ReadFile("testdata/statement.json")
-	if err != nil {
-		f.Fatal(err)
+	for _, v := range vectors {
+		b, err := os.ReadFile("testdata/" + v.statement)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(b))
 	}
-	f.Add(string(b))
 	f.Fuzz(func(t *testing.T, payload string) {
 		s, err := evidence.DecodeStatement(payload)
 		if err != nil {
@@ -108,7 +116,12 @@ func FuzzDecodeStatement(f *testing.F) {
 // At every byte of every vector line a few other bytes: the quick reader and the
 // reference agree each time.
 func TestDecodeAgreesWithReference(t *testing.T) {
-	lines := vectorFileLines(t)
+	for _, v := range vectors {
+		t.Run(v.format, func(t *testing.T) { agreesWithReference(t, v.fileLines(t)) })
+	}
+}
+
+func agreesWithReference(t *testing.T, lines []string) {
 	for n, line := range lines[1 : len(lines)-1] {
 		if !reference(line) {
 			t.Fatalf("line %d is not canonical by the reference", n+2)
@@ -158,11 +171,50 @@ func invalidLines(t testing.TB) []invalidLine {
 	return cases
 }
 
-// change is how testdata/invalid.json is made from the vector's lines.
+// change is how testdata/invalid.json is made from the vectors' lines.
 type change struct {
 	why, err string
 	line     int // of the vector file
 	old, new string
+}
+
+// changes2 are of the second vector.
+var changes2 = []change{
+	{"an IPv6 address in another spelling", "address:", 13, `"address":"2001:db8::1"`, `"address":"2001:0db8::1"`},
+	{"an address of another family", "address:", 13, `"family":"ipv6"`, `"family":"ipv4"`},
+	{"a port past 16 bits", "port:", 13, `"port":443`, `"port":65536`},
+	{"a network entry with a path", "path:", 13, `"set":"network"`, `"path":"/x","set":"network"`},
+	{"an operation that is not known", "operation:", 13, `"operation":"connect"`, `"operation":"dial"`},
+	{"a library that is mapped in no known way", "mapped:", 12, `"mapped":"private"`, `"mapped":"rw"`},
+	{"a device in another spelling", "device:", 12, `"device":"0:57"`, `"device":"00:57"`},
+	{"an inode without a device", "device:", 12, `"device":"0:57",`, ``},
+	{"an executable without a path", "path:", 11, `"path":"/usr/bin/curl",`, ``},
+	{"a parent that is no process of exec", "parent:", 14, `"access":"write"`, `"parent":{"pid":1},"access":"write"`},
+	{"an entry without a set", "set:", 14, `"set":"files",`, ``},
+	{"an entry of a set that was not hit", "a hit was observed", 10, `"set":"exec"`, `"set":"exec","entries":"2"`},
+	{"a set that is not known", "set:", 10, `"set":"exec"`, `"set":"dreams"`},
+	{"a set on a line about an instruction", "set:", 3, `"count":"4","firstAt"`, `"set":"exec","count":"4","firstAt"`},
+	{"system calls on another set's line", "systemCalls", 15, `"set":"syscalls"`, `"set":"files"`},
+	{"system calls that do not rise", "numbers:", 15, `[0,1,59,231]`, `[0,59,1,231]`},
+	{"an architecture that is not known", "arch:", 15, `"arch":"i386"`, `"arch":"x86"`},
+	{"ioUring that is false", "not in canonical form", 15, `"ioUring":true`, `"ioUring":false`},
+	{"a duration whose counts are not its count", "duration:", 3, `"count":"3","unmatched"`, `"count":"4","unmatched"`},
+	{"a duration that ends in a bucket of 0", "duration:", 3, `"counts":["0","0","2","1"]`, `"counts":["0","0","2","1","0"]`},
+	{"a duration in another unit", "unit:", 3, `"unit":"ns"`, `"unit":"us"`},
+	{"a stack that is cut and does not say why", "reason:", 3, `"truncated":true,"reason":"the chain of frame pointers ends in code without them"`, `"truncated":true`},
+	{"a frame with neither build id nor reason", "buildId, reason", 3, `{"reason":"anonymous"}`, `{"symbol":"x"}`},
+	{"a frame with build id and no offset", "offset:", 3, `"buildId":"aa11","offset":"4660"`, `"buildId":"aa11"`},
+	{"a frame's reason that is not known", "reason:", 3, `{"reason":"anonymous"}`, `{"reason":"lunch"}`},
+	{"instances without inlinedAt", "inlinedAt:", 3, `"inline":"inlinedAt"`, `"inline":"unknown"`},
+	{"inlinedAt without an instance", "inlinedAt:", 4, `"symbolKind":"inlined"`, `"symbolKind":"inlined","inline":"inlinedAt"`},
+	{"inlinedIn where nothing is inlined", "inlinedIn:", 4, `"symbolKind":"inlined"`, `"symbolKind":"func"`},
+	{"a session that is not known", "session:", 6, `"session":"exec"`, `"session":"login"`},
+	{"a kernel function that was armed, without its name", "function:", 6, `"function":"__x64_sys_openat",`, ``},
+	{"a kernel function in a file", "function:", 6, `"wanted":"openat"`, `"path":"/x","wanted":"openat"`},
+	{"a kernel function of a uprobe", "function:", 5, `"symbol":"memcpy","offset":"8192","path":"/usr/lib/libc.so.6","fileDigest":"sha256:4444444444444444444444444444444444444444444444444444444444444444","implements":"memcpy"`, `"function":"memcpy"`},
+	{"a gap of a run with an offset", "offset:", 17, `"scope":"site"`, `"scope":"run"`},
+	{"a gap of a probe type that is not known", "probeType:", 16, `"probeType":"kprobe"`, `"probeType":"probe"`},
+	{"unknowable of one probe type, without a reason", "losses:", 2, `,"reason":"kernel 6.1 does not count missed uprobe programs"`, ``},
 }
 
 var changes = []change{
@@ -222,14 +274,16 @@ var changes = []change{
 }
 
 func TestInvalidLines(t *testing.T) {
-	lines := vectorFileLines(t)
 	var made []invalidLine
-	for _, c := range changes {
-		line := lines[c.line-1]
-		if !strings.Contains(line, c.old) {
-			t.Fatalf("%s: line %d has no %s\n%s", c.why, c.line, c.old, line)
+	for i, list := range [][]change{changes, changes2} {
+		lines := vectors[i].fileLines(t)
+		for _, c := range list {
+			line := lines[c.line-1]
+			if !strings.Contains(line, c.old) {
+				t.Fatalf("%s: line %d has no %s\n%s", c.why, c.line, c.old, line)
+			}
+			made = append(made, invalidLine{c.why, c.err, strings.Replace(line, c.old, c.new, 1)})
 		}
-		made = append(made, invalidLine{c.why, c.err, strings.Replace(line, c.old, c.new, 1)})
 	}
 	if *update {
 		var buf bytes.Buffer
@@ -264,7 +318,11 @@ func TestInvalidLines(t *testing.T) {
 func TestHeader(t *testing.T) {
 	line := vectorFileLines(t)[0]
 	for _, c := range []struct{ why, old, new, err string }{
-		{"newer", `"format":"probity-chunk/1"`, `"format":"probity-chunk/2"`, `made by a newer version: format "probity-chunk/2" is not known to this verifier`},
+		{"newer", `"format":"probity-chunk/1"`, `"format":"probity-chunk/3"`, `made by a newer version: format "probity-chunk/3" is not known to this verifier`},
+		{"newer", `"format":"probity-chunk/1"`, `"format":"probity-chunk/99999999999999999999"`, `made by a newer version`},
+		{"of no version", `"format":"probity-chunk/1"`, `"format":"probity-chunk/0"`, "is not one of"},
+		{"another spelling of a version", `"format":"probity-chunk/1"`, `"format":"probity-chunk/03"`, "is not one of"},
+		{"another format", `"format":"probity-chunk/1"`, `"format":"other"`, "is not one of"},
 		{"not a header", `"kind":"header"`, `"kind":"gap"`, "the kind is"},
 		{"short padding", `..."`, `"`, "padding"},
 		{"other padding", `..."`, `xxx"`, "padding"},
@@ -293,7 +351,7 @@ func TestHeader(t *testing.T) {
 			t.Errorf("%s: newer is wrong: %v", c.why, err)
 		}
 	}
-	h := vectorHeader("SHA256:x")
+	h := vectors[0].header("SHA256:x")
 	h.Node = strings.Repeat("n", 2000)
 	if _, err := evidence.EncodeHeader(h); err == nil {
 		t.Error("a header whose facts do not fit is encoded")
@@ -303,7 +361,7 @@ func TestHeader(t *testing.T) {
 // Text that is not UTF-8 gets one spelling, which survives being read.
 func TestNotUTF8(t *testing.T) {
 	for _, path := range []string{"/\xff\xfe", "/\\ufffd\xff", "/\\\\\xff\"\\", "/�\xc3("} {
-		g := &evidence.Gap{GapID: "g", Scope: evidence.ScopeNode, Reason: evidence.GapSuspended, From: evidence.TimeOf(vectorHeader("").Clock.Wall.Std()), Path: path}
+		g := &evidence.Gap{GapID: "g", Scope: evidence.ScopeNode, Reason: evidence.GapSuspended, From: evidence.TimeOf(vectors[0].header("").Clock.Wall.Std()), Path: path}
 		b, err := evidence.Encode(g)
 		if err != nil {
 			t.Fatal(err)

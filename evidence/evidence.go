@@ -53,6 +53,16 @@ const (
 // ProbeTypes lists them all.
 var ProbeTypes = []ProbeType{Uprobe, Uretprobe, USDT, Fentry, Fexit, RawTracepoint, Tracepoint, Kprobe, Kretprobe, UnknownProbe}
 
+// OfKernelFunction reports whether sites of this type are functions of the
+// kernel: they lie in no file of the container.
+func (p ProbeType) OfKernelFunction() bool {
+	switch p {
+	case Fentry, Fexit, Kprobe, Kretprobe:
+		return true
+	}
+	return false
+}
+
 // GapReason says why a stretch of time, or a number of events, is not covered.
 type GapReason string
 

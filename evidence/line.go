@@ -7,8 +7,17 @@ import (
 	"unicode/utf8"
 )
 
-// Format is the value of a header's "format" for the lines of this package.
-const Format = "probity-chunk/1"
+// The versions of the format that this package reads, and the one that it writes.
+// A line of version 1 is one of version 2 without the members that came with it
+// (see FormatOf).
+const (
+	Format1 = "probity-chunk/1"
+	Format2 = "probity-chunk/2"
+	Format  = Format2
+)
+
+// Formats lists the versions that are read.
+var Formats = []string{Format1, Format2}
 
 // Sizes that readers may rely on (FORMAT.md, "Chunk").
 const (
@@ -54,6 +63,15 @@ type Losses struct {
 	RingFull     Loss   `json:"ringFull"`
 	KernelMissed Loss   `json:"kernelMissed"`
 	Reason       string `json:"reason,omitempty"` // why a counter is unknowable
+	// ByType tells the probe types apart where the kernel does. KernelMissed is
+	// their sum.
+	ByType []TypeLoss `json:"byType,omitempty"`
+}
+
+// TypeLoss is what the kernel missed of one probe type.
+type TypeLoss struct {
+	ProbeType    ProbeType `json:"probeType"`
+	KernelMissed Loss      `json:"kernelMissed"`
 }
 
 // ProbeFold is the state of one probe of a run, folded over its sites.
@@ -61,6 +79,7 @@ type ProbeFold struct {
 	ProbeID        string `json:"probeId"`
 	State          State  `json:"state"` // inside a list: only observation lines have a top-level state
 	Sites          int    `json:"sites"`
+	Entries        Uint64 `json:"entries,omitempty"` // distinct entries of a set
 	SearchComplete bool   `json:"searchComplete"`
 	SearchReason   string `json:"searchReason,omitempty"` // why the search was not complete
 }
@@ -98,10 +117,15 @@ type Coverage struct {
 
 // Process is the process that an event was seen in.
 type Process struct {
-	Pid  int    `json:"pid"`            // on the host
-	Comm string `json:"comm,omitempty"` // 15 bytes at most, as the kernel has it
-	Path string `json:"path,omitempty"` // of the executable, as passed to execve
+	Pid     int    `json:"pid"`               // on the host
+	Comm    string `json:"comm,omitempty"`    // 15 bytes at most, as the kernel has it
+	Path    string `json:"path,omitempty"`    // of the executable, as passed to execve
+	Session string `json:"session,omitempty"` // SessionExec, or "" for the container's own
 }
+
+// SessionExec marks a process that somebody put into the running container
+// (podman exec, kubectl exec), and what came of it.
+const SessionExec = "exec"
 
 // Inputs are what a confidence was computed from (evidence/score).
 type Inputs struct {
@@ -147,10 +171,24 @@ type Observation struct {
 	BuildID            string         `json:"buildId,omitempty"`
 	Origin             string         `json:"origin,omitempty"` // imageLayer, upper, volume, tmpfs, memfd, other
 	LayerDiffID        string         `json:"layerDiffId,omitempty"`
-	SymbolKind         string         `json:"symbolKind,omitempty"` // func, ifunc, alias, clone, folded
-	Inline             string         `json:"inline,omitempty"`     // none, unknown
+	SymbolKind         string         `json:"symbolKind,omitempty"`    // func, ifunc, alias, clone, folded, inlined
+	Inline             string         `json:"inline,omitempty"`        // none, unknown, inlinedAt
+	Demangled          string         `json:"demangled,omitempty"`     // of Symbol, where it differs
+	Wanted             string         `json:"wanted,omitempty"`        // the policy's name, glob or expression that matched
+	InlinedIn          string         `json:"inlinedIn,omitempty"`     // the function that this inlined instance lies in
+	InlinedAt          []Instance     `json:"inlinedAt,omitempty"`     // where else the function's code is
+	InlinedAtMore      Uint64         `json:"inlinedAtMore,omitempty"` // that did not fit
+	Implements         string         `json:"implements,omitempty"`    // the IFUNC that may pick this code
+	Function           string         `json:"function,omitempty"`      // of the kernel
+	Duration           *Duration      `json:"duration,omitempty"`
+	Stack              *Stack         `json:"stack,omitempty"`   // of the first hit
+	Set                string         `json:"set,omitempty"`     // exec, libraries, syscalls, network, files
+	Entry              *Entry         `json:"entry,omitempty"`   // which of a set's entries the line is about; else the set itself
+	Entries            Uint64         `json:"entries,omitempty"` // distinct entries that have lines of their own, on a set's own line
+	SystemCalls        []SystemCalls  `json:"systemCalls,omitempty"`
+	IOUring            bool           `json:"ioUring,omitempty"` // operations that are no system calls may have been asked for
 	Copies             int            `json:"copies,omitempty"`
-	Event              string         `json:"event,omitempty"`  // of a tracepoint, "group:name"
+	Event              string         `json:"event,omitempty"`  // of a tracepoint, "group:name"; of a marker, "provider:name"
 	Reason             NotArmedReason `json:"reason,omitempty"` // exactly on notArmed
 	Detail             string         `json:"detail,omitempty"` // for a person: the errno, the bound
 	Count              *Uint64        `json:"count,omitempty"`  // executions counted; absent on notArmed
@@ -180,7 +218,9 @@ type Gap struct {
 	ContainerID string    `json:"containerId,omitempty"`
 	Path        string    `json:"path,omitempty"`
 	ProbeID     string    `json:"probeId,omitempty"`
-	Symbol      string    `json:"symbol,omitempty"`
+	Symbol      string    `json:"symbol,omitempty"`    // or the kernel function
+	Offset      *Uint64   `json:"offset,omitempty"`    // the one instruction that is meant
+	ProbeType   ProbeType `json:"probeType,omitempty"` // only sites that the kernel serves so are meant
 	Detail      string    `json:"detail,omitempty"`
 }
 

@@ -41,6 +41,23 @@ func quickObservation(s string, o *Observation) bool {
 	wanted(q, `"layerDiffId":`, &o.LayerDiffID)
 	wanted(q, `"symbolKind":`, &o.SymbolKind)
 	wanted(q, `"inline":`, &o.Inline)
+	wanted(q, `"demangled":`, &o.Demangled)
+	wanted(q, `"wanted":`, &o.Wanted)
+	wanted(q, `"inlinedIn":`, &o.InlinedIn)
+	q.rare(`"inlinedAt":`, inlinedAtShape, &o.InlinedAt)
+	q.number64(`"inlinedAtMore":`, &o.InlinedAtMore)
+	wanted(q, `"implements":`, &o.Implements)
+	wanted(q, `"function":`, &o.Function)
+	q.rare(`"duration":`, durationShape, &o.Duration)
+	q.rare(`"stack":`, stackShape, &o.Stack)
+	wanted(q, `"set":`, &o.Set)
+	q.entry(`"entry":`, &o.Entry)
+	q.number64(`"entries":`, &o.Entries)
+	q.rare(`"systemCalls":`, systemCallsShape, &o.SystemCalls)
+	if q.member(`"ioUring":`) {
+		q.truth(&o.IOUring)
+		q.bad = q.bad || !o.IOUring
+	}
 	q.rare(`"copies":`, copiesShape, &o.Copies)
 	wanted(q, `"event":`, &o.Event)
 	wanted(q, `"reason":`, &o.Reason)
@@ -48,7 +65,7 @@ func quickObservation(s string, o *Observation) bool {
 	q.pointer(`"count":`, &o.Count)
 	q.time(`"firstAt":`, &o.FirstAt, true)
 	q.time(`"lastAt":`, &o.LastAt, true)
-	q.rare(`"process":`, processShape, &o.Process)
+	q.process(`"process":`, &o.Process)
 	q.rare(`"processes":`, processesShape, &o.Processes)
 	q.confidence(&o.Confidence)
 	q.rare(`"gaps":`, siteGapsShape, &o.Gaps)
@@ -61,10 +78,13 @@ func quickObservation(s string, o *Observation) bool {
 }
 
 var (
-	copiesShape    = shapeOf(reflect.TypeFor[int]())
-	processShape   = shapeOf(reflect.TypeFor[*Process]())
-	processesShape = shapeOf(reflect.TypeFor[[]Process]())
-	siteGapsShape  = shapeOf(reflect.TypeFor[[]SiteGap]())
+	copiesShape      = shapeOf(reflect.TypeFor[int]())
+	inlinedAtShape   = shapeOf(reflect.TypeFor[[]Instance]())
+	durationShape    = shapeOf(reflect.TypeFor[*Duration]())
+	stackShape       = shapeOf(reflect.TypeFor[*Stack]())
+	systemCallsShape = shapeOf(reflect.TypeFor[[]SystemCalls]())
+	processesShape   = shapeOf(reflect.TypeFor[[]Process]())
+	siteGapsShape    = shapeOf(reflect.TypeFor[[]SiteGap]())
 )
 
 func (q *quick) enter() {
@@ -124,6 +144,64 @@ func (q *quick) pointer(key string, into **Uint64) {
 	}
 }
 
+func (q *quick) number64(key string, into *Uint64) {
+	if q.member(key) {
+		q.bad = into.UnmarshalText([]byte(q.string())) != nil || *into == 0 || q.bad
+	}
+}
+
+// small reads a whole number that is not negative.
+func (q *quick) small() (n int) {
+	lit := q.number()
+	q.bad = q.bad || lit == "" || len(lit) > 18 || lit[0] == '0' && len(lit) > 1
+	for i := 0; i < len(lit) && !q.bad; i++ {
+		q.bad = lit[i] < '0' || lit[i] > '9'
+		n = n*10 + int(lit[i]-'0')
+	}
+	return n
+}
+
+func (q *quick) process(key string, into **Process) {
+	if !q.member(key) {
+		return
+	}
+	p := new(Process)
+	*into = p
+	q.enter()
+	if !q.member(`"pid":`) {
+		q.bad = true
+		return
+	}
+	p.Pid = q.small()
+	wanted(q, `"comm":`, &p.Comm)
+	wanted(q, `"path":`, &p.Path)
+	wanted(q, `"session":`, &p.Session)
+	q.leave()
+}
+
+func (q *quick) entry(key string, into **Entry) {
+	if !q.member(key) {
+		return
+	}
+	e := new(Entry)
+	*into = e
+	q.enter()
+	q.process(`"parent":`, &e.Parent)
+	wanted(q, `"device":`, &e.Device)
+	q.number64(`"inode":`, &e.Inode)
+	wanted(q, `"mapped":`, &e.Mapped)
+	wanted(q, `"operation":`, &e.Operation)
+	wanted(q, `"protocol":`, &e.Protocol)
+	wanted(q, `"family":`, &e.Family)
+	wanted(q, `"address":`, &e.Address)
+	if q.member(`"port":`) {
+		e.Port = q.small()
+		q.bad = q.bad || e.Port == 0
+	}
+	wanted(q, `"access":`, &e.Access)
+	q.leave()
+}
+
 func (q *quick) time(key string, into *Time, omittable bool) {
 	if !q.member(key) {
 		q.bad = q.bad || !omittable
@@ -139,6 +217,10 @@ func (q *quick) boolean(key string, into *bool) {
 		q.bad = true
 		return
 	}
+	q.truth(into)
+}
+
+func (q *quick) truth(into *bool) {
 	switch {
 	case strings.HasPrefix(q.s[q.i:], "true"):
 		*into = true

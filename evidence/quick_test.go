@@ -10,12 +10,16 @@ import (
 // Every observation of the vectors, which have every member, is read the quick
 // way, and alike.
 func TestQuickTakesVectors(t *testing.T) {
-	b, err := os.ReadFile("testdata/0000000000000007-00112233445566ff.ndjson")
-	if err != nil {
-		t.Fatal(err)
+	var all string
+	for _, name := range []string{"0000000000000007-00112233445566ff", "0000000000000008-00112233445566ff"} {
+		b, err := os.ReadFile("testdata/" + name + ".ndjson")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all += string(b)
 	}
 	n := 0
-	for line := range strings.SplitSeq(string(b), "\n") {
+	for line := range strings.SplitSeq(all, "\n") {
 		if !strings.HasPrefix(line, `{"kind":"observation"`) {
 			continue
 		}

@@ -266,9 +266,13 @@ func EncodeStatement(s Statement) ([]byte, error) {
 }
 
 // EncodeHeader returns the canonical bytes of a header line, without a
-// newline, padded so that with its newline it has at least MinHeaderBytes.
+// newline, padded so that with its newline it has at least MinHeaderBytes. A
+// header without a format is of the one that is written now.
 func EncodeHeader(h Header) ([]byte, error) {
-	h.Kind, h.Format, h.Padding = KindHeader, Format, ""
+	h.Kind, h.Padding = KindHeader, ""
+	if h.Format == "" {
+		h.Format = Format
+	}
 	b, err := marshal(h)
 	if err != nil {
 		return nil, fmt.Errorf("encode header: %w", err)

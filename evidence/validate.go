@@ -3,6 +3,7 @@ package evidence
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -22,8 +23,8 @@ var (
 	Runtimes    = []string{"containerd", "cri-o", "podman", "docker", "runc", "crun"}
 	Scopes      = []string{ScopeNode, ScopeSource, ScopeRun, ScopeFile, ScopeSite}
 	Origins     = []string{"imageLayer", "upper", "volume", "tmpfs", "memfd", "other"}
-	SymbolKinds = []string{"func", "ifunc", "alias", "clone", "folded"}
-	Inlines     = []string{"none", "unknown"}
+	SymbolKinds = []string{"func", "ifunc", "alias", "clone", "folded", "inlined"}
+	Inlines     = []string{"none", "unknown", "inlinedAt"}
 )
 
 // Validate says whether a line obeys the rules of the format (FORMAT.md): closed
@@ -46,6 +47,8 @@ func Validate(l Line) error {
 func (h Header) Validate() error {
 	seq, _, ok := ParseChunkName(h.Chunk)
 	switch {
+	case !slices.Contains(Formats, h.Format):
+		return fmt.Errorf("format: %q is not one of %s", clip(h.Format), strings.Join(Formats, ", "))
 	case !ok:
 		return fmt.Errorf("chunk: %q is not 16 digits, '-' and 16 hex digits", clip(h.Chunk))
 	case seq != uint64(h.Seq):
@@ -115,6 +118,19 @@ func (l Losses) validate() error {
 	if (l.RingFull.Unknowable || l.KernelMissed.Unknowable) && l.Reason == "" {
 		return errors.New("losses: a counter is unknowable, and reason does not say why")
 	}
+	for i, b := range l.ByType {
+		if err := probeType("losses.byType.probeType", b.ProbeType); err != nil {
+			return err
+		}
+		for _, c := range l.ByType[:i] {
+			if b.ProbeType == c.ProbeType {
+				return fmt.Errorf("losses.byType: %s is there twice", b.ProbeType)
+			}
+		}
+		if b.KernelMissed.Unknowable && l.Reason == "" {
+			return errors.New("losses: a counter is unknowable, and reason does not say why")
+		}
+	}
 	return optional("losses.reason", l.Reason, MaxText)
 }
 
@@ -142,6 +158,8 @@ func (o *Observation) validate() error {
 		probeType("requestedProbeType", o.RequestedProbeType),
 		window(o.From, o.To),
 		o.site(),
+		o.code(),
+		o.set(),
 		o.processes(),
 		o.Confidence.validate(),
 		o.gaps(),
@@ -205,6 +223,9 @@ func (p Process) validate() error {
 	if p.Pid < 0 {
 		return fmt.Errorf("pid: %d", p.Pid)
 	}
+	if p.Session != "" && p.Session != SessionExec {
+		return fmt.Errorf("session: %q is not %s", clip(p.Session), SessionExec)
+	}
 	return firstOf(optional("comm", p.Comm, MaxComm), optional("path", p.Path, MaxPath))
 }
 
@@ -252,7 +273,7 @@ func (o *Observation) facts() error {
 			return fmt.Errorf("probeType: %s on a notArmed line, but %s was asked for", o.ProbeType, o.RequestedProbeType)
 		case o.Confidence.Value != 0:
 			return fmt.Errorf("confidence: %v on a notArmed line", o.Confidence.Value)
-		case o.Count != nil || !o.FirstAt.IsZero() || !o.LastAt.IsZero() || o.Process != nil || o.Processes != nil:
+		case o.Count != nil || !o.FirstAt.IsZero() || !o.LastAt.IsZero() || o.Process != nil || o.Processes != nil || o.observed():
 			return errors.New("state: notArmed, but something was observed")
 		}
 		return notArmedReason(o.Reason)
@@ -264,6 +285,8 @@ func (o *Observation) facts() error {
 		return fmt.Errorf("count: missing on a line that is %s", o.State)
 	case o.ProbeType == Uprobe && o.Offset == nil:
 		return errors.New("offset: missing, and an instruction was armed")
+	case o.ProbeType.OfKernelFunction() && o.Set == "" && o.Function == "":
+		return errors.New("function: missing, and a kernel function was armed")
 	}
 	if o.State == Hit {
 		switch {
@@ -273,13 +296,15 @@ func (o *Observation) facts() error {
 			return errors.New("firstAt, lastAt: missing, but the state is hit")
 		case o.LastAt.t.Before(o.FirstAt.t):
 			return errors.New("lastAt: before firstAt")
+		case o.Set == SetSyscalls && len(o.SystemCalls) == 0:
+			return errors.New("systemCalls: missing, but the state is hit")
 		}
 		return nil
 	}
 	switch {
 	case *o.Count != 0:
 		return fmt.Errorf("count: %d, but the state is %s", *o.Count, o.State)
-	case !o.FirstAt.IsZero() || !o.LastAt.IsZero() || o.Process != nil || o.Processes != nil:
+	case !o.FirstAt.IsZero() || !o.LastAt.IsZero() || o.Process != nil || o.Processes != nil || o.observed():
 		return fmt.Errorf("state: %s, but a hit was observed", o.State)
 	case o.State == ArmedNoHit && !o.Complete:
 		return errors.New("complete: false, but the state is armedNoHit")
@@ -319,7 +344,15 @@ func (g *Gap) validate() error {
 	if (g.Scope == ScopeFile || g.Scope == ScopeSite) && g.Path == "" && g.ProbeID == "" {
 		return fmt.Errorf("path, probeId: both missing on a gap of scope %s", g.Scope)
 	}
-	return nil
+	switch {
+	case g.Offset != nil && g.Scope != ScopeSite:
+		return fmt.Errorf("offset: on a gap of scope %s", g.Scope)
+	case g.ProbeType == "":
+		return nil
+	case g.Scope != ScopeRun && g.Scope != ScopeSite:
+		return fmt.Errorf("probeType: on a gap of scope %s", g.Scope)
+	}
+	return probeType("probeType", g.ProbeType)
 }
 
 func firstOf(errs ...error) error {

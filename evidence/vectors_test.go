@@ -16,14 +16,28 @@ import (
 	"probity/evidence/sign"
 )
 
-// The vectors pin the bytes of the format. -update writes them again, with a new
-// signature: do that only when the format changes, and say so in FORMAT.md.
+// The vectors pin the bytes of the format. -update writes those of the current
+// version again, with a new signature: do that only when the format changes, and
+// say so in FORMAT.md. Those of earlier versions are never written again.
 var update = flag.Bool("update", false, "write the vectors in testdata again")
 
 const vectorInstance = "00112233445566ff"
 
-func vectorPath() string {
-	return filepath.Join("testdata", evidence.ChunkName(7, vectorInstance)+".ndjson")
+// vector is one chunk in testdata.
+type vector struct {
+	seq       uint64
+	format    string
+	statement string // file of the envelope's payload
+	lines     func(evidence.Clock) []evidence.Line
+}
+
+var vectors = []vector{
+	{7, evidence.Format1, "statement.json", vectorLines},
+	{8, evidence.Format2, "statement-2.json", vectorLines2},
+}
+
+func (v vector) path() string {
+	return filepath.Join("testdata", evidence.ChunkName(v.seq, vectorInstance)+".ndjson")
 }
 
 func testSigner(t testing.TB) *sign.Signer {
@@ -39,17 +53,17 @@ func testSigner(t testing.TB) *sign.Signer {
 	return s
 }
 
-func vectorHeader(keyID string) evidence.Header {
+func (v vector) header(keyID string) evidence.Header {
 	return evidence.Header{
-		Kind: evidence.KindHeader, Format: evidence.Format,
-		Chunk: evidence.ChunkName(7, vectorInstance), Node: "node-a.example", BootID: "5b1a7f9e-3c0d-4e2a-9b8c-7d6e5f4a3b2c", Seq: 7, KeyID: keyID,
+		Kind: evidence.KindHeader, Format: v.format,
+		Chunk: evidence.ChunkName(v.seq, vectorInstance), Node: "node-a.example", BootID: "5b1a7f9e-3c0d-4e2a-9b8c-7d6e5f4a3b2c", Seq: evidence.Uint64(v.seq), KeyID: keyID,
 		Clock: evidence.Clock{BootNs: 3_600_000_000_000, Wall: evidence.TimeOf(time.Date(2026, 2, 28, 23, 59, 59, 123456789, time.UTC))},
 		Agent: "probity 0.1.0",
 	}
 }
 
-// vectorLines has a line of every kind, every state, and every member at least
-// once; names hold what JSON escapes and what it must not.
+// vectorLines has a line of every kind, every state, and every member of version
+// 1 at least once; names hold what JSON escapes and what it must not.
 func vectorLines(c evidence.Clock) []evidence.Line {
 	const (
 		caller   = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
@@ -62,8 +76,9 @@ func vectorLines(c evidence.Clock) []evidence.Line {
 	)
 	at := func(ms int64) evidence.Time { return c.Time(int64(c.BootNs) + ms*1e6) }
 	num := func(n uint64) *evidence.Uint64 { u := evidence.Uint64(n); return &u }
+	version1 := func(c evidence.Confidence) evidence.Confidence { c.Version = "1"; return c }
 	armed := func(pt evidence.ProbeType, symbol string, l evidence.Losses) evidence.Confidence {
-		return score.Confidence(pt, score.AttributionCgroup, symbol, l)
+		return version1(score.Confidence(pt, score.AttributionCgroup, symbol, l))
 	}
 	unknowable := evidence.Losses{KernelMissed: evidence.Loss{Unknowable: true}, Reason: "kernel 6.1 does not count missed uprobe programs"}
 	return []evidence.Line{
@@ -95,7 +110,7 @@ func vectorLines(c evidence.Clock) []evidence.Line {
 		&evidence.Observation{
 			State: evidence.NotArmed, ProbeType: evidence.Uprobe, RunID: caller, ContainerID: callerID, Runtime: "containerd", ImageDigest: image,
 			ProbeID: "libgreet-gone", RequestedProbeType: evidence.Uprobe, Symbol: "greet_gone", Path: "/usr/lib/libgreet.so.1", FileDigest: library,
-			Reason: evidence.SymbolNotFound, Detail: "in neither symbol table", Confidence: score.NotArmed(evidence.Uprobe, score.AttributionCgroup, score.SymbolUnknown),
+			Reason: evidence.SymbolNotFound, Detail: "in neither symbol table", Confidence: version1(score.NotArmed(evidence.Uprobe, score.AttributionCgroup, score.SymbolUnknown)),
 			Complete: true, Final: true, From: at(11), To: at(401),
 		},
 		&evidence.Observation{
@@ -132,15 +147,21 @@ func vectorLines(c evidence.Clock) []evidence.Line {
 // Encoding the vector's values gives the committed bytes, and the committed
 // signature belongs to them.
 func TestVectorBytes(t *testing.T) {
+	for _, v := range vectors {
+		t.Run(v.format, func(t *testing.T) { v.checkBytes(t) })
+	}
+}
+
+func (v vector) checkBytes(t *testing.T) {
 	signer := testSigner(t)
-	header := vectorHeader(signer.KeyID())
+	header := v.header(signer.KeyID())
 	h, err := evidence.EncodeHeader(header)
 	if err != nil {
 		t.Fatal(err)
 	}
 	body := append(h, '\n')
 	var tally evidence.Tally
-	for _, l := range vectorLines(header.Clock) {
+	for _, l := range v.lines(header.Clock) {
 		b, err := evidence.Encode(l)
 		if err != nil {
 			t.Fatal(err)
@@ -156,15 +177,14 @@ func TestVectorBytes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if *update {
+	if *update && v.format == evidence.Format {
 		envelope, err := signer.Envelope(payload)
 		if err != nil {
 			t.Fatal(err)
 		}
 		files := map[string][]byte{
-			vectorPath():              append(append(body[:len(body):len(body)], envelope...), '\n'),
-			"testdata/statement.json": payload,
-			"testdata/test.pub":       signer.Public().PEM(),
+			v.path():                               append(append(body[:len(body):len(body)], envelope...), '\n'),
+			filepath.Join("testdata", v.statement): payload,
 		}
 		for name, b := range files {
 			if err := os.WriteFile(name, b, 0o644); err != nil {
@@ -172,14 +192,14 @@ func TestVectorBytes(t *testing.T) {
 			}
 		}
 	}
-	file, err := os.ReadFile(vectorPath())
+	file, err := os.ReadFile(v.path())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !strings.HasPrefix(string(file), string(body)) {
-		t.Fatalf("the lines encode to other bytes than %s has", vectorPath())
+		t.Fatalf("the lines encode to other bytes than %s has", v.path())
 	}
-	want, err := os.ReadFile("testdata/statement.json")
+	want, err := os.ReadFile(filepath.Join("testdata", v.statement))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,11 +226,13 @@ func TestVectorBytes(t *testing.T) {
 
 // What is read back is what was written.
 func TestVectorDecodes(t *testing.T) {
-	file, err := os.ReadFile(vectorPath())
-	if err != nil {
-		t.Fatal(err)
+	for _, v := range vectors {
+		t.Run(v.format, func(t *testing.T) { v.checkDecodes(t) })
 	}
-	lines := strings.Split(strings.TrimSuffix(string(file), "\n"), "\n")
+}
+
+func (v vector) checkDecodes(t *testing.T) {
+	lines := v.fileLines(t)
 	h, err := evidence.DecodeHeader(lines[0])
 	if err != nil {
 		t.Fatal(err)
@@ -221,7 +243,8 @@ func TestVectorDecodes(t *testing.T) {
 	if len(lines[0])+1 != evidence.MinHeaderBytes {
 		t.Fatalf("the header line has %d bytes", len(lines[0])+1)
 	}
-	for i, want := range vectorLines(h.Clock) {
+	later := 0
+	for i, want := range v.lines(h.Clock) {
 		l, err := evidence.Decode(lines[i+1])
 		if err != nil {
 			t.Fatalf("line %d: %v", i+2, err)
@@ -234,8 +257,14 @@ func TestVectorDecodes(t *testing.T) {
 		if string(g) != string(w) {
 			t.Errorf("line %d reads as\n%s\nwant\n%s", i+2, g, w)
 		}
+		if evidence.FormatOf(l) != evidence.Format1 {
+			later++
+		}
 	}
-	st, err := os.ReadFile("testdata/statement.json")
+	if (later > 0) != (v.format != evidence.Format1) {
+		t.Errorf("%d lines need a later version of the format than the first", later)
+	}
+	st, err := os.ReadFile(filepath.Join("testdata", v.statement))
 	if err != nil {
 		t.Fatal(err)
 	}

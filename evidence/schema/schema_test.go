@@ -27,7 +27,9 @@ var types = map[string]reflect.Type{
 	"digestSet": reflect.TypeFor[evidence.Digest](), "predicate": reflect.TypeFor[evidence.Predicate](), "monitor": reflect.TypeFor[evidence.Monitor](),
 	"monitoredProcess": reflect.TypeFor[evidence.MonitoredProcess](), "monitorLog": reflect.TypeFor[evidence.MonitorLog](), "logItem": reflect.TypeFor[evidence.LogItem](),
 	"metadata": reflect.TypeFor[evidence.Metadata](), "extension": reflect.TypeFor[evidence.Extension](), "stateCount": reflect.TypeFor[evidence.StateCount](),
-	"gapTotal": reflect.TypeFor[evidence.GapTotal](), "signature": reflect.TypeFor[sign.Signature](),
+	"gapTotal": reflect.TypeFor[evidence.GapTotal](), "signature": reflect.TypeFor[sign.Signature](), "typeLoss": reflect.TypeFor[evidence.TypeLoss](),
+	"instance": reflect.TypeFor[evidence.Instance](), "duration": reflect.TypeFor[evidence.Duration](), "stack": reflect.TypeFor[evidence.Stack](),
+	"frame": reflect.TypeFor[evidence.Frame](), "entry": reflect.TypeFor[evidence.Entry](), "systemCalls": reflect.TypeFor[evidence.SystemCalls](),
 }
 
 type object struct {
@@ -57,7 +59,7 @@ type property struct {
 	Type        string   `json:"type"`
 	Ref         string   `json:"$ref"`
 	Enum        []string `json:"enum"`
-	Const       *string  `json:"const"`
+	Const       any      `json:"const"`
 	Items       struct {
 		Enum []string `json:"enum"`
 	} `json:"items"`
@@ -142,6 +144,8 @@ func (p property) jsonType() string {
 	switch {
 	case p.Ref != "":
 		return "object"
+	case p.Const == true:
+		return "boolean"
 	case p.Enum != nil, p.Const != nil:
 		return "string"
 	}
@@ -280,6 +284,9 @@ func TestClosedLists(t *testing.T) {
 		"observation.probeType": evidence.ProbeTypes, "observation.requestedProbeType": evidence.ProbeTypes, "observation.reason": evidence.NotArmedReasons,
 		"siteGap.reason": evidence.GapReasons, "gap.reason": evidence.GapReasons, "gap.scope": evidence.Scopes, "probeFold.state": evidence.States,
 		"coverage.gapReasons": evidence.GapReasons, "stateCount.state": evidence.States, "stateCount.probeType": evidence.ProbeTypes, "gapTotal.reason": evidence.GapReasons,
+		"header.format": evidence.Formats, "extension.format": evidence.Formats, "typeLoss.probeType": evidence.ProbeTypes, "gap.probeType": evidence.ProbeTypes, "observation.set": evidence.Sets,
+		"frame.reason": evidence.FrameReasons, "entry.mapped": evidence.Mappings, "entry.operation": evidence.Operations, "entry.protocol": evidence.Protocols,
+		"entry.family": evidence.Families, "entry.access": evidence.Accesses, "systemCalls.arch": evidence.Arches,
 	}
 	found := 0
 	for _, name := range schema.Names {
@@ -327,7 +334,7 @@ func compiled(t testing.TB) map[string]*jsonschema.Schema {
 		}
 		c := jsonschema.NewCompiler()
 		c.DefaultDraft(jsonschema.Draft2020)
-		url := "urn:probity:schema:" + name + ":1"
+		url := "urn:probity:schema:" + name + ":2"
 		if err := c.AddResource(url, doc); err != nil {
 			t.Fatal(err)
 		}
@@ -348,8 +355,14 @@ func validate(s *jsonschema.Schema, text string) error {
 
 // The vectors obey the schemas.
 func TestVectors(t *testing.T) {
+	for chunk, statement := range map[string]string{"0000000000000007": "statement.json", "0000000000000008": "statement-2.json"} {
+		t.Run(chunk, func(t *testing.T) { checkVector(t, chunk+"-00112233445566ff.ndjson", statement) })
+	}
+}
+
+func checkVector(t *testing.T, chunk, statement string) {
 	schemas := compiled(t)
-	b, err := os.ReadFile("../testdata/0000000000000007-00112233445566ff.ndjson")
+	b, err := os.ReadFile("../testdata/" + chunk)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,7 +382,7 @@ func TestVectors(t *testing.T) {
 			t.Errorf("line %d: a member that is not known is taken", i+1)
 		}
 	}
-	st, err := os.ReadFile("../testdata/statement.json")
+	st, err := os.ReadFile("../testdata/" + statement)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -384,7 +397,8 @@ var unseen = []string{
 	"a space after a colon", "two members exchanged", "a member doubled",
 	"a character escaped without need", "a character not escaped that must be", "a byte that is not UTF-8, as its escape", "half of a surrogate pair",
 	"a fraction in another spelling", "a day that does not exist", "an end before the start", "a number in another spelling", "a number past 64 bits",
-	"notArmed with another probe type than asked for", "complete, with a gap in coverage",
+	"notArmed with another probe type than asked for", "complete, with a gap in coverage", "an IPv6 address in another spelling",
+	"system calls that do not rise", "a duration whose counts are not its count", "a duration that ends in a bucket of 0",
 }
 
 // The lines that must be refused are refused by the schemas too, but for what a

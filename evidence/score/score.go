@@ -16,7 +16,12 @@ import (
 )
 
 // Version names the factors below. A change of any factor is a new version.
-const Version = "1"
+// Version 2 knows the symbols "inlined" and "function"; all else is as in
+// version 1, which is still computed again.
+const (
+	Version  = "2"
+	version1 = "1"
+)
 
 // What an attribution can be, best first.
 const (
@@ -31,10 +36,12 @@ const (
 	SymbolOffset  = "offset" // the policy named the instruction itself
 	SymbolEvent   = "event"  // a kernel event, nothing to look up
 	SymbolFunc    = "func"
-	SymbolAlias   = "alias"  // one of several names of the same instruction
-	SymbolIfunc   = "ifunc"  // the resolver picks an implementation at run time
-	SymbolClone   = "clone"  // a compiler's partial or specialised copy
-	SymbolFolded  = "folded" // identical functions share this instruction
+	SymbolAlias   = "alias"    // one of several names of the same instruction
+	SymbolIfunc   = "ifunc"    // the resolver picks an implementation at run time
+	SymbolClone   = "clone"    // a compiler's partial or specialised copy
+	SymbolFolded  = "folded"   // identical functions share this instruction
+	SymbolInlined = "inlined"  // one place where the compiler put the function's code, by DWARF or Go's tables
+	SymbolKernel  = "function" // a function of the kernel, by its name
 	SymbolUnknown = "unknown"
 )
 
@@ -72,7 +79,15 @@ func attributionFactor(a string) float64 {
 	return 0.3
 }
 
-func symbolFactor(s string) float64 {
+func symbolFactor(version, s string) float64 {
+	if version != version1 {
+		switch s {
+		case SymbolKernel:
+			return 1
+		case SymbolInlined:
+			return 0.9 // optimised code moves: its first instruction may be shared or left out
+		}
+	}
 	switch s {
 	case SymbolOffset, SymbolEvent:
 		return 1
@@ -116,7 +131,7 @@ func Losses(l evidence.Losses) string {
 // or probe type reads as unknown.
 func Confidence(probeType evidence.ProbeType, attribution, symbol string, losses evidence.Losses) evidence.Confidence {
 	in := inputs(probeType, attribution, symbol, Losses(losses))
-	return evidence.Confidence{Value: product(in), Version: Version, Inputs: in}
+	return evidence.Confidence{Value: product(Version, in), Version: Version, Inputs: in}
 }
 
 // NotArmed returns the confidence of a notArmed line: 0, because nothing was
@@ -129,10 +144,10 @@ func NotArmed(probeType evidence.ProbeType, attribution, symbol string) evidence
 // Of computes the value again from a confidence's own inputs. ok is false if
 // the version is not one that this package knows.
 func Of(c evidence.Confidence) (value float64, ok bool) {
-	if c.Version != Version {
+	if c.Version != Version && c.Version != version1 {
 		return 0, false
 	}
-	return product(c.Inputs), true
+	return product(c.Version, c.Inputs), true
 }
 
 // Fold returns the confidence of a statement that rests on all of cs: the
@@ -162,7 +177,7 @@ func inputs(probeType evidence.ProbeType, attribution, symbol, losses string) ev
 
 // product multiplies the factors and rounds to four decimals, so that every
 // language writes the same number.
-func product(in evidence.Inputs) float64 {
-	p := probeFactor(in.ProbeType) * attributionFactor(in.Attribution) * symbolFactor(in.Symbol) * lossFactor(in.Losses)
+func product(version string, in evidence.Inputs) float64 {
+	p := probeFactor(in.ProbeType) * attributionFactor(in.Attribution) * symbolFactor(version, in.Symbol) * lossFactor(in.Losses)
 	return math.Round(p*1e4) / 1e4
 }

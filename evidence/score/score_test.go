@@ -10,7 +10,7 @@ import (
 
 var (
 	attributions = []string{score.AttributionCgroup, score.AttributionNamespace, score.AttributionUnknown, "", "other"}
-	symbols      = []string{score.SymbolOffset, score.SymbolEvent, score.SymbolFunc, score.SymbolAlias, score.SymbolIfunc, score.SymbolClone, score.SymbolFolded, score.SymbolUnknown, "", "other"}
+	symbols      = []string{score.SymbolOffset, score.SymbolEvent, score.SymbolFunc, score.SymbolAlias, score.SymbolIfunc, score.SymbolClone, score.SymbolFolded, score.SymbolInlined, score.SymbolKernel, score.SymbolUnknown, "", "other"}
 	losses       = []evidence.Losses{
 		{},
 		{RingFull: evidence.Loss{N: 9}},
@@ -89,6 +89,17 @@ func TestProduct(t *testing.T) {
 	}
 	if _, ok := score.Of(evidence.Confidence{Version: "0"}); ok {
 		t.Fatal("a version that was never issued is known")
+	}
+}
+
+// What version 1 said of symbols that it did not know is still what its lines say.
+func TestVersion1(t *testing.T) {
+	for symbol, want := range map[string]float64{score.SymbolInlined: 0.5, score.SymbolKernel: 0.5, score.SymbolFunc: 0.98, score.SymbolOffset: 1} {
+		c := score.Confidence(evidence.Uprobe, score.AttributionCgroup, symbol, evidence.Losses{})
+		c.Version = "1"
+		if v, ok := score.Of(c); !ok || v != want {
+			t.Errorf("%s: %g, %v, want %g", symbol, v, ok, want)
+		}
 	}
 }
 

@@ -97,6 +97,9 @@ func (c *checker) check(data []byte, key *sign.PublicKey) *Chunk {
 		var line string
 		line, rest, _ = strings.Cut(rest, "\n")
 		l, err := c.line(line)
+		if err == nil && header.Format == evidence.Format1 && evidence.FormatOf(l) != evidence.Format1 {
+			err = fmt.Errorf("a member or value of %s in a chunk of %s", evidence.FormatOf(l), header.Format)
+		}
 		if err != nil {
 			c.found(n, "%v", err)
 			continue

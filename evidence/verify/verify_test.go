@@ -118,6 +118,13 @@ func check(t testing.TB, key *sign.PublicKey, paths ...string) (verify.Report, e
 	return verify.Path(t.Context(), paths, key, verify.Options{})
 }
 
+func TestSecondVectorIsSound(t *testing.T) {
+	rep, err := check(t, signer(t).Public(), "../testdata/0000000000000008-00112233445566ff.ndjson")
+	if err != nil || !rep.Sound() || rep.Lines != 16 || len(rep.Rows) != 13 || len(rep.Gaps) != 2 {
+		t.Fatalf("%v, %v: %d lines, %d rows, %d gaps", rep.Findings, err, rep.Lines, len(rep.Rows), len(rep.Gaps))
+	}
+}
+
 func TestVectorIsSound(t *testing.T) {
 	rep, err := check(t, signer(t).Public(), "../testdata/"+vector+".ndjson")
 	if err != nil || !rep.Sound() || verify.ExitCode(rep, err) != 0 {
@@ -247,7 +254,16 @@ func TestCorruption(t *testing.T) {
 		}},
 		// These are signed: the node itself wrote them wrong.
 		{"a line with spaces, signed", "not in canonical form", 2, resign(func(b string) string { return strings.Replace(b, `"state":"hit",`, `"state": "hit",`, 1) })},
-		{"a newer format, signed", `made by a newer version: format "probity-chunk/2" is not known to this verifier`, 1, resign(func(b string) string { return strings.Replace(b, "probity-chunk/1", "probity-chunk/2", 1) })},
+		{"a newer format, signed", `made by a newer version: format "probity-chunk/3" is not known to this verifier`, 1, resign(func(b string) string { return strings.Replace(b, "probity-chunk/1", "probity-chunk/3", 1) })},
+		{"a member of version 2 in version 1, signed", "of probity-chunk/2 in a chunk of probity-chunk/1", 3, resign(func(b string) string {
+			return strings.Replace(b, `"inline":"unknown",`, `"inline":"unknown","wanted":"greet_*",`, 1)
+		})},
+		{"a value of version 2 in version 1, signed", "of probity-chunk/2 in a chunk of probity-chunk/1", 3, resign(func(b string) string {
+			return strings.Replace(b, `"symbolKind":"func",`, `"symbolKind":"inlined",`, 1)
+		})},
+		{"a session in version 1, signed", "of probity-chunk/2 in a chunk of probity-chunk/1", 3, resign(func(b string) string {
+			return strings.Replace(b, `"path":"/usr/bin/greeter"}`, `"path":"/usr/bin/greeter","session":"exec"}`, 1)
+		})},
 		{"a kind that is not known, signed", "the kind \"note\" is not known", 10, resign(func(b string) string {
 			return strings.Replace(b, `{"kind":"gap","gapId":"nri-1"`, `{"kind":"note","gapId":"nri-1"`, 1)
 		})},
