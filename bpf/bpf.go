@@ -47,9 +47,11 @@ type Objects struct {
 	sites   object
 	lineage object
 	multi   *ebpf.Program // nil where the kernel has no uprobe_multi
-	single  *ebpf.Program // nil where it has no attach cookies: one copy per site instead
 	missing error         // why multi is nil
+	cookies bool          // a perf link can tell a program its site
 	noExec  bool
+
+	progs programs
 }
 
 // shared are the maps that the programs of all objects use (c/maps.h).
@@ -85,6 +87,11 @@ func Load(o Options) (*Objects, error) {
 		return nil, fmt.Errorf("read the embedded programs: %w", err)
 	}
 	first := spec.Copy()
+	for name := range first.Programs {
+		if name != probesProgUprobeMulti && name != probesProgUprobeSingle {
+			delete(first.Programs, name) // loaded when first asked for
+		}
+	}
 	obj := &Objects{noExec: o.ForceNoExec}
 	if o.ForceSingle {
 		obj.missing = errors.New("switched off by option")
@@ -94,8 +101,8 @@ func Load(o Options) (*Objects, error) {
 	if obj.missing != nil {
 		delete(first.Programs, probesProgUprobeMulti)
 	}
-	cookies := features.HaveProgramHelper(ebpf.Kprobe, asm.FnGetAttachCookie)
-	if o.ForceFixedSite || cookies != nil {
+	obj.cookies = !o.ForceFixedSite && features.HaveProgramHelper(ebpf.Kprobe, asm.FnGetAttachCookie) == nil
+	if !obj.cookies {
 		delete(first.Programs, probesProgUprobeSingle)
 	}
 	coll, err := ebpf.NewCollection(first)
@@ -115,7 +122,7 @@ func Load(o Options) (*Objects, error) {
 	obj.sites = object{spec, coll.Maps}
 	obj.lineage = object{lineage, coll.Maps}
 	obj.multi = coll.Programs[probesProgUprobeMulti]
-	obj.single = coll.Programs[probesProgUprobeSingle]
+	obj.progs.shared = coll.Programs
 	return obj, nil
 }
 
@@ -139,19 +146,6 @@ func (o *Objects) UprobeMulti() (*ebpf.Program, error) {
 		return nil, o.missing
 	}
 	return o.multi, nil
-}
-
-// UprobeSingle returns a program for one perf link of the given site. cookie
-// tells whether it takes the site from the attach cookie; if not, the caller
-// owns this copy and closes it after the link.
-func (o *Objects) UprobeSingle(site uint32) (prog *ebpf.Program, cookie bool, err error) {
-	if o.single != nil {
-		return o.single, true, nil
-	}
-	prog, err = o.sites.load(probesProgUprobeSingle, func(s *ebpf.CollectionSpec) error {
-		return s.Variables[probesVarFixedSite].Set(site)
-	})
-	return prog, false, err
 }
 
 // load loads one program that shares the maps.

@@ -32,15 +32,22 @@ func TestLoadEachRung(t *testing.T) {
 	}{{"best", Options{}}, {"no uprobe_multi", Options{ForceSingle: true}}, {"no cookies", Options{ForceSingle: true, ForceFixedSite: true}}} {
 		t.Run(c.name, func(t *testing.T) {
 			obj := load(t, c.o)
-			prog, shared, err := obj.UprobeSingle(7)
-			if err != nil {
-				t.Fatal(err)
+			for name, load := range map[string]func(uint32) (*Program, error){"uprobe": obj.UprobeSingle, "kprobe": obj.Kprobe, "tracepoint": obj.Tracepoint} {
+				prog, err := load(7)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if prog.Cookie == c.o.ForceFixedSite {
+					t.Errorf("%s: by cookie = %v with ForceFixedSite %v", name, prog.Cookie, c.o.ForceFixedSite)
+				}
+				for range 2 {
+					if err := prog.Close(); err != nil {
+						t.Errorf("%s: close: %v", name, err)
+					}
+				}
 			}
-			if shared == c.o.ForceFixedSite {
-				t.Errorf("shared = %v with ForceFixedSite %v", shared, c.o.ForceFixedSite)
-			}
-			if !shared {
-				prog.Close()
+			if n := len(obj.progs.copies); n != 0 {
+				t.Errorf("%d copies are still held", n)
 			}
 			if _, err := obj.UprobeMulti(); c.o.ForceSingle && err == nil {
 				t.Error("uprobe_multi is there although it was switched off")

@@ -104,24 +104,6 @@ func (o *Objects) RingFull() (uint64, error) {
 	return t.RingFull, nil
 }
 
-// Misses is how often the kernel says it skipped one of the shared uprobe
-// programs. Whether it counts every miss depends on the kernel: see
-// bpf/kernel.
-func (o *Objects) Misses() (uint64, error) {
-	var n uint64
-	for _, p := range []*ebpf.Program{o.multi, o.single} {
-		if p == nil {
-			continue
-		}
-		st, err := p.Stats()
-		if err != nil {
-			return 0, fmt.Errorf("read program statistics: %w", err)
-		}
-		n += st.RecursionMisses
-	}
-	return n, nil
-}
-
 // Reader opens the ring buffer. There must be one reader at most.
 func (o *Objects) Reader() (*ringbuf.Reader, error) {
 	r, err := ringbuf.NewReader(o.coll.Maps[probesMapEvents])

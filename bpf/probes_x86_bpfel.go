@@ -110,20 +110,28 @@ type probesTotals struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	probesMapEvents          = "events"
-	probesMapProcesses       = "processes"
-	probesMapRuns            = "runs"
-	probesMapSettings        = "settings"
-	probesMapSlots           = "slots"
-	probesMapTotals          = "totals"
-	probesProgUprobeMulti    = "uprobe_multi"
-	probesProgUprobeSingle   = "uprobe_single"
-	probesVarFixedSite       = "fixed_site"
-	probesVarUnusedEventType = "unused_event_type"
-	probesVarUnusedExecEvent = "unused_exec_event"
-	probesVarUnusedHitEvent  = "unused_hit_event"
-	probesVarUnusedLostEvent = "unused_lost_event"
-	probesVarUnusedSession   = "unused_session"
+	probesMapEvents               = "events"
+	probesMapProcesses            = "processes"
+	probesMapRuns                 = "runs"
+	probesMapSettings             = "settings"
+	probesMapSlots                = "slots"
+	probesMapTotals               = "totals"
+	probesProgFunctionEntry       = "function_entry"
+	probesProgFunctionReturn      = "function_return"
+	probesProgKernelProbe         = "kernel_probe"
+	probesProgKernelRawTracepoint = "kernel_raw_tracepoint"
+	probesProgKernelTracepoint    = "kernel_tracepoint"
+	probesProgSyscallEnterRaw     = "syscall_enter_raw"
+	probesProgSyscallExitRaw      = "syscall_exit_raw"
+	probesProgUprobeMulti         = "uprobe_multi"
+	probesProgUprobeSingle        = "uprobe_single"
+	probesVarFixedSite            = "fixed_site"
+	probesVarFixedSyscall         = "fixed_syscall"
+	probesVarUnusedEventType      = "unused_event_type"
+	probesVarUnusedExecEvent      = "unused_exec_event"
+	probesVarUnusedHitEvent       = "unused_hit_event"
+	probesVarUnusedLostEvent      = "unused_lost_event"
+	probesVarUnusedSession        = "unused_session"
 )
 
 // loadProbes returns the embedded CollectionSpec for probes.
@@ -168,8 +176,15 @@ type probesSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type probesProgramSpecs struct {
-	UprobeMulti  *ebpf.ProgramSpec `ebpf:"uprobe_multi"`
-	UprobeSingle *ebpf.ProgramSpec `ebpf:"uprobe_single"`
+	FunctionEntry       *ebpf.ProgramSpec `ebpf:"function_entry"`
+	FunctionReturn      *ebpf.ProgramSpec `ebpf:"function_return"`
+	KernelProbe         *ebpf.ProgramSpec `ebpf:"kernel_probe"`
+	KernelRawTracepoint *ebpf.ProgramSpec `ebpf:"kernel_raw_tracepoint"`
+	KernelTracepoint    *ebpf.ProgramSpec `ebpf:"kernel_tracepoint"`
+	SyscallEnterRaw     *ebpf.ProgramSpec `ebpf:"syscall_enter_raw"`
+	SyscallExitRaw      *ebpf.ProgramSpec `ebpf:"syscall_exit_raw"`
+	UprobeMulti         *ebpf.ProgramSpec `ebpf:"uprobe_multi"`
+	UprobeSingle        *ebpf.ProgramSpec `ebpf:"uprobe_single"`
 }
 
 // probesMapSpecs contains maps before they are loaded into the kernel.
@@ -189,6 +204,7 @@ type probesMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type probesVariableSpecs struct {
 	FixedSite       *ebpf.VariableSpec `ebpf:"fixed_site"`
+	FixedSyscall    *ebpf.VariableSpec `ebpf:"fixed_syscall"`
 	UnusedEventType *ebpf.VariableSpec `ebpf:"unused_event_type"`
 	UnusedExecEvent *ebpf.VariableSpec `ebpf:"unused_exec_event"`
 	UnusedHitEvent  *ebpf.VariableSpec `ebpf:"unused_hit_event"`
@@ -240,6 +256,7 @@ func (m *probesMaps) Close() error {
 // It can be passed to loadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probesVariables struct {
 	FixedSite       *ebpf.Variable `ebpf:"fixed_site"`
+	FixedSyscall    *ebpf.Variable `ebpf:"fixed_syscall"`
 	UnusedEventType *ebpf.Variable `ebpf:"unused_event_type"`
 	UnusedExecEvent *ebpf.Variable `ebpf:"unused_exec_event"`
 	UnusedHitEvent  *ebpf.Variable `ebpf:"unused_hit_event"`
@@ -251,12 +268,26 @@ type probesVariables struct {
 //
 // It can be passed to loadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probesPrograms struct {
-	UprobeMulti  *ebpf.Program `ebpf:"uprobe_multi"`
-	UprobeSingle *ebpf.Program `ebpf:"uprobe_single"`
+	FunctionEntry       *ebpf.Program `ebpf:"function_entry"`
+	FunctionReturn      *ebpf.Program `ebpf:"function_return"`
+	KernelProbe         *ebpf.Program `ebpf:"kernel_probe"`
+	KernelRawTracepoint *ebpf.Program `ebpf:"kernel_raw_tracepoint"`
+	KernelTracepoint    *ebpf.Program `ebpf:"kernel_tracepoint"`
+	SyscallEnterRaw     *ebpf.Program `ebpf:"syscall_enter_raw"`
+	SyscallExitRaw      *ebpf.Program `ebpf:"syscall_exit_raw"`
+	UprobeMulti         *ebpf.Program `ebpf:"uprobe_multi"`
+	UprobeSingle        *ebpf.Program `ebpf:"uprobe_single"`
 }
 
 func (p *probesPrograms) Close() error {
 	return _ProbesClose(
+		p.FunctionEntry,
+		p.FunctionReturn,
+		p.KernelProbe,
+		p.KernelRawTracepoint,
+		p.KernelTracepoint,
+		p.SyscallEnterRaw,
+		p.SyscallExitRaw,
 		p.UprobeMulti,
 		p.UprobeSingle,
 	)

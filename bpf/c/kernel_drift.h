@@ -65,11 +65,54 @@ struct signal_struct {
 	atomic_t live;
 } __attribute__((preserve_access_index));
 
+/*
+ * How a task makes its system calls. Both machines keep it in thread_info, which
+ * is the task's first member since 4.9 (x86) and 4.10 (arm64), but not in the
+ * same place: TS_COMPAT in status, _TIF_32BIT in flags.
+ */
+struct thread_info {
+#if defined(__TARGET_ARCH_x86)
+	__u32 status;
+#else
+	unsigned long flags;
+#endif
+} __attribute__((preserve_access_index));
+
 struct task_struct {
+	struct thread_info thread_info;
 	int pid;
 	int tgid;
 	struct css_set *cgroups;
 	struct signal_struct *signal;
 } __attribute__((preserve_access_index));
+
+static __always_inline int is_compat_task(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+#if defined(__TARGET_ARCH_x86)
+	return BPF_CORE_READ(task, thread_info.status) & 0x2;
+#else
+	return (BPF_CORE_READ(task, thread_info.flags) >> 22) & 1;
+#endif
+}
+
+/* The number of the system call that a task is in. */
+struct pt_regs {
+#if defined(__TARGET_ARCH_x86)
+	unsigned long orig_ax;
+#else
+	__s32 syscallno;
+#endif
+} __attribute__((preserve_access_index));
+
+static __always_inline __u64 syscall_of(struct pt_regs *regs)
+{
+#if defined(__TARGET_ARCH_x86)
+	return BPF_CORE_READ(regs, orig_ax);
+#else
+	return (__u32)BPF_CORE_READ(regs, syscallno);
+#endif
+}
 
 #endif

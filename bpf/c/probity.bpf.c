@@ -6,9 +6,12 @@
  * costs the detail, is counted, and never costs a count.
  */
 #include <linux/types.h>
+#include <stdbool.h>
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
 #include "attribution.h"
+#include "kernel_drift.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -21,11 +24,19 @@ const enum session *unused_session __attribute__((unused));
 
 /*
  * bpf_get_attach_cookie (since 5.15 for perf links, 6.6 for uprobe_multi) is
- * absent from older kernels, where one copy of the program is loaded per site
- * with its number in fixed_site. The verifier prunes the other branch, so the
- * unknown helper is never looked at.
+ * absent from older kernels and from some types of programs, where one copy of
+ * the program is loaded per site with its number in fixed_site. The verifier
+ * prunes the other branch, so the unknown helper is never looked at.
  */
 const volatile __u32 fixed_site = 0;
+
+/* Of the programs on all system calls: the one that their site is about. */
+const volatile __u64 fixed_syscall = 0;
+
+static __always_inline __u32 site_of(void *ctx)
+{
+	return fixed_site ? fixed_site : (__u32)bpf_get_attach_cookie(ctx);
+}
 
 static __always_inline void account_hit(struct slot_key *key, __u64 *now)
 {
@@ -71,32 +82,106 @@ static __always_inline void account_hit(struct slot_key *key, __u64 *now)
 }
 
 /*
- * Only depths at which some container is armed are looked at, so a neighbour on
- * a probed inode pays for one or two failed lookups besides the trap.
+ * A site in a file. Only depths at which some container is armed are looked at,
+ * so a neighbour on a probed inode pays for one or two failed lookups besides
+ * the trap.
  */
-static __always_inline int on_hit(void *ctx)
+static __always_inline int on_hit(__u32 site)
 {
 	struct slot_key key = {};
 	__u32 levels, i;
 	__u64 now = 0;
 
 	levels = armed_levels();
-	key.site = fixed_site;
-	if (!key.site)
-		key.site = (__u32)bpf_get_attach_cookie(ctx);
+	key.site = site;
 	for_each_armed(i, levels, key.cgroup)
 		account_hit(&key, &now);
+	return 0;
+}
+
+/*
+ * A site in the kernel: everybody comes by. It counts for the container's own
+ * processes only, and not for the runtime's that works inside its cgroup.
+ */
+static __always_inline int on_kernel_hit(__u32 site)
+{
+	struct slot_key key = {};
+	struct process *p;
+	__u32 levels, i;
+	__u64 now = 0;
+
+	p = current_process();
+	if (!p)
+		return 0;
+	levels = armed_levels();
+	key.site = site;
+	for_each_armed(i, levels, key.cgroup) {
+		if (is_containers(p, i))
+			account_hit(&key, &now);
+	}
 	return 0;
 }
 
 SEC("uprobe.multi")
 int uprobe_multi(void *ctx)
 {
-	return on_hit(ctx);
+	return on_hit(site_of(ctx));
 }
 
 SEC("uprobe")
 int uprobe_single(void *ctx)
 {
-	return on_hit(ctx);
+	return on_hit(site_of(ctx));
+}
+
+SEC("kprobe")
+int kernel_probe(void *ctx)
+{
+	return on_kernel_hit(site_of(ctx));
+}
+
+SEC("tracepoint")
+int kernel_tracepoint(void *ctx)
+{
+	return on_kernel_hit(site_of(ctx));
+}
+
+SEC("raw_tracepoint")
+int kernel_raw_tracepoint(void *ctx)
+{
+	return on_kernel_hit(fixed_site);
+}
+
+/* What they attach to is chosen when they are loaded, one copy per function. */
+SEC("fentry")
+int function_entry(void *ctx)
+{
+	return on_kernel_hit(fixed_site);
+}
+
+SEC("fexit")
+int function_return(void *ctx)
+{
+	return on_kernel_hit(fixed_site);
+}
+
+/*
+ * One system call, seen at the events of them all. A 32-bit program's numbers
+ * mean other calls, so they are left out: the call's own function and
+ * tracepoint do not see them either.
+ */
+SEC("raw_tracepoint/sys_enter")
+int syscall_enter_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	if (ctx->args[1] != fixed_syscall || is_compat_task())
+		return 0;
+	return on_kernel_hit(fixed_site);
+}
+
+SEC("raw_tracepoint/sys_exit")
+int syscall_exit_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	if (syscall_of((struct pt_regs *)ctx->args[0]) != fixed_syscall || is_compat_task())
+		return 0;
+	return on_kernel_hit(fixed_site);
 }

@@ -14,10 +14,17 @@ import (
 	"probity/evidence"
 )
 
-// point is one offset of a file and the number of the site there.
-type point struct {
+// place is where in a file a probe is, and which of its two kinds.
+type place struct {
 	offset uint64
-	site   uint32
+	ret    bool // by the kernel's own return probe on the function that begins there
+}
+
+// point is a place and the number of the site there.
+type point struct {
+	place
+	semaphore uint64 // file offset of what the kernel counts up while it is probed; 0: none
+	site      uint32
 }
 
 // refusal says why a point was not attached.
@@ -29,26 +36,35 @@ type refusal struct {
 // attachment is what attaching a batch of points produced.
 type attachment struct {
 	links   []link.Link
-	progs   []*ebpf.Program // copies that belong to single links
-	refused map[uint64]refusal
+	progs   []*bpf.Program // that belong to single links
+	refused map[place]refusal
 }
 
 // attach makes links for the points of one file: one uprobe_multi link where
-// the kernel has it and accepts every instruction, several if it refuses some,
-// and one perf link per point else. The file is named by its descriptor, so
+// the kernel has it and accepts every instruction, several if it refuses some
+// or some are return probes, and one perf link per point else. The file is named by its descriptor, so
 // that no path can be swapped underneath.
 //
 // It needs CAP_BPF and CAP_PERFMON; perf links need CAP_SYS_ADMIN on kernels
 // with the fix for CVE-2025-38466.
 func attach(obj *bpf.Objects, f *os.File, points []point) attachment {
-	a := attachment{refused: map[uint64]refusal{}}
+	a := attachment{refused: map[place]refusal{}}
 	ex, err := link.OpenExecutable(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	if err != nil {
 		a.refuse(points, refusal{evidence.FileUnreadable, err.Error()})
 		return a
 	}
 	if prog, err := obj.UprobeMulti(); err == nil {
-		a.multi(ex, prog, points)
+		var entries, returns []point
+		for _, p := range points {
+			if p.ret {
+				returns = append(returns, p)
+			} else {
+				entries = append(entries, p)
+			}
+		}
+		a.multi(ex.UprobeMulti, prog, entries)
+		a.multi(ex.UretprobeMulti, prog, returns)
 		return a
 	}
 	for _, p := range points {
@@ -59,13 +75,15 @@ func attach(obj *bpf.Objects, f *os.File, points []point) attachment {
 
 func (a *attachment) refuse(points []point, r refusal) {
 	for _, p := range points {
-		a.refused[p.offset] = r
+		a.refused[p.place] = r
 	}
 }
 
+type attachMulti func(symbols []string, prog *ebpf.Program, opts *link.UprobeMultiOptions) (link.Link, error)
+
 // multi attaches the points by one link, and halves the batch to find the
 // instruction that the kernel refuses: one refused offset fails a whole link.
-func (a *attachment) multi(ex *link.Executable, prog *ebpf.Program, points []point) {
+func (a *attachment) multi(attach attachMulti, prog *ebpf.Program, points []point) {
 	if len(points) == 0 {
 		return
 	}
@@ -73,41 +91,41 @@ func (a *attachment) multi(ex *link.Executable, prog *ebpf.Program, points []poi
 	for _, p := range points {
 		opts.Addresses = append(opts.Addresses, p.offset)
 		opts.Cookies = append(opts.Cookies, uint64(p.site))
+		opts.RefCtrOffsets = append(opts.RefCtrOffsets, p.semaphore) // 0: none
 	}
-	l, err := ex.UprobeMulti(nil, prog, opts)
+	l, err := attach(nil, prog, opts)
 	switch {
 	case err == nil:
 		a.links = append(a.links, l)
 	case len(points) > 1 && refusesInstruction(err):
-		a.multi(ex, prog, points[:len(points)/2])
-		a.multi(ex, prog, points[len(points)/2:])
+		a.multi(attach, prog, points[:len(points)/2])
+		a.multi(attach, prog, points[len(points)/2:])
 	default:
 		a.refuse(points, refused(err))
 	}
 }
 
 func (a *attachment) single(ex *link.Executable, obj *bpf.Objects, p point) {
-	prog, shared, err := obj.UprobeSingle(p.site)
+	prog, err := obj.UprobeSingle(p.site)
 	if err != nil {
 		a.refuse([]point{p}, refusal{evidence.KernelUnsupported, err.Error()})
 		return
 	}
-	opts := &link.UprobeOptions{Address: p.offset}
-	if shared {
+	opts := &link.UprobeOptions{Address: p.offset, RefCtrOffset: p.semaphore}
+	if prog.Cookie {
 		opts.Cookie = uint64(p.site)
 	}
-	l, err := ex.Uprobe("", prog, opts)
+	attach := ex.Uprobe
+	if p.ret {
+		attach = ex.Uretprobe
+	}
+	l, err := attach("", prog.Program, opts)
 	if err != nil {
-		if !shared {
-			prog.Close()
-		}
+		_ = prog.Close() // it was attached to nothing
 		a.refuse([]point{p}, refused(err))
 		return
 	}
-	a.links = append(a.links, l)
-	if !shared {
-		a.progs = append(a.progs, prog)
-	}
+	a.links, a.progs = append(a.links, l), append(a.progs, prog)
 }
 
 // enotsupp is the kernel's own ENOTSUPP, which it should not let out but does:

@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -38,14 +39,16 @@ type Config struct {
 
 // Engine arms containers. Safe for concurrent use.
 type Engine struct {
-	obj     *bpf.Objects
-	cfg     Config
-	machine Machine
+	obj        *bpf.Objects
+	cfg        Config
+	machine    Machine
+	kernelSide kernelSide
 
 	lineage *bpf.Lineage
 
 	mu     sync.Mutex
 	files  map[fileKey]*sharedFile
+	hooks  map[hookKey]*sharedHook
 	levels [bpf.MaxLevel]int // armed containers at each depth
 	any    int               // armed containers of unknown depth
 	next   uint32            // the last site number given
@@ -67,7 +70,7 @@ func NewEngine(obj *bpf.Objects, cfg Config) *Engine {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	e := &Engine{obj: obj, cfg: cfg, machine: Host(), files: map[fileKey]*sharedFile{}}
+	e := &Engine{obj: obj, cfg: cfg, machine: Host(), kernelSide: hostKernel(Host()), files: map[fileKey]*sharedFile{}, hooks: map[hookKey]*sharedHook{}}
 	e.lineage = obj.AttachLineage()
 	for what, err := range map[string]error{
 		"execs": e.lineage.ExecErr, "births and ends of processes": e.lineage.ProcessErr, "moves between cgroups": e.lineage.MoveErr,
@@ -123,6 +126,7 @@ func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) 
 		}
 		e.armBatch(h, b, root)
 	}
+	e.armHooks(h)
 	for i := range h.Sites {
 		if s := &h.Sites[i]; !s.Armed && s.Reason == "" {
 			s.Reason, s.Detail = evidence.KernelUnsupported, "nothing here attaches such a probe"
@@ -237,12 +241,29 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 	}
 	h.held = append(h.held, mine)
 	for _, s := range b.sites {
-		if r, no := refusedAt[s.Offset]; no {
+		if r, no := refusedAt[placeOf(s)]; no {
 			s.Reason, s.Detail = r.reason, r.detail
 			continue
 		}
-		s.Armed, s.Type, s.ID = true, evidence.Uprobe, shared.site(s.Offset)
+		s.Armed, s.Type, s.ID = true, typeOf(s), shared.site(placeOf(s))
 	}
+}
+
+// placeOf says where a site of a file is armed, and how: a return instruction
+// is probed as any other.
+func placeOf(s *Site) place {
+	return place{s.Offset, s.Requested == evidence.Uretprobe && !s.Return}
+}
+
+// typeOf says what the kernel uses for a site of a file.
+func typeOf(s *Site) evidence.ProbeType {
+	switch {
+	case placeOf(s).ret:
+		return evidence.Uretprobe
+	case s.Requested == evidence.USDT:
+		return evidence.USDT
+	}
+	return evidence.Uprobe
 }
 
 func (b *batch) refuse(r evidence.NotArmedReason, err error) {
@@ -265,9 +286,9 @@ func relative(path string) string {
 	return path
 }
 
-func (s *sharedFile) site(offset uint64) uint32 {
+func (s *sharedFile) site(at place) uint32 {
 	for _, p := range s.points {
-		if p.offset == offset {
+		if p.place == at {
 			return p.site
 		}
 	}
@@ -276,15 +297,19 @@ func (s *sharedFile) site(offset uint64) uint32 {
 
 // take finds or makes the shared file and takes a reference.
 func (e *Engine) take(at stamp, b *batch) (*sharedFile, error) {
-	var offsets []uint64
-	seen := map[uint64]bool{}
+	var points []point
+	seen := map[place]bool{}
 	var bytes []byte
 	for _, s := range b.sites {
-		if !seen[s.Offset] {
-			seen[s.Offset] = true
-			offsets = append(offsets, s.Offset)
-			bytes = binary.LittleEndian.AppendUint64(bytes, s.Offset)
+		p := point{place: placeOf(s), semaphore: s.Semaphore}
+		if seen[p.place] {
+			continue
 		}
+		seen[p.place] = true
+		points = append(points, p)
+		bytes = binary.LittleEndian.AppendUint64(bytes, p.offset)
+		bytes = binary.LittleEndian.AppendUint64(bytes, p.semaphore)
+		bytes = strconv.AppendBool(bytes, p.ret)
 	}
 	key := fileKey{at.dev, at.ino, b.probe, string(bytes)}
 	e.mu.Lock()
@@ -294,19 +319,28 @@ func (e *Engine) take(at stamp, b *batch) (*sharedFile, error) {
 	}
 	s := e.files[key]
 	if s == nil {
-		// A number that is used again would count for what it was before.
-		if uint64(e.next)+uint64(len(offsets)) > math.MaxUint32 {
-			return nil, fmt.Errorf("%w: all site numbers are used up", bpf.ErrNoSpace)
+		first, err := e.number(len(points))
+		if err != nil {
+			return nil, err
 		}
-		s = &sharedFile{key: key, path: b.file.Match.Path}
-		for _, o := range offsets {
-			e.next++
-			s.points = append(s.points, point{o, e.next})
+		for i := range points {
+			points[i].site = first + uint32(i)
 		}
+		s = &sharedFile{key: key, path: b.file.Match.Path, points: points}
 		e.files[key] = s
 	}
 	s.refs++
 	return s, nil
+}
+
+// number gives out n numbers for sites and returns the first. With mu held. One
+// that is used again would count for what it was before.
+func (e *Engine) number(n int) (uint32, error) {
+	if uint64(e.next)+uint64(n) > math.MaxUint32 {
+		return 0, fmt.Errorf("%w: all site numbers are used up", bpf.ErrNoSpace)
+	}
+	e.next += uint32(n)
+	return e.next - uint32(n) + 1, nil
 }
 
 func (e *Engine) drop(s *sharedFile) {
@@ -355,7 +389,7 @@ func (e *Engine) Run(ctx context.Context) error {
 
 // reap detaches files that have been without a container since before.
 func (e *Engine) reap(before int64) {
-	var idle []*sharedFile
+	var idle []shared
 	e.mu.Lock()
 	for k, s := range e.files {
 		if s.refs == 0 && s.idleSince <= before {
@@ -363,16 +397,30 @@ func (e *Engine) reap(before int64) {
 			idle = append(idle, s)
 		}
 	}
+	for k, s := range e.hooks {
+		if s.refs == 0 && s.idleSince <= before {
+			delete(e.hooks, k)
+			idle = append(idle, s)
+		}
+	}
 	e.mu.Unlock()
 	closeAll(idle, e.cfg.Log)
 }
 
-func closeAll(files []*sharedFile, log *slog.Logger) {
+// shared is what containers share: a sharedFile or a sharedHook.
+type shared interface {
+	close() error
+	String() string
+}
+
+// closeAll detaches in parallel: one after the other each costs tens of
+// milliseconds.
+func closeAll(all []shared, log *slog.Logger) {
 	var wg sync.WaitGroup
-	for _, s := range files {
+	for _, s := range all {
 		wg.Go(func() {
 			if err := s.close(); err != nil {
-				log.Warn("detach", "file", s.path, "err", err)
+				log.Warn("detach", "from", s.String(), "err", err)
 			}
 		})
 	}
@@ -382,6 +430,7 @@ func closeAll(files []*sharedFile, log *slog.Logger) {
 // Stats are the engine's own numbers.
 type Stats struct {
 	Files int `json:"files"` // (inode, probe) pairs attached
+	Hooks int `json:"hooks"` // (place in the kernel, probe) pairs attached
 	Sites int `json:"sites"`
 }
 
@@ -389,7 +438,7 @@ type Stats struct {
 func (e *Engine) Stats() Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	st := Stats{Files: len(e.files)}
+	st := Stats{Files: len(e.files), Hooks: len(e.hooks), Sites: len(e.hooks)}
 	for _, s := range e.files {
 		st.Sites += len(s.points)
 	}
@@ -418,11 +467,14 @@ func (e *Engine) Close() error {
 		return nil
 	}
 	e.closed = true
-	var all []*sharedFile
+	var all []shared
 	for _, s := range e.files {
 		all = append(all, s)
 	}
-	e.files = map[fileKey]*sharedFile{}
+	for _, s := range e.hooks {
+		all = append(all, s)
+	}
+	e.files, e.hooks = map[fileKey]*sharedFile{}, map[hookKey]*sharedHook{}
 	e.mu.Unlock()
 	closeAll(all, e.cfg.Log)
 	return e.lineage.Close()

@@ -24,6 +24,7 @@ type Handle struct {
 	engine *Engine
 	target Target
 	held   []held
+	hooks  []*sharedHook
 	once   sync.Once
 	err    error
 }
@@ -154,6 +155,10 @@ func (h *Handle) Close() error {
 		for _, held := range h.held {
 			errs = append(errs, h.engine.obj.DeleteSlots(h.target.Cgroup, held.ids))
 			h.engine.drop(held.file)
+		}
+		for _, hook := range h.hooks {
+			errs = append(errs, h.engine.obj.DeleteSlots(h.target.Cgroup, []uint32{hook.site}))
+			h.engine.dropHook(hook)
 		}
 		errs = append(errs, h.engine.obj.DeleteRun(h.target.Cgroup), h.engine.level(h.target.Level, -1))
 		h.err = errors.Join(errs...)

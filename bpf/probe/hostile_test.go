@@ -261,7 +261,7 @@ func TestAttachAgain(t *testing.T) {
 			h := one.arm(e, symbols("hello"))
 			file := h.held[0].file
 			must(t, file.att.close())
-			file.att.refused[h.Sites[0].Offset] = refusal{evidence.AttachFailed, "out of memory"}
+			file.att.refused[placeOf(&h.Sites[0])] = refusal{evidence.AttachFailed, "out of memory"}
 			h = other.arm(e, symbols("hello"))
 			other.run(nil, "hello")
 			if c := counts(t, h); c["hello"] != 1 {

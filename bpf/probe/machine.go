@@ -11,6 +11,9 @@ import (
 type Machine struct {
 	elf        elf.Machine
 	breakpoint []byte // what uprobes write over an instruction
+	// syscallPrefix is what the names of the kernel's functions that serve
+	// system calls begin with (CONFIG_ARCH_HAS_SYSCALL_WRAPPER).
+	syscallPrefix string
 }
 
 // Host returns the machine that this program was built for.
@@ -18,9 +21,9 @@ func Host() Machine {
 	switch runtime.GOARCH {
 	case "arm64":
 		// UPROBE_SWBP_INSN, brk #5 (arch/arm64/include/asm/uprobes.h), little endian.
-		return Machine{elf.EM_AARCH64, []byte{0xa0, 0x00, 0x20, 0xd4}}
+		return Machine{elf.EM_AARCH64, []byte{0xa0, 0x00, 0x20, 0xd4}, "__arm64_sys_"}
 	default:
-		return Machine{elf.EM_X86_64, []byte{0xcc}} // int3
+		return Machine{elf.EM_X86_64, []byte{0xcc}, "__x64_sys_"} // int3
 	}
 }
 
@@ -28,4 +31,23 @@ func Host() Machine {
 // programs of a 64-bit kernel are left out: their sites cannot be proven yet.
 func (m Machine) runs(f *symbol.File) bool {
 	return f.Machine == m.elf && f.Class == elf.ELFCLASS64
+}
+
+// entryName is how the kernel names the function of a system call where that
+// is not the call's own name (arch/x86/entry/syscalls/syscall_64.tbl,
+// include/uapi/asm-generic/unistd.h).
+func (m Machine) entryName(call string) string {
+	switch call {
+	case "stat", "fstat", "lstat", "uname":
+		return "new" + call
+	case "umount2":
+		return "umount"
+	case "sendfile":
+		return "sendfile64"
+	case "fadvise64":
+		if m.elf == elf.EM_AARCH64 {
+			return "fadvise64_64"
+		}
+	}
+	return call
 }

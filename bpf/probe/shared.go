@@ -12,12 +12,12 @@ import (
 )
 
 // fileKey identifies what one set of links is attached to: an inode, by one
-// probe, at these offsets. The inode cannot be reused while a link or the
+// probe, at these places. The inode cannot be reused while a link or the
 // canary holds it.
 type fileKey struct {
 	dev, ino uint64
 	probe    string
-	offsets  string // the offsets' bytes
+	places   string // the bytes of the points' places
 }
 
 // sharedFile is one armed (inode, probe), shared by every container of the
@@ -39,9 +39,9 @@ type sharedFile struct {
 }
 
 // arm attaches once, then proves for this container: mapped is the container's
-// own view of the file. It returns the refusal per offset; an offset without
-// one is armed.
-func (s *sharedFile) arm(obj *bpf.Objects, lower, merged *os.File, m Machine) (map[uint64]refusal, error) {
+// own view of the file. It returns the refusal per place; a place without one
+// is armed.
+func (s *sharedFile) arm(obj *bpf.Objects, lower, merged *os.File, m Machine) (map[place]refusal, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	offsets := make([]uint64, len(s.points))
@@ -64,13 +64,13 @@ func (s *sharedFile) arm(obj *bpf.Objects, lower, merged *os.File, m Machine) (m
 	}
 	out := maps.Clone(s.att.refused)
 	attached := s.attached()
-	ok, err := view.patched(attached, m.breakpoint)
-	for i, o := range attached {
+	ok, err := view.patched(offsetsOf(attached), m.breakpoint)
+	for i, p := range attached {
 		switch {
 		case err != nil:
-			out[o] = refusal{evidence.AttachFailed, err.Error()}
+			out[p] = refusal{evidence.AttachFailed, err.Error()}
 		case !ok[i]:
-			out[o] = refusal{evidence.UnprobeableInstruction, "attached, but the instruction does not read as a breakpoint through the container's own path"}
+			out[p] = refusal{evidence.UnprobeableInstruction, "attached, but the instruction does not read as a breakpoint through the container's own path"}
 		}
 	}
 	return out, nil
@@ -82,9 +82,9 @@ func (s *sharedFile) arm(obj *bpf.Objects, lower, merged *os.File, m Machine) (m
 func (s *sharedFile) again(obj *bpf.Objects, lower *os.File) {
 	var points []point
 	for _, p := range s.points {
-		if s.att.refused[p.offset].reason == evidence.AttachFailed {
+		if s.att.refused[p.place].reason == evidence.AttachFailed {
 			points = append(points, p)
-			delete(s.att.refused, p.offset)
+			delete(s.att.refused, p.place)
 		}
 	}
 	if len(points) == 0 {
@@ -96,20 +96,20 @@ func (s *sharedFile) again(obj *bpf.Objects, lower *os.File) {
 }
 
 // check reads the canary: whether the site at each offset is still patched.
-func (s *sharedFile) check(m Machine) (lost []uint64, err error) {
+func (s *sharedFile) check(m Machine) (lost []place, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.ready {
 		return nil, nil // closed, or never armed: nothing is claimed of it
 	}
 	attached := s.attached()
-	ok, err := s.canary.patched(attached, m.breakpoint)
+	ok, err := s.canary.patched(offsetsOf(attached), m.breakpoint)
 	if err != nil {
 		return nil, err
 	}
-	for i, o := range attached {
+	for i, p := range attached {
 		if !ok[i] {
-			lost = append(lost, o)
+			lost = append(lost, p)
 		}
 	}
 	return lost, nil
@@ -122,19 +122,29 @@ func (s *sharedFile) armedOffsets() []uint64 {
 	if !s.ready {
 		return nil
 	}
-	return s.attached()
+	return offsetsOf(s.attached())
 }
 
-// attached lists the offsets that the kernel took. With mu held.
-func (s *sharedFile) attached() []uint64 {
-	var offsets []uint64
+// attached lists the places that the kernel took. With mu held.
+func (s *sharedFile) attached() []place {
+	var out []place
 	for _, p := range s.points {
-		if _, no := s.att.refused[p.offset]; !no {
-			offsets = append(offsets, p.offset)
+		if _, no := s.att.refused[p.place]; !no {
+			out = append(out, p.place)
 		}
 	}
-	return offsets
+	return out
 }
+
+func offsetsOf(places []place) []uint64 {
+	out := make([]uint64, len(places))
+	for i, p := range places {
+		out[i] = p.offset
+	}
+	return out
+}
+
+func (s *sharedFile) String() string { return s.path }
 
 func (s *sharedFile) close() error {
 	s.mu.Lock()

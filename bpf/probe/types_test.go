@@ -1,0 +1,215 @@
+package probe
+
+import (
+	"debug/elf"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"probity/bpf"
+	"probity/bpf/policy"
+	"probity/evidence"
+	"probity/tests/need"
+)
+
+// kernelPlan is the plan for probes on the kernel.
+func kernelPlan(probes ...policy.Probe) Plan { return MakePlan(probes, nil, Host()) }
+
+func (b *box) armPlan(e *Engine, p Plan) *Handle {
+	b.t.Helper()
+	h, err := e.Arm(b.t.Context(), b.target(), p)
+	must(b.t, err)
+	b.t.Cleanup(func() { must(b.t, h.Close()) })
+	return h
+}
+
+// hasKprobes and hasFentry say what this kernel offers by what it shows, and
+// not by what the engine tried.
+func hasKprobes() bool {
+	_, err := os.Stat("/sys/bus/event_source/devices/kprobe/type")
+	return err == nil
+}
+
+// TestEveryProbeType arms each type on something real, causes it a number of
+// times, and reads that number.
+func TestEveryProbeType(t *testing.T) {
+	const n = 7
+	getppid := Host().syscallPrefix + "getppid"
+	function := func(typ string) policy.Probe {
+		return policy.Probe{ID: "p", Type: typ, Functions: []string{getppid}}
+	}
+	call := func(typ string) policy.Probe {
+		return policy.Probe{ID: "p", Type: typ, Syscalls: []string{"getppid"}}
+	}
+	event := func(typ, name string) policy.Probe { return policy.Probe{ID: "p", Type: typ, Event: name} }
+	for _, c := range []struct {
+		name  string
+		probe policy.Probe
+		arg   string // of the target, given n times
+		// types are what may be attached, best first. Where none of them is
+		// offered the site is kernelUnsupported.
+		types   []evidence.ProbeType
+		offered bool
+	}{
+		{"uprobe", symbols("hello"), "hello", []evidence.ProbeType{evidence.Uprobe}, true},
+		{"uretprobe", policy.Probe{ID: "p", Type: "uretprobe", File: "/bin/target", Symbols: []string{"hello"}}, "hello", []evidence.ProbeType{evidence.Uretprobe}, true},
+		{"kprobe", function("kprobe"), "getppid", []evidence.ProbeType{evidence.Kprobe, evidence.Fentry}, hasKprobes()},
+		{"kretprobe", function("kretprobe"), "getppid", []evidence.ProbeType{evidence.Kretprobe, evidence.Fexit}, hasKprobes()},
+		{"fentry", function("fentry"), "getppid", []evidence.ProbeType{evidence.Fentry, evidence.Kprobe}, hasKprobes()},
+		{"fexit", function("fexit"), "getppid", []evidence.ProbeType{evidence.Fexit, evidence.Kretprobe}, hasKprobes()},
+		{"kprobe on a system call", call("kprobe"), "getppid", []evidence.ProbeType{evidence.Kprobe, evidence.Fentry, evidence.Tracepoint, evidence.RawTracepoint}, true},
+		{"kretprobe on a system call", call("kretprobe"), "getppid", []evidence.ProbeType{evidence.Kretprobe, evidence.Fexit, evidence.Tracepoint, evidence.RawTracepoint}, true},
+		{"tracepoint", event("tracepoint", "task:task_rename"), "rename", []evidence.ProbeType{evidence.Tracepoint, evidence.RawTracepoint}, true},
+		{"tracepoint of a system call", event("tracepoint", "syscalls:sys_enter_getppid"), "getppid", []evidence.ProbeType{evidence.Tracepoint, evidence.RawTracepoint}, true},
+		{"rawTracepoint", event("rawTracepoint", "task_rename"), "rename", []evidence.ProbeType{evidence.RawTracepoint}, true},
+	} {
+		for rung, o := range rungs {
+			if rung == "single" && c.probe.File == "" {
+				continue // it differs for files only
+			}
+			t.Run(c.name+"/"+rung, func(t *testing.T) {
+				lower := newLower(t)
+				caller, other := newBox(t, lower), newBox(t, lower)
+				e := newEngine(t, o, Config{})
+				h, h2 := caller.arm(e, c.probe), other.arm(e, c.probe)
+				s := h.Sites[0]
+				if !c.offered && s.Reason == evidence.KernelUnsupported && s.Detail != "" {
+					t.Logf("not offered: %s", s.Detail)
+					return
+				}
+				if !s.Armed || !slices.Contains(c.types, s.Type) {
+					t.Fatalf("armed %v as %q: %s %s", s.Armed, s.Type, s.Reason, s.Detail)
+				}
+				if (s.Type != s.Requested) != (s.Detail != "") {
+					t.Errorf("asked for %s, got %s, explained by %q", s.Requested, s.Type, s.Detail)
+				}
+				if st := e.Stats(); st.Files+st.Hooks != 1 {
+					t.Errorf("%+v for one place and probe", st)
+				}
+				caller.run(nil, slices.Repeat([]string{c.arg}, n)...)
+				other.run(nil)
+				for h, want := range map[*Handle]uint64{h: n, h2: 0} {
+					if got, err := h.Counter(s); err != nil || got.Count != want {
+						t.Errorf("counted %d, %v; want %d", got.Count, err, want)
+					}
+					if tr := h.Check(); len(tr) != 0 {
+						t.Errorf("troubles %v", tr)
+					}
+				}
+			})
+		}
+	}
+}
+
+// Each way to a place, whether or not a better one is there.
+func TestEachWay(t *testing.T) {
+	k := hostKernel(Host())
+	for name, w := range map[string]way{
+		"tracepoint":      k.tracepoint("syscalls", "sys_enter_getppid"),
+		"raw tracepoint":  k.rawSyscall("getppid", false),
+		"tracepoint exit": k.tracepoint("syscalls", "sys_exit_getppid"),
+		"raw exit":        k.rawSyscall("getppid", true),
+	} {
+		t.Run(name, func(t *testing.T) {
+			need.Tracefs(t)
+			b := newBox(t, newLower(t))
+			e := newEngine(t, bpf.Options{}, Config{})
+			h := b.armPlan(e, Plan{})
+			l, p, err := w.attach(e.obj, 77)
+			must(t, err)
+			defer p.Close()
+			defer l.Close()
+			must(t, e.obj.PutSlots(b.id, []uint32{77}))
+			b.run(nil, "getppid", "getppid", "rename")
+			c, err := h.Counter(Site{ID: 77})
+			must(t, err)
+			if c.Count != 2 {
+				t.Errorf("counted %d, want 2", c.Count)
+			}
+			must(t, e.obj.DeleteSlots(b.id, []uint32{77}))
+		})
+	}
+}
+
+// Before its first execve a process in the cgroup is the runtime's: os/exec's
+// child duplicates its descriptors there, and the program never does.
+func TestRuntimeIsNotCounted(t *testing.T) {
+	b := newBox(t, newLower(t))
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.armPlan(e, kernelPlan(policy.Probe{ID: "p", Type: "kprobe", Syscalls: []string{"dup3", "getppid"}}))
+	b.run(nil, "getppid")
+	for i, want := range []uint64{0, 1} {
+		if c, err := h.Counter(h.Sites[i]); err != nil || c.Count != want {
+			t.Errorf("%s: counted %d, %v; want %d (%+v)", h.Sites[i].Function, c.Count, err, want, h.Sites[i])
+		}
+	}
+}
+
+// What the kernel does not have says so, for each way to ask.
+func TestNoSuchPlace(t *testing.T) {
+	need.Tracefs(t)
+	b := newBox(t, newLower(t))
+	e := newEngine(t, bpf.Options{}, Config{})
+	function := []string{"no_such_function_here"}
+	h := b.armPlan(e, kernelPlan(
+		policy.Probe{ID: "a", Type: "tracepoint", Event: "sched:no_such_event"},
+		policy.Probe{ID: "b", Type: "rawTracepoint", Event: "no_such_event"},
+		policy.Probe{ID: "c", Type: "tracepoint", Event: "syscalls:sys_enter_nothing"},
+		policy.Probe{ID: "d", Type: "kprobe", Functions: function},
+		policy.Probe{ID: "e", Type: "fexit", Functions: function},
+		policy.Probe{ID: "f", Type: "kprobe", Syscalls: []string{"nothing"}},
+	))
+	for _, s := range h.Sites {
+		if s.Armed || s.Reason != evidence.SymbolNotFound {
+			t.Errorf("%s: %+v", s.Probe.ID, s)
+		}
+	}
+}
+
+// A marker that its program only passes while somebody listens.
+func TestSemaphore(t *testing.T) {
+	for rung, o := range rungs {
+		t.Run(rung, func(t *testing.T) {
+			lower := newLower(t)
+			b := newBox(t, lower)
+			e := newEngine(t, o, Config{})
+			path := filepath.Join(lower, "bin/target")
+			marker, semaphore := fileOffset(t, path, "marker"), fileOffset(t, path, "semaphore")
+			plan := b.plan(policy.Probe{ID: "p", Type: "usdt", File: "/bin/target", Symbols: []string{"hello"}})
+			s := &plan.Sites[0]
+			s.Offset, s.Semaphore = marker, semaphore
+			b.run(nil, "marked") // nobody listens
+			h := b.armPlan(e, plan)
+			b.run(nil, "marked", "marked")
+			if s := h.Sites[0]; !s.Armed || s.Type != evidence.USDT {
+				t.Fatalf("%+v", s)
+			}
+			if c, err := h.Counter(h.Sites[0]); err != nil || c.Count != 2 {
+				t.Errorf("counted %d, %v", c.Count, err)
+			}
+		})
+	}
+}
+
+// fileOffset returns the offset in the file at which a symbol's bytes are.
+func fileOffset(t *testing.T, path, name string) uint64 {
+	t.Helper()
+	f, err := elf.Open(path)
+	must(t, err)
+	defer f.Close()
+	all, err := f.Symbols()
+	must(t, err)
+	for _, s := range all {
+		if s.Name != name {
+			continue
+		}
+		for _, p := range f.Progs {
+			if p.Type == elf.PT_LOAD && p.Vaddr <= s.Value && s.Value < p.Vaddr+p.Filesz {
+				return s.Value - p.Vaddr + p.Off
+			}
+		}
+	}
+	t.Fatalf("%s is not in %s", name, path)
+	return 0
+}
