@@ -55,16 +55,20 @@ type node struct {
 
 func newNode(t *testing.T, opts bpf.Options) *node {
 	t.Helper()
+	return newNodeWith(t, Config{BPF: opts})
+}
+
+func newNodeWith(t *testing.T, cfg Config) *node {
+	t.Helper()
 	need.BPF(t)
 	dir := t.TempDir()
 	must(t, os.Mkdir(dir+"/policies.d", 0o755))
 	must(t, os.WriteFile(dir+"/policies.d/test.yaml", []byte(wanted), 0o600))
 	ready := make(chan struct{})
-	a, err := New(Config{
-		Node: "test", State: dir + "/state", Policies: dir + "/policies.d", HookSocket: dir + "/hook.sock", AdminSocket: dir + "/admin.sock",
-		NRISockets: []string{"none"}, ContainerdAddress: dir + "/no.sock", PodmanRoot: dir + "/no", BPF: opts, Version: "test",
-		Ready: func() { close(ready) },
-	})
+	cfg.Node, cfg.State, cfg.Policies, cfg.HookSocket, cfg.AdminSocket = "test", dir+"/state", dir+"/policies.d", dir+"/hook.sock", dir+"/admin.sock"
+	cfg.NRISockets, cfg.ContainerdAddress, cfg.PodmanRoot, cfg.Version = []string{"none"}, dir+"/no.sock", dir+"/no", "test"
+	cfg.Ready = func() { close(ready) }
+	a, err := New(cfg)
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -35,9 +35,15 @@ type live struct {
 	released int64
 
 	// Set before armed is closed, and not changed afterwards.
-	handle *probe.Handle // nil if nothing could be armed
+	handle   *probe.Handle // nil if nothing could be armed
+	cgroup   string        // its path; empty if it has none of its own
+	cgroupID uint64
 
 	checking sync.Mutex // one health check at a time
+	// What the patrol found at its last look at all processes, and when the
+	// last look began that found nothing. Guarded by checking.
+	found  []probe.Trouble
+	looked int64
 }
 
 // notify applies one notice. For a notice with a barrier it returns when the
@@ -251,7 +257,8 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	}
 	a.log.Debug("armed", "run", l.id, "container", l.container, "sites", len(h.Sites),
 		"after", time.Duration(h.ArmedAt-n.At), "identified", time.Duration(began-n.At), "found", time.Duration(found-began), "planned", time.Duration(planned-found), "attached", time.Duration(h.ArmedAt-planned))
-	l.handle = h
+	l.handle, l.looked = h, h.ArmedAt
+	l.cgroup, l.cgroupID = n.Identity.CgroupPath, n.Identity.CgroupID
 	start.Sites, start.Searches, start.Arm, start.ArmedAt = h.Sites, h.Searches, h, h.ArmedAt
 	return start
 }
@@ -337,7 +344,7 @@ func (a *Agent) check(l *live) {
 	l.checking.Lock()
 	defer l.checking.Unlock()
 	at := cgroup.BootTime()
-	a.witness.Checked(l.id, at, l.handle.Check())
+	a.witness.Checked(l.id, at, append(l.handle.Check(), l.found...))
 }
 
 func (a *Agent) run(id string) *live {

@@ -31,10 +31,10 @@ var gapReasons = map[evidence.GapReason]reach{
 	evidence.GapKernelMissed:        {reachedBy: "evidence/witness"},
 	evidence.GapRingFull:            {reachedBy: "evidence/witness"},
 	evidence.GapDecodeError:         {reachedBy: "evidence/witness"},
+	evidence.GapUnarmedMapping:      {reachedBy: "agent"},
 
 	evidence.GapAdopted:         {broughtBy: "work on runtimes: adoption of running containers"},
 	evidence.GapSetFull:         {broughtBy: "work on sets of executables, libraries, system calls and files"},
-	evidence.GapUnarmedMapping:  {broughtBy: "probe engine work: watching executable mappings"},
 	evidence.GapAttachFailed:    {broughtBy: "probe engine work: attaching again after a change"},
 	evidence.GapLinkLost:        {broughtBy: "probe engine work: health of links"},
 	evidence.GapBudgetDisarm:    {broughtBy: "probe engine work: budgets of probes that fire often"},

@@ -61,6 +61,9 @@ type Trouble struct {
 	Path   string // of the file, in the container
 	Reason evidence.GapReason
 	Detail string
+	// Since is the boot time of the last proof that it was well, if that is
+	// not the last health check.
+	Since int64
 }
 
 // Check proves again that the container runs the files that were armed and
@@ -72,7 +75,7 @@ func (h *Handle) Check() []Trouble {
 	add := func(path string, r evidence.GapReason, detail string) {
 		if !done[path] {
 			done[path] = true
-			out = append(out, Trouble{path, r, detail})
+			out = append(out, Trouble{Path: path, Reason: r, Detail: detail})
 		}
 	}
 	var upper *os.File

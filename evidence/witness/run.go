@@ -1,6 +1,7 @@
 package witness
 
 import (
+	"cmp"
 	"encoding/json"
 	"log/slog"
 	"strings"
@@ -219,7 +220,7 @@ func (r *run) checked(at int64, troubles []probe.Trouble) bool {
 	for _, t := range troubles {
 		bad[t.Path+"\x00"+string(t.Reason)] = true
 		if r.openGap(t.Reason, t.Path) == nil {
-			r.addGap(&gap{reason: t.Reason, scope: evidence.ScopeFile, path: t.Path, from: r.lastGood, count: 1, detail: clip(t.Detail, maxDetail)})
+			r.addGap(&gap{reason: t.Reason, scope: evidence.ScopeFile, path: t.Path, from: cmp.Or(t.Since, r.lastGood), count: 1, detail: clip(t.Detail, maxDetail)})
 			dirty = true
 		}
 	}

@@ -1,0 +1,56 @@
+package agent
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"probity/evidence"
+)
+
+// A container that takes the breakpoint out of its own memory runs unseen; the
+// evidence says from when on, and does not claim that nothing was executed.
+func TestUnarmedMapping(t *testing.T) {
+	n := newNodeWith(t, Config{Health: 20 * time.Millisecond})
+	b := newBox(t, 1, "hide", "never")
+	n.notify(context.Background(), b.notice("c1"), yes)
+	armed := n.witness.Live()[0].ArmedAt
+	b.run()
+	until(t, func() bool {
+		l := n.witness.Live()
+		return len(l) == 1 && slices.Contains(l[0].Gaps, "unarmedMapping /bin/target")
+	})
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	obs, gaps := n.lines("c1")
+	for _, id := range []string{"hello", "never"} {
+		if o := obs[id]; o.State != evidence.Partial || o.Complete || len(o.Gaps) != 1 || o.Gaps[0].Reason != evidence.GapUnarmedMapping {
+			t.Errorf("%s: %+v", id, o)
+		}
+	}
+	if len(gaps) == 0 {
+		t.Fatal("no gap")
+	}
+	for _, g := range gaps {
+		if g.Reason != evidence.GapUnarmedMapping || g.Path != "/bin/target" || g.Scope != evidence.ScopeFile {
+			t.Errorf("%+v", g)
+		}
+	}
+	if from := obs["never"].From; gaps[0].From.Std().Before(from.Std()) || armed == 0 {
+		t.Errorf("the gap begins at %v, the window at %v", gaps[0].From, from)
+	}
+}
+
+func until(t *testing.T, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.After(20 * time.Second); !ok(); {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatal("it did not come")
+		}
+	}
+}
