@@ -155,6 +155,7 @@ func (c *Cache) index(ctx context.Context, l Layer, key string) (*Index, error) 
 		if err != nil {
 			return nil, 0, false, err
 		}
+		x.key = key
 		return x, x.weight(), true, nil
 	})
 	if err != nil {

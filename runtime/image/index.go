@@ -54,6 +54,7 @@ type Index struct {
 	marks   uint8 // of all directories but the root, or-ed
 	// why the index does not hold the whole layer, or "".
 	why string
+	key string // see LayerFiles.Key
 }
 
 type entry struct {

@@ -43,20 +43,8 @@ func (m Match) Open() (*os.File, error) {
 		return nil, fmt.Errorf("open %s: %w", m.Path, err)
 	}
 	defer unix.Close(dir)
-	fd, st, err := openPath(dir, m.Rel)
-	if err != nil {
-		return nil, fmt.Errorf("open %s in %s: %w", m.Rel, m.Layer.Dir, err)
-	}
-	defer unix.Close(fd)
-	if kindOfStat(&st) != regular {
-		return nil, fmt.Errorf("open %s in %s: %w", m.Rel, m.Layer.Dir, ErrNotRegular)
-	}
-	// The same inode again, for reading: fd was opened by path only.
-	f, err := os.OpenFile(procFd(fd), os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open %s in %s for reading: %w", m.Rel, m.Layer.Dir, err)
-	}
-	return f, nil
+	f, _, err := openRegular(dir, m.Layer.Dir, m.Rel)
+	return f, err
 }
 
 func procFd(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

@@ -66,7 +66,8 @@ func configured(r *Rootfs, ms []container.Mount) {
 	}
 }
 
-// sort finds out whether what is mounted at dest is a directory.
+// sort finds out whether what is mounted at dest is a directory, and whether it
+// holds any program or library.
 func (r *Rootfs) sort(dest string, dir int, rel string) {
 	fd, err := openat2(dir, rel, unix.O_PATH|unix.O_NOFOLLOW, unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_MAGICLINKS)
 	if err != nil {
@@ -76,9 +77,71 @@ func (r *Rootfs) sort(dest string, dir int, rel string) {
 	var st unix.Stat_t
 	switch {
 	case unix.Fstat(fd, &st) != nil:
+		return
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		r.Dirs = append(r.Dirs, dest)
 	default:
 		r.Files = append(r.Files, dest)
 	}
+	if r.inert(fd, kindOfStat(&st), 0) {
+		r.Inert = append(r.Inert, dest)
+	}
+}
+
+// Bounds on looking into mounts: what runtimes and Kubernetes put there on
+// their own (hosts, resolv.conf, a token) is small.
+const (
+	maxMounted      = 256 // files and directories, of all mounts of a container
+	maxMountedDepth = 8
+)
+
+// inert reports whether nothing at or below a file or directory, which is open
+// by path, is an ELF file now.
+func (r *Rootfs) inert(fd int, k kind, depth int) bool {
+	if r.looked++; r.looked > maxMounted || depth > maxMountedDepth {
+		return false
+	}
+	switch k {
+	case regular:
+		var magic [4]byte
+		again, err := unix.Open(procFd(fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return false
+		}
+		defer unix.Close(again)
+		n, err := unix.Pread(again, magic[:], 0)
+		return err == nil && string(magic[:n]) != "\x7fELF"
+	case directory:
+	default:
+		return true // nothing can be executed from a socket or a device that is no memory
+	}
+	list, err := unix.Open(procFd(fd), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(list)
+	var below []string
+	if err := new(lister).read(list, func(name []byte, k kind) error {
+		if len(below) == maxMounted {
+			return errFull
+		}
+		if k != symlink { // it leads to what is looked at where it is, or out of the mount
+			below = append(below, string(name))
+		}
+		return nil
+	}); err != nil {
+		return false
+	}
+	for _, name := range below {
+		sub, st, err := openPath(fd, name)
+		if err != nil {
+			return false
+		}
+		ok := r.inert(sub, kindOfStat(&st), depth+1)
+		unix.Close(sub)
+		if !ok {
+			return false
+		}
+	}
+	return true
 }

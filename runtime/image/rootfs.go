@@ -30,10 +30,13 @@ type Rootfs struct {
 	Mounts []container.Mount // below the root, except kernel interfaces
 	Files  []string          // destinations in Mounts that are known to be single files
 	Dirs   []string          // destinations in Mounts that are known to be directories
+	Inert  []string          // destinations in Mounts at which no file was an ELF one
 	Pseudo []container.Mount // kernel interfaces: what the image has there is hidden
 
 	UserXattr bool   // overlayfs's attributes are user.overlay.*
 	Doubt     string // why a search in it cannot be complete, or ""
+
+	looked int // files and directories of mounts that were looked at
 }
 
 // Rootfs reads the container's mount table. At OCI createRuntime (n.Rootfs is

@@ -94,8 +94,8 @@ func (v *View) Glob(pattern string) (matches []Match, complete bool, why string)
 	return matches, why == "", why
 }
 
-// search runs all alternatives of a pattern.
-func (v *View) search(all [][]segment, up *upper) ([]Match, string) {
+// start begins a search at the root.
+func (v *View) start(up *upper) *search {
 	s := &search{m: v.m, up: up, found: map[string]hit{}}
 	s.deny, s.odd = marked(v.r.UserXattr)
 	s.root = &place{node: 0, cover: v.cover}
@@ -103,6 +103,12 @@ func (v *View) search(all [][]segment, up *upper) ([]Match, string) {
 	if up != nil {
 		s.root.upper = up.dir("")
 	}
+	return s
+}
+
+// search runs all alternatives of a pattern.
+func (v *View) search(all [][]segment, up *upper) ([]Match, string) {
+	s := v.start(up)
 	for _, segs := range all {
 		s.run(segs)
 	}
