@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -244,7 +245,9 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 		return failed(evidence.AttachFailed, errors.New("the container's first process ended before its files were found"))
 	}
 	found := cgroup.BootTime()
-	plan := probe.MakePlan(probes, probe.Tree{View: view, Inspector: a.inspect}, probe.Host())
+	plan := probe.MakePlan(probes, probe.Tree{
+		View: view, Inspector: a.inspect, Runs: command(n), Until: time.Now().Add(a.cfg.Barrier / 3), // the rest is for arming
+	}, probe.On(a.kernel))
 	planned := cgroup.BootTime()
 	h, err := a.engine.Arm(l.ctx, probe.Target{
 		Cgroup: n.Identity.CgroupID, Level: a.level(n.Identity.CgroupPath), Root: fmt.Sprintf("/proc/self/fd/%d", root.Fd()), Upper: rootfs.Upper,
@@ -261,6 +264,18 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	l.cgroup, l.cgroupID = n.Identity.CgroupPath, n.Identity.CgroupID
 	start.Sites, start.Searches, start.Arm, start.ArmedAt = h.Sites, h.Searches, h, h.ArmedAt
 	return start
+}
+
+// command is what a container starts. NRI does not tell the working directory,
+// in which init waits to start it.
+func command(n container.Notice) probe.Command {
+	c := probe.Command(n.Command)
+	if c.Dir == "" && n.Pid > 0 && n.Rootfs == "" {
+		if dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", n.Pid)); err == nil && strings.HasPrefix(dir, "/") {
+			c.Dir = dir
+		}
+	}
+	return c
 }
 
 // whyNoCgroup tells a container that shares its cgroup from one that has ended.

@@ -59,10 +59,11 @@ var notArmedReasons = map[evidence.NotArmedReason]reach{
 	evidence.KernelUnsupported:      {reachedBy: "bpf/probe"},
 	evidence.AttachFailed:           {reachedBy: "bpf/probe"},
 	evidence.OverBudget:             {reachedBy: "bpf/probe"},
+	evidence.ManagedCode:            {reachedBy: "bpf/probe"},
 
 	evidence.SandboxedRuntime: {broughtBy: "work on runtimes: whose code the host kernel does not run"},
-	evidence.ManagedCode:      {broughtBy: "probe engine work: interpreters and just-in-time compilers"},
-	evidence.PolicyRefused:    {broughtBy: "policy work: what a policy may forbid"},
+
+	evidence.PolicyRefused: {broughtBy: "policy work: what a policy may forbid"},
 }
 
 // constants maps a reason to the name of its constant.

@@ -25,6 +25,8 @@ type Inspector struct {
 	mu    sync.Mutex
 	known map[inspectKey]*list.Element
 	order list.List // of *inspected, most recently used first
+
+	layers scans
 }
 
 // stamp identifies the bytes of a file as well as the kernel can tell: any
@@ -52,10 +54,15 @@ func keyOf(at stamp, q symbol.Query) inspectKey {
 	return inspectKey{at, fmt.Sprintf("%#v", q)} // names every field, quotes every string
 }
 
+// headBytes is as much of a file as the kernel looks at for an interpreter
+// (BINPRM_BUF_SIZE).
+const headBytes = 256
+
 type inspected struct {
 	key   inspectKey
 	once  sync.Once
 	facts Facts
+	id    symbol.Identity // where only that was asked for
 	err   error
 }
 
@@ -73,6 +80,9 @@ func (in *Inspector) Inspect(m image.Match, q symbol.Query) (Facts, error) {
 	e := in.entry(keyOf(at, q))
 	e.once.Do(func() {
 		e.facts.stamp = at
+		head := make([]byte, headBytes)
+		n, _ := f.ReadAt(head, 0) // what it could not read, symbol.Read will say
+		e.facts.Head = string(head[:n])
 		e.facts.ELF, e.facts.Symbols, e.err = symbol.Read(f, at.size, q, in.Limits)
 		e.facts.Digest = sync.OnceValues(func() (string, error) { return digest(m, at) })
 	})
@@ -120,11 +130,4 @@ func digest(m image.Match, at stamp) (string, error) {
 		return "", errors.Join(fmt.Errorf("hash %s: the file has changed since it was read", m.Path), err)
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
-}
-
-// Tree is the file tree of one container: a view of its layers, read by an
-// Inspector. It implements Files.
-type Tree struct {
-	*image.View
-	*Inspector
 }

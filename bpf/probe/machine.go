@@ -4,6 +4,7 @@ import (
 	"debug/elf"
 	"runtime"
 
+	"probity/bpf/kernel"
 	"probity/bpf/symbol"
 )
 
@@ -14,6 +15,16 @@ type Machine struct {
 	// syscallPrefix is what the names of the kernel's functions that serve
 	// system calls begin with (CONFIG_ARCH_HAS_SYSCALL_WRAPPER).
 	syscallPrefix string
+	// noUretprobe says why return probes of the kernel's would break programs
+	// here; "" if they do not.
+	noUretprobe string
+}
+
+// WithoutUretprobes returns a machine on which a function's return instructions
+// are probed instead of using the kernel's return probes.
+func (m Machine) WithoutUretprobes(why string) Machine {
+	m.noUretprobe = why
+	return m
 }
 
 // Host returns the machine that this program was built for.
@@ -21,9 +32,9 @@ func Host() Machine {
 	switch runtime.GOARCH {
 	case "arm64":
 		// UPROBE_SWBP_INSN, brk #5 (arch/arm64/include/asm/uprobes.h), little endian.
-		return Machine{elf.EM_AARCH64, []byte{0xa0, 0x00, 0x20, 0xd4}, "__arm64_sys_"}
+		return Machine{elf: elf.EM_AARCH64, breakpoint: []byte{0xa0, 0x00, 0x20, 0xd4}, syscallPrefix: "__arm64_sys_"}
 	default:
-		return Machine{elf.EM_X86_64, []byte{0xcc}, "__x64_sys_"} // int3
+		return Machine{elf: elf.EM_X86_64, breakpoint: []byte{0xcc}, syscallPrefix: "__x64_sys_"} // int3
 	}
 }
 
@@ -50,4 +61,16 @@ func (m Machine) entryName(call string) string {
 		}
 	}
 	return call
+}
+
+// On returns the host's machine with what its kernel was found to do.
+func On(f kernel.Facts) Machine {
+	m := Host()
+	switch f.UretprobeSyscall {
+	case kernel.SyscallKilled:
+		m = m.WithoutUretprobes("this kernel returns through a system call, for which a seccomp profile kills the program")
+	case kernel.SyscallUnknown:
+		m = m.WithoutUretprobes("it is not known whether seccomp profiles kill a program that returns through this kernel's return probe: " + f.UretprobeReason)
+	}
+	return m
 }

@@ -60,10 +60,13 @@ type Site struct {
 	Copies    int    // files that the probe's target matched
 	Offset    uint64 // in the file
 	HasOffset bool
+	// Duration: the entry is to be paired with the return.
+	Duration bool
 	// Return: this is one of Symbol's return instructions, which stand for a
 	// uretprobe where the kernel's own would break the target.
 	Return     bool
 	InlinedIn  string // the function that this instance of Symbol was inlined in
+	InlinedAt  []symbol.Instance
 	Implements string // the IFUNC that chooses Symbol
 	Marker     string // of a usdt, "provider:name"
 	Semaphore  uint64 // of a usdt: the file offset of what to count up; 0: none
@@ -104,11 +107,33 @@ type Files interface {
 	Inspect(m image.Match, q symbol.Query) (Facts, error)
 }
 
+// Finder is a file tree that knows its files not only by their paths. In one
+// that is no Finder a probe that names its target otherwise finds nothing, and
+// its search is incomplete.
+type Finder interface {
+	Files
+	// Lookup as image.View.Lookup.
+	Lookup(path string) (m image.Match, exec bool, err error)
+	// Objects returns the ELF files of the image and of the writable layer of
+	// which want says that they are wanted, sorted by path.
+	Objects(want func(symbol.Identity) bool) (matches []image.Match, complete bool, why string)
+	// Command is what the container starts.
+	Command() Command
+}
+
+// Command is what a container starts, as its configuration says.
+type Command struct {
+	Arg0 string // a path, or a name for $PATH; "" if it is not known
+	Path string // the container's $PATH; "" if it is not known, or has none
+	Dir  string // the working directory
+}
+
 // Facts are what was read of one file.
 type Facts struct {
 	ELF     *symbol.File
 	Symbols []symbol.Symbol // of the whole query, in its order
 	Digest  func() (string, error)
+	Head    string // the first bytes, also of a file that is no ELF file
 
 	stamp stamp
 }

@@ -74,6 +74,9 @@ func TestValidate(t *testing.T) {
 		"source": func(n *Notice) { n.Source = "" },
 		"pid":    func(n *Notice) { n.Pid = 1<<22 + 1 },
 		"rootfs": func(n *Notice) { n.Rootfs = long },
+		"arg0":   func(n *Notice) { n.Command.Arg0 = long },
+		"PATH":   func(n *Notice) { n.Command.Path = strings.Repeat("x", MaxPATH+1) },
+		"dir":    func(n *Notice) { n.Command.Dir = long },
 		"mounts": func(n *Notice) { n.Mounts = make([]Mount, MaxPairs+1) },
 	} {
 		bad := n

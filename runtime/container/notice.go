@@ -52,6 +52,8 @@ type Notice struct {
 	// Mounts are the mounts that the container gets on top of its root file
 	// system, where they are not in /proc/PID/mountinfo yet.
 	Mounts []Mount
+	// Command is what it starts, if known.
+	Command Command
 	// At is CLOCK_BOOTTIME in nanoseconds when the notice was received.
 	At int64
 }
@@ -76,6 +78,9 @@ func (n Notice) Validate() error {
 	}
 	if len(n.Rootfs) > MaxPath || len(n.Bundle) > MaxPath {
 		return invalid("rootfs or bundle: longer than %d bytes", MaxPath)
+	}
+	if len(n.Command.Arg0) > MaxPath || len(n.Command.Dir) > MaxPath || len(n.Command.Path) > MaxPATH {
+		return invalid("command: longer than %d bytes, or its $PATH than %d", MaxPath, MaxPATH)
 	}
 	if len(n.Mounts) > MaxPairs {
 		return invalid("mounts: %d of them, at most %d are taken", len(n.Mounts), MaxPairs)

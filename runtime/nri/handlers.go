@@ -149,7 +149,7 @@ func (a *attempt) notice(k container.Kind, p *api.PodSandbox, c *api.Container, 
 		return container.Notice{}, false
 	}
 	id, cut := identify(*r, p, c)
-	n := container.Notice{Source: a.s.name, Kind: k, Identity: id, At: at}
+	n := container.Notice{Source: a.s.name, Kind: k, Identity: id, At: at, Command: container.CommandOf(c.GetArgs(), c.GetEnv(), "")}
 	if k != container.Created && c.GetPid() <= maxPid {
 		n.Pid = int(c.GetPid())
 	}

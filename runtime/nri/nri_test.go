@@ -41,6 +41,7 @@ func TestLife(t *testing.T) {
 	begin := cgroup.BootTime()
 
 	c := running("c1", 4711)
+	c.Args, c.Env = []string{"web", "--token", "secret"}, []string{"TOKEN=secret", "PATH=/opt/bin:/bin"}
 	alone := start(t, socketPath(t), nil, nil) // what a runtime without plugins makes of it
 	want, err := alone.CreateContainer(ctx, &api.CreateContainerRequest{Pod: pod, Container: c})
 	if err != nil {
@@ -63,6 +64,9 @@ func TestLife(t *testing.T) {
 	silent(t, answered)
 	if starting.Kind != container.Starting || starting.Pid != 4711 || starting.Source != s.Name() || starting.At < begin || starting.At > cgroup.BootTime() {
 		t.Errorf("starting: %+v", starting)
+	}
+	if want := (container.Command{Arg0: "web", Path: "/opt/bin:/bin"}); starting.Command != want || created.Command != want {
+		t.Errorf("command: %+v, %+v", created.Command, starting.Command)
 	}
 	id := starting.Identity
 	if id.Runtime != container.Containerd || id.ID != "c1" || id.Name != "web" || id.Pod == nil || id.Pod.Name != "web-0" || id.Pod.Namespace != "shop" || id.Pod.UID != "u-1" || id.Pod.Labels["app"] != "web" || id.CgroupID != 0 {

@@ -26,6 +26,7 @@ type config struct {
 	root        string // as written: may be relative to the bundle
 	mounts      []container.Mount
 	annotations map[string]string
+	command     container.Command
 }
 
 func readConfig(bundle *os.File) (config, error) {
@@ -65,6 +66,9 @@ func parseConfig(b []byte) (c config, err error) {
 	if c.root == "" || len(c.root) > container.MaxPath || strings.ContainsRune(c.root, 0) {
 		return c, errors.New("member root: no path, or one that is too long")
 	}
+	if c.command, err = parseCommand(o); err != nil {
+		return c, err
+	}
 	var mounts []object
 	if err := o.member("mounts", &mounts); err != nil {
 		return c, err
@@ -81,6 +85,20 @@ func parseConfig(b []byte) (c config, err error) {
 		c.mounts = append(c.mounts, mount)
 	}
 	return c, nil
+}
+
+// parseCommand reads of "process" what finds the program.
+func parseCommand(o object) (container.Command, error) {
+	var process object
+	if err := o.member("process", &process); err != nil {
+		return container.Command{}, err
+	}
+	var args, env []string
+	var dir string
+	if err := errors.Join(process.member("args", &args), process.member("env", &env), process.member("cwd", &dir)); err != nil {
+		return container.Command{}, fmt.Errorf("member process: %w", err)
+	}
+	return container.CommandOf(args, env, dir), nil
 }
 
 func parseMount(o object) (m container.Mount, err error) {

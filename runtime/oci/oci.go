@@ -145,7 +145,7 @@ func createRuntime(s specs.State, peerPid int) (n container.Notice, err error) {
 		return n, err
 	}
 	n = container.Notice{
-		Kind: container.Starting, Pid: s.Pid, Rootfs: rootfs, Bundle: bundle.Name(), Mounts: c.mounts,
+		Kind: container.Starting, Pid: s.Pid, Rootfs: rootfs, Bundle: bundle.Name(), Mounts: c.mounts, Command: c.command,
 		Identity: container.Identity{Runtime: runtime, Name: nameOf(runtime, s.ID, bundle.Name()), Annotations: c.annotations},
 	}
 	n.Identity.CgroupPath, n.Identity.CgroupID, err = ownCgroup(s.Pid, peerPid)

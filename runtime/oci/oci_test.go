@@ -36,7 +36,8 @@ func TestTrueState(t *testing.T) {
 		n.At = 0
 		truth := container.Notice{
 			Source: "hook", Kind: container.Starting, Pid: s.Init, Rootfs: s.rootfs, Bundle: s.bundle,
-			Mounts: []container.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}, {Destination: "/data", Type: "bind", Source: "/srv"}},
+			Mounts:  []container.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}, {Destination: "/data", Type: "bind", Source: "/srv"}},
+			Command: container.Command{Arg0: "web", Path: "/opt/bin:/bin", Dir: "/srv"},
 			Identity: container.Identity{
 				Runtime: want, ID: "web", Name: "web", Annotations: map[string]string{"app": "web"},
 				Image: container.Image{DigestReason: "an OCI hook is not told the image"},

@@ -189,6 +189,7 @@ func other(t *testing.T, change func(*exec.Cmd)) int {
 
 const trueConfig = `{"ociVersion":"1.0.2","root":{"path":"rootfs"},
 "mounts":[{"destination":"/proc","type":"proc","source":"proc"},{"destination":"data","type":"none","source":"/srv","options":["rbind","ro"]}],
+"process":{"terminal":false,"args":["web","--token","secret"],"env":["TOKEN=secret","PATH=/opt/bin:/bin"],"cwd":"/srv"},
 "annotations":{"app":"web"}}`
 
 func writeConfig(t *testing.T, dir, text string) {

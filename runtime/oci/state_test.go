@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"probity/runtime/container"
 )
 
 // As runc 1.1.5 wrote it for podman 4.3.1.
@@ -98,6 +100,8 @@ func FuzzParseState(f *testing.F) {
 
 func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte(`{"root":{"path":"rootfs"},"mounts":[{"destination":"/proc","type":"proc"}],"annotations":{"a":"b"}}`))
+	f.Add([]byte(`{"root":{"path":"rootfs"},"process":{"args":["a"],"env":["PATH=/bin"],"cwd":"/"}}`))
+	f.Add([]byte(`{"root":{"path":"rootfs"},"process":{"args":null,"env":[null],"cwd":7}}`))
 	f.Add([]byte(`{"root":null}`))
 	f.Add([]byte(`{"root":{"path":"/"},"mounts":[null]}`))
 	f.Add([]byte(`{"root":[]}`))
@@ -108,6 +112,10 @@ func FuzzParseConfig(f *testing.F) {
 		}
 		if c.root == "" {
 			t.Fatal("no root")
+		}
+		n := container.Notice{Source: "s", Kind: container.Starting, Command: c.command, Identity: container.Identity{Runtime: container.Runc, ID: "c"}}
+		if err := n.Validate(); err != nil {
+			t.Fatal(err)
 		}
 		for _, m := range c.mounts {
 			if !strings.HasPrefix(m.Destination, "/") {

@@ -1,0 +1,480 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"probity/bpf/kernel"
+	"probity/bpf/policy"
+	"probity/bpf/symbol"
+	"probity/evidence"
+	"probity/runtime/container"
+	"probity/runtime/image"
+	"probity/tests/need"
+)
+
+// library compiles a shared library of one function into a layer.
+func library(t testing.TB, layer, rel, soname, buildID, function string) {
+	t.Helper()
+	need.Command(t, "gcc")
+	out := filepath.Join(layer, rel)
+	must(t, os.MkdirAll(filepath.Dir(out), 0o755))
+	cmd := exec.Command("gcc", "-x", "c", "-O1", "-shared", "-fPIC", "-nostdlib", "-o", out, "-Wl,-soname,"+soname, "-Wl,--build-id=0x"+buildID, "-")
+	cmd.Stdin = strings.NewReader("int " + function + "(int x) { return x + 42; }\n")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, b)
+	}
+}
+
+// file writes a file of a layer.
+func file(t testing.TB, layer, rel, text string, mode os.FileMode) {
+	t.Helper()
+	must(t, os.MkdirAll(filepath.Dir(filepath.Join(layer, rel)), 0o755))
+	must(t, os.WriteFile(filepath.Join(layer, rel), []byte(text), 0o600))
+	must(t, os.Chmod(filepath.Join(layer, rel), mode))
+}
+
+// merged is the tree of a container with these layers, top first.
+func merged(t testing.TB, r image.Rootfs, in *Inspector, layers ...string) Tree {
+	t.Helper()
+	for _, l := range layers {
+		r.Layers = append(r.Layers, image.Layer{Dir: l})
+	}
+	r.Driver = "overlay"
+	v, err := new(image.Cache).View(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Tree{View: v, Inspector: in}
+}
+
+// told is what a site says, for comparing.
+func told(sites []Site) (out []string) {
+	for _, s := range sites {
+		var words []string
+		if s.File != nil {
+			words = append(words, s.File.Match.Path)
+		}
+		words = append(words, s.Symbol+s.Marker, string(s.Reason))
+		if s.Copies > 1 {
+			words = append(words, fmt.Sprint("x", s.Copies))
+		}
+		words = slices.DeleteFunc(words, func(w string) bool { return w == "" })
+		out = append(out, strings.Join(words, " "))
+	}
+	return out
+}
+
+func same(t *testing.T, what string, got []string, want ...string) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("%s: got %q\nwant %q", what, got, want)
+	}
+}
+
+// Files are found by soname and build-id, whatever their names, in all layers
+// and the writable one, and only where the container sees them.
+func TestPlanObjects(t *testing.T) {
+	dir := t.TempDir()
+	base, top, upper := dir+"/base", dir+"/top", dir+"/upper"
+	library(t, base, "usr/lib/libx.so.3.0.1", "libx.so.3", "aa01", "x_read")
+	library(t, base, "opt/vendor/x-bundled", "libx.so.3", "aa02", "x_read") // another name
+	library(t, base, "usr/lib/liby.so.1", "liby.so.1", "bb01", "y_read")
+	library(t, base, "srv/hidden.so", "libx.so.3", "aa03", "x_read")
+	library(t, top, "srv/hidden.so", "libz.so.1", "cc01", "z_read") // hides it
+	library(t, upper, "tmp/libx.so.2", "libx.so.2", "aa04", "x_read")
+	file(t, base, "usr/lib/libx.so", "INPUT(libx.so.3)", 0o644)
+	must(t, os.Symlink("libx.so.3.0.1", base+"/usr/lib/libx.so.3"))
+	in := &Inspector{}
+	tree := merged(t, image.Rootfs{Upper: upper}, in, top, base)
+	plan := func(pr policy.Probe) Plan {
+		t.Helper()
+		pr.ID, pr.Type = "p", policy.Uprobe
+		return MakePlan([]policy.Probe{pr}, tree, Host())
+	}
+	p := plan(policy.Probe{Library: "libx.so.*", Symbols: []string{"x_read"}})
+	same(t, "libx", told(p.Sites), "/opt/vendor/x-bundled x_read x3", "/tmp/libx.so.2 x_read x3", "/usr/lib/libx.so.3.0.1 x_read x3")
+	if s := p.Searches[0]; !s.Complete || s.Why != "" {
+		t.Errorf("%+v", s)
+	}
+	same(t, "build-id", told(plan(policy.Probe{BuildID: "aa02", Symbols: []string{"x_read", "none"}}).Sites), "/opt/vendor/x-bundled x_read", "/opt/vendor/x-bundled none symbolNotFound")
+	for _, pr := range []policy.Probe{{BuildID: "aa03", Symbols: []string{"x_read"}}, {Library: "libx.so", Symbols: []string{"x_read"}}, {Library: "*.bundled", Symbols: []string{"x"}}} {
+		p := plan(pr)
+		same(t, "none", told(p.Sites), "fileNotFound")
+		if s := p.Searches[0]; !s.Complete || p.Sites[0].Detail == "" {
+			t.Errorf("%+v, %+v", s, p.Sites)
+		}
+	}
+	// A mount may hold another copy.
+	tree = merged(t, image.Rootfs{Mounts: []container.Mount{{Destination: "/data"}}}, in, top, base)
+	p = plan(policy.Probe{Library: "liby.so.1", Symbols: []string{"y_read"}})
+	same(t, "with a mount", told(p.Sites), "/usr/lib/liby.so.1 y_read")
+	if s := p.Searches[0]; s.Complete || !strings.Contains(s.Why, "/data") {
+		t.Errorf("%+v", s)
+	}
+	// What cannot be read may be what was looked for.
+	b, err := os.ReadFile(base + "/usr/lib/liby.so.1")
+	must(t, err)
+	file(t, upper, "tmp/half", string(b[:len(b)/2]), 0o644)
+	tree = merged(t, image.Rootfs{Upper: upper}, in, top, base)
+	if s := plan(policy.Probe{Library: "liby*", Symbols: []string{"y_read"}}).Searches[0]; s.Complete || !strings.Contains(s.Why, "/tmp/half") {
+		t.Errorf("%+v", s)
+	}
+	file(t, base, "half", string(b[:len(b)/2]), 0o644)
+	tree = merged(t, image.Rootfs{}, &Inspector{}, base)
+	if s := plan(policy.Probe{Library: "liby*", Symbols: []string{"y_read"}}).Searches[0]; s.Complete || !strings.Contains(s.Why, "/half") {
+		t.Errorf("%+v", s)
+	}
+}
+
+// A search is not finished past its time, says so, and goes on from there the
+// next time.
+func TestObjectsInTime(t *testing.T) {
+	layer := t.TempDir()
+	for i := range 50 {
+		file(t, layer, fmt.Sprintf("f%02d", i), "text", 0o644)
+	}
+	library(t, layer, "z.so", "libz.so.1", "cc01", "z_read")
+	in := &Inspector{}
+	tree := merged(t, image.Rootfs{}, in, layer)
+	tree.Until = time.Now().Add(-time.Second)
+	found, complete, why := tree.Objects(bySoname("*"))
+	if len(found) != 0 || complete || why == "" {
+		t.Errorf("past its time: %v, complete %v, %q", found, complete, why)
+	}
+	f := tree.LayerFiles()[0]
+	sc := in.scan(f.Key())
+	// Somebody else reads the layer: nobody waits for that past their time.
+	sc.busy <- struct{}{}
+	tree.Until = time.Now().Add(time.Millisecond)
+	if _, complete, why := tree.Objects(bySoname("*")); complete || !strings.Contains(why, "within the time") {
+		t.Errorf("while another reads: complete %v, %q", complete, why)
+	}
+	<-sc.busy
+	sc.next = 40 // as if it had been left there
+	tree.Until = time.Time{}
+	if found, complete, why := tree.Objects(bySoname("*")); len(found) != 1 || !complete {
+		t.Errorf("%v, complete %v, %q", found, complete, why)
+	}
+	if !sc.done || sc.next != 51 {
+		t.Errorf("done %v after %d files", sc.done, sc.next)
+	}
+	// Known now: no file is opened any more.
+	must(t, os.Remove(filepath.Join(layer, "f00")))
+	tree.Until = time.Now().Add(-time.Second)
+	if found, complete, why := tree.Objects(byBuildID("cc01")); len(found) != 1 || !complete {
+		t.Errorf("%v, complete %v, %q", found, complete, why)
+	}
+}
+
+// What is remembered of layers is bounded, the oldest go.
+func TestScansAreBounded(t *testing.T) {
+	in := &Inspector{}
+	in.scan("a").found = make([]elfFile, maxObjects/2)
+	b := in.scan("b")
+	b.found = make([]elfFile, maxObjects/2)
+	if in.scan("b") != b || len(in.layers.known) != 2 {
+		t.Fatalf("%d layers", len(in.layers.known))
+	}
+	in.scan("c")
+	if len(in.layers.known) != 2 || in.layers.known["a"] != nil {
+		t.Errorf("%d layers are remembered", len(in.layers.known))
+	}
+}
+
+// Programs are found as execvp(3) finds them.
+func TestPlanProgram(t *testing.T) {
+	layer := t.TempDir()
+	bin, err := target()
+	if err != nil {
+		t.Skip(err)
+	}
+	b, err := os.ReadFile(bin)
+	must(t, err)
+	file(t, layer, "usr/local/bin/app", "not executable", 0o644)
+	file(t, layer, "usr/bin/app", string(b), 0o755)
+	file(t, layer, "srv/app", string(b), 0o755)
+	must(t, os.Symlink("../../srv/app", layer+"/usr/bin/linked"))
+	file(t, layer, "usr/bin/script", "#!/usr/bin/env -S FOO=1 python3 -u\n", 0o755)
+	file(t, layer, "usr/bin/wrapper", "#!/bin/sh -e\nexec app\n", 0o755)
+	file(t, layer, "usr/bin/python3.11", string(b), 0o755)
+	usual := Command{Path: "/usr/local/bin:/usr/bin", Dir: "/srv"}
+	mount := []container.Mount{{Destination: "/vol"}}
+	for _, c := range []struct {
+		name, program string
+		arg0          string
+		runs          Command
+		mounts        []container.Mount
+		want, why     string
+	}{
+		{name: "by name", program: "app", runs: usual, want: "/usr/bin/app hello"},
+		{name: "a symlink", program: "linked", runs: usual, want: "/srv/app hello"},
+		{name: "the working directory in $PATH", program: "app", runs: Command{Path: ":/usr/bin", Dir: "/srv"}, want: "/srv/app hello"},
+		{name: "not there", program: "nothing", runs: usual, want: "fileNotFound"},
+		{name: "no $PATH", program: "app", runs: Command{}, want: "/usr/bin/app hello", why: "$PATH is not known"},
+		{name: "$PATH too long", program: "app", runs: Command{Path: strings.Repeat("/:", maxPathDirs)}, want: "fileNotFound", why: "more than"},
+		{name: "a directory of $PATH is a mount", program: "app", runs: Command{Path: "/vol/bin:/usr/bin"}, mounts: mount, want: "/usr/bin/app hello", why: "/vol"},
+		{name: "a mount behind it", program: "app", runs: Command{Path: "/usr/bin:/vol/bin"}, mounts: mount, want: "/usr/bin/app hello"},
+		{name: "entrypoint", program: "entrypoint", runs: Command{Arg0: "app", Path: "/usr/bin"}, want: "/usr/bin/app hello"},
+		{name: "entrypoint's path", program: "entrypoint", runs: Command{Arg0: "/usr/bin/../bin/app"}, want: "/usr/bin/app hello"},
+		{name: "entrypoint from the working directory", program: "entrypoint", runs: Command{Arg0: "./app", Dir: "/srv"}, want: "/srv/app hello"},
+		{name: "working directory not known", program: "entrypoint", runs: Command{Arg0: "./app"}, want: "fileNotFound", why: "working directory"},
+		{name: "entrypoint not known", program: "entrypoint", want: "fileNotFound", why: "not known what the container starts"},
+		{name: "a script", program: "script", runs: usual, want: "/usr/bin/script managedCode"},
+		{name: "a shell script", program: "wrapper", runs: usual, want: "/usr/bin/wrapper managedCode"},
+		{name: "an interpreter", program: "python3.11", runs: usual, want: "/usr/bin/python3.11 hello"},
+	} {
+		tree := merged(t, image.Rootfs{Mounts: c.mounts, Dirs: []string{"/vol"}}, &Inspector{}, layer)
+		tree.Runs = c.runs
+		p := MakePlan([]policy.Probe{{ID: "p", Type: policy.Uprobe, Program: c.program, Symbols: []string{"hello"}}}, tree, Host())
+		same(t, c.name, told(p.Sites), c.want)
+		if s := p.Searches[0]; s.Complete != (c.why == "") || !strings.Contains(s.Why, c.why) {
+			t.Errorf("%s: %+v", c.name, s)
+		}
+	}
+}
+
+// Managed code is recognised by the program, the file's name or its first
+// bytes, and the detail says what can be had instead.
+func TestManagedCode(t *testing.T) {
+	layer := t.TempDir()
+	bin, err := target()
+	if err != nil {
+		t.Skip(err)
+	}
+	b, err := os.ReadFile(bin)
+	must(t, err)
+	for rel, text := range map[string]string{
+		"app/main.py": "import os\n", "app/server.js": "", "app/app.jar": "PK\x03\x04", "app/A": "\xca\xfe\xba\xbe\x00\x00\x00\x41", "app/m.wasm": "\x00asm", "app/lib.dll": "MZ", "app/x.rb": "", "app/i.php": "<?php",
+		"app/tool": "#!/usr/bin/ruby3.1 -w\n", "app/odd": "#!\n", "app/data": "text",
+	} {
+		file(t, layer, rel, text, 0o755)
+	}
+	for _, rel := range []string{"usr/bin/python3.11", "usr/bin/node", "opt/jdk/bin/java", "usr/sbin/php-fpm8.2", "usr/bin/plain", "usr/lib/libpython3.11.so.1.0"} {
+		file(t, layer, rel, string(b), 0o755)
+	}
+	tree := merged(t, image.Rootfs{}, &Inspector{}, layer)
+	for _, c := range []struct {
+		file, program string
+		reason        evidence.NotArmedReason
+		detail        string
+	}{
+		{"/app/main.py", "", evidence.ManagedCode, "provider python"},
+		{"/app/server.js", "", evidence.ManagedCode, "--perf-basic-prof"},
+		{"/app/app.jar", "", evidence.ManagedCode, "provider hotspot"},
+		{"/app/A", "", evidence.ManagedCode, "Java"},
+		{"/app/m.wasm", "", evidence.ManagedCode, "WebAssembly"},
+		{"/app/lib.dll", "", evidence.ManagedCode, "DOTNET_PerfMapEnabled"},
+		{"/app/x.rb", "", evidence.ManagedCode, "provider ruby"},
+		{"/app/i.php", "", evidence.ManagedCode, "provider php"},
+		{"/app/tool", "", evidence.ManagedCode, "/usr/bin/ruby3.1 runs, Ruby"},
+		{"/app/odd", "", evidence.FileUnreadable, "ELF"},
+		{"/app/data", "", evidence.FileUnreadable, "ELF"},
+		{"", "/usr/bin/python3.11", evidence.ManagedCode, "runs Python"},
+		{"", "/usr/bin/node", evidence.ManagedCode, "runs JavaScript"},
+		{"", "/opt/jdk/bin/java", evidence.ManagedCode, "runs Java"},
+		{"", "/usr/sbin/php-fpm8.2", evidence.ManagedCode, "runs PHP"},
+		{"", "/usr/bin/plain", evidence.SymbolNotFound, ""},
+		// Who names the interpreter's own file may mean its own functions.
+		{"/usr/bin/node", "", evidence.SymbolNotFound, "runs JavaScript"},
+		{"/usr/lib/libpython3*", "", evidence.SymbolNotFound, "runs Python"},
+	} {
+		tree.Runs = Command{Arg0: c.program}
+		pr := policy.Probe{ID: "p", Type: policy.Uprobe, File: c.file, Symbols: []string{"handle_request"}}
+		if c.program != "" {
+			pr.Program = policy.Entrypoint
+		}
+		p := MakePlan([]policy.Probe{pr}, tree, Host())
+		if s := p.Sites[0]; len(p.Sites) != 1 || s.Reason != c.reason || !strings.Contains(s.Detail, c.detail) || s.File == nil {
+			t.Errorf("%s%s: %+v", c.file, c.program, told(p.Sites))
+		}
+		if s := p.Searches[0]; s.Complete != (c.reason != evidence.FileUnreadable) {
+			t.Errorf("%s%s: %+v", c.file, c.program, s)
+		}
+	}
+}
+
+// changed is a tree whose files are said to be something else.
+type changed struct {
+	Files
+	change func(*Facts)
+}
+
+func (c changed) Inspect(m image.Match, q symbol.Query) (Facts, error) {
+	f, err := c.Files.Inspect(m, q)
+	if err == nil {
+		elf := *f.ELF
+		f.ELF, f.Symbols = &elf, slices.Clone(f.Symbols)
+		c.change(&f)
+	}
+	return f, err
+}
+
+// planned is the plan of one probe on the target, of which something else is said.
+func planned(t *testing.T, pr policy.Probe, m Machine, change func(*Facts)) Plan {
+	t.Helper()
+	bin, err := target()
+	if err != nil {
+		t.Skip(err)
+	}
+	layer := t.TempDir()
+	b, err := os.ReadFile(bin)
+	must(t, err)
+	file(t, layer, "bin/target", string(b), 0o755)
+	pr.ID, pr.File = "p", "/bin/target"
+	return MakePlan([]policy.Probe{pr}, changed{one{layer, &Inspector{}}, change}, m)
+}
+
+// A uretprobe becomes return instructions where the kernel's would break the
+// program, and is refused where these are not known.
+func TestPlanReturns(t *testing.T) {
+	pr := policy.Probe{Type: policy.Uretprobe, Symbols: []string{"hello"}}
+	var entry uint64
+	goProgram := func(more func(*symbol.Symbol)) func(*Facts) {
+		return func(f *Facts) {
+			f.ELF.Go = true
+			entry = f.Symbols[0].Offset
+			f.Symbols[0].Returns, f.Symbols[0].ReturnsErr = []uint64{entry + 1, entry + 2}, nil
+			more(&f.Symbols[0])
+		}
+	}
+	nothing := func(*symbol.Symbol) {}
+
+	p := planned(t, pr, Host(), func(f *Facts) { entry = f.Symbols[0].Offset })
+	if s := p.Sites; len(s) != 1 || s[0].Offset != entry || s[0].Return || s[0].Reason != "" || s[0].Requested != evidence.Uretprobe {
+		t.Errorf("C: %+v", s)
+	}
+	for name, p := range map[string]Plan{
+		"Go":      planned(t, pr, Host(), goProgram(nothing)),
+		"seccomp": planned(t, pr, On(kernel.Facts{UretprobeSyscall: kernel.SyscallKilled}), func(f *Facts) { goProgram(nothing)(f); f.ELF.Go = false }),
+	} {
+		if s := p.Sites; len(s) != 2 || s[0].Offset != entry+1 || s[1].Offset != entry+2 || !s[0].Return || !s[1].Return || s[0].Reason != "" || s[0].Requested != evidence.Uretprobe {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*symbol.Symbol)
+		reason evidence.NotArmedReason
+		detail string
+	}{
+		{"not known", func(s *symbol.Symbol) { s.Returns, s.ReturnsErr = nil, errors.New("jumps out") }, evidence.WouldBreakTarget, "jumps out"},
+		{"never returns", func(s *symbol.Symbol) { s.Returns = nil }, evidence.UnprobeableInstruction, "no return instruction"},
+		{"inlined", func(s *symbol.Symbol) { s.Kind, s.InlinedIn = symbol.KindInlined, "main" }, evidence.UnprobeableInstruction, "inlined in main"},
+		{"not in the text", func(s *symbol.Symbol) { s.Returns = []uint64{1 << 40} }, evidence.UnprobeableInstruction, "executable segment"},
+	} {
+		p := planned(t, pr, Host(), goProgram(c.change))
+		if s := p.Sites; len(s) != 1 || s[0].Reason != c.reason || !strings.Contains(s[0].Detail, c.detail) {
+			t.Errorf("%s: %+v", c.name, s)
+		}
+	}
+	// Durations need a return probe.
+	pr = policy.Probe{Type: policy.Uprobe, Symbols: []string{"hello"}, Duration: true}
+	if s := planned(t, pr, Host(), func(*Facts) {}).Sites[0]; !s.Duration || s.Detail != "" {
+		t.Errorf("%+v", s)
+	}
+	if s := planned(t, pr, Host(), goProgram(nothing)).Sites[0]; s.Duration || s.Reason != "" || !strings.Contains(s.Detail, "no duration") {
+		t.Errorf("%+v", s)
+	}
+}
+
+// What a symbol is goes into its site; the resolver of an IFUNC gives way to
+// what it chooses from; a place that a pattern matches twice is one site.
+func TestPlanKinds(t *testing.T) {
+	pr := policy.Probe{Type: policy.Uprobe, Symbols: []string{"hello", "gone"}, SymbolGlobs: []string{"hel*"}, SymbolRegexps: []string{"^none$"}}
+	at := func(f *Facts) symbol.Symbol {
+		i := slices.IndexFunc(f.Symbols, func(s symbol.Symbol) bool { return s.Wanted == "hello" })
+		return f.Symbols[i]
+	}
+	p := planned(t, policy.Probe{Type: policy.Uprobe, Symbols: pr.Symbols}, Host(), func(f *Facts) {
+		hello := at(f)
+		resolver, impl, inlined, again := hello, hello, hello, hello
+		resolver.Kind = symbol.KindIFunc
+		impl.Name, impl.Implements, impl.Offset = "hello_avx2", "hello", hello.Offset+1
+		inlined.Kind, inlined.InlinedIn, inlined.Offset = symbol.KindInlined, "main", hello.Offset+2
+		inlined.Inline = symbol.InlineKnown{State: symbol.InlineAt, Instances: []symbol.Instance{{Function: "main", Offset: hello.Offset + 2}}}
+		f.Symbols = []symbol.Symbol{inlined, resolver, impl, again}
+	})
+	got := p.Sites
+	// The last of them stands for a function of the same name in another unit.
+	if len(got) != 4 || got[0].Kind != symbol.KindFunc || got[1].Implements != "hello" || got[1].Symbol != "hello_avx2" || got[2].InlinedIn != "main" || len(got[2].InlinedAt) != 1 || got[2].Inline != symbol.InlineAt ||
+		got[3].Symbol != "gone" || got[3].Reason != evidence.SymbolNotFound || got[3].HasOffset {
+		t.Errorf("%+v", told(got))
+	}
+	q := (&planner{pr: pr}).query()
+	if !slices.Equal(q.Globs, pr.SymbolGlobs) || !slices.Equal(q.Regexps, pr.SymbolRegexps) || !q.Inlined || q.Returns {
+		t.Errorf("%+v", q)
+	}
+	// What was matched by name already.
+	fake := planner{pr: pr, most: maxSites, search: Search{Complete: true}}
+	bin, err := target()
+	if err != nil {
+		t.Skip(err)
+	}
+	f, err := os.Open(bin)
+	must(t, err)
+	defer f.Close()
+	st, err := f.Stat()
+	must(t, err)
+	elf, syms, err := symbol.Read(f, st.Size(), symbol.Query{Names: []string{"hello"}}, symbol.Limits{})
+	must(t, err)
+	glob, other := syms[0], syms[0]
+	glob.Wanted, other.Wanted, other.Name, other.Offset = "hel*", "hel*", "help", syms[0].Offset+1
+	fake.functions(Site{File: &File{}}, Facts{ELF: elf, Symbols: append(syms, glob, other, other)})
+	same(t, "patterns", told(fake.sites), "hello", "gone symbolNotFound", "help", "^none$ symbolNotFound")
+}
+
+// One site for each place of a marker, and what is not there by its item.
+func TestPlanMarkers(t *testing.T) {
+	pr := policy.Probe{Type: policy.USDT, Markers: []string{"app:start", "app:re*", "lib:start", "app:stop"}}
+	p := planned(t, pr, Host(), func(f *Facts) {
+		e := f.ELF.Entry
+		f.ELF.Markers = []symbol.Marker{
+			{Provider: "app", Name: "start", Offset: e, Semaphore: 64}, {Provider: "app", Name: "start", Offset: e + 1},
+			{Provider: "app", Name: "request", Offset: e + 2}, {Provider: "app", Name: "reply", Offset: 1 << 40},
+		}
+	})
+	same(t, "markers", told(p.Sites), "/bin/target app:start", "/bin/target app:start", "/bin/target app:request", "/bin/target app:reply unprobeableInstruction",
+		"/bin/target lib:start symbolNotFound", "/bin/target app:stop symbolNotFound")
+	if s := p.Sites; s[0].Semaphore != 64 || s[1].Semaphore != 0 || s[2].Wanted != "app:re*" || s[0].Requested != evidence.USDT || !s[0].HasOffset {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Past the bound on sites nothing is silent: one site says so, and the search is
+// not complete.
+func TestPlanIsBounded(t *testing.T) {
+	pr := policy.Probe{Type: policy.Uprobe, Symbols: []string{"hello"}}
+	p := planned(t, pr, Host(), func(f *Facts) {
+		f.Symbols = nil
+		for i := range maxSites + 7 {
+			f.Symbols = append(f.Symbols, symbol.Symbol{Name: "hello", Wanted: "hello", Kind: symbol.KindFunc, Offset: uint64(i)})
+		}
+	})
+	if n := len(p.Sites); n != maxSites+1 || p.Sites[n-1].Reason != evidence.OverBudget || p.Sites[n-1].HasOffset || p.Sites[n-2].Reason == evidence.OverBudget {
+		t.Errorf("%d sites, the last %+v", n, p.Sites[n-1])
+	}
+	if s := p.Searches[0]; s.Complete || s.Why == "" {
+		t.Errorf("%+v", s)
+	}
+	var many []policy.Probe
+	for i := range 2 {
+		one := policy.Probe{ID: fmt.Sprint(i), Type: policy.Kprobe}
+		for j := range maxSites {
+			one.Functions = append(one.Functions, fmt.Sprint("f", j))
+		}
+		many = append(many, one)
+	}
+	many = append(many, policy.Probe{ID: "set", Set: policy.SetExec})
+	p = MakePlan(many, nil, Host())
+	if n := len(p.Sites); n != maxSites+2 || p.Sites[n-2].Reason != evidence.OverBudget || p.Sites[n-1].Reason != evidence.OverBudget || !p.Searches[0].Complete || p.Searches[1].Complete || p.Searches[2].Complete {
+		t.Errorf("%d sites, searches %+v", n, p.Searches)
+	}
+}

@@ -1,0 +1,28 @@
+package container
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestCommandOf(t *testing.T) {
+	for name, c := range map[string]struct {
+		args, env []string
+		dir       string
+		want      Command
+	}{
+		"nothing":          {},
+		"usual":            {[]string{"nginx", "-g", "secret"}, []string{"TOKEN=secret", "PATH=/bin:/usr/bin", "XPATH=/x"}, "/srv", Command{"nginx", "/bin:/usr/bin", "/srv"}},
+		"PATH twice":       {[]string{"a"}, []string{"PATH=/a", "PATH=/b", "PATH=/b"}, "", Command{Arg0: "a"}},
+		"PATH said twice":  {[]string{"a"}, []string{"PATH=/a", "PATH=/a"}, "", Command{Arg0: "a", Path: "/a"}},
+		"empty PATH":       {[]string{"a"}, []string{"PATH="}, "", Command{Arg0: "a"}},
+		"too long":         {[]string{strings.Repeat("a", MaxPath+1)}, []string{"PATH=" + strings.Repeat("/a:", MaxPATH)}, strings.Repeat("/d", MaxPath), Command{}},
+		"what is no text":  {[]string{"a\x00b"}, []string{"PATH=\x00"}, "\x00", Command{}},
+		"no argument":      {[]string{""}, nil, "/", Command{Dir: "/"}},
+		"only a name PATH": {[]string{"a"}, []string{"PATH"}, "", Command{Arg0: "a"}},
+	} {
+		if got := CommandOf(c.args, c.env, c.dir); got != c.want {
+			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		}
+	}
+}
