@@ -65,7 +65,7 @@ var rules = map[string]rule{
 	"bpf": {modules: []string{"github.com/cilium/ebpf", "golang.org/x/sys/unix"}},
 	"bpf/kernel": {
 		ours:    []string{"runtime/cgroup"}, // which cgroups the host has is a fact like the others
-		modules: []string{"github.com/cilium/ebpf", "golang.org/x/sys/unix"},
+		modules: []string{"github.com/cilium/ebpf", "github.com/ulikunitz/xz", "golang.org/x/sys/unix"},
 	},
 	"bpf/symbol": {ours: []string{"bpf/symbol/demangle"}},
 	// A copy of somebody else's code, with bounds: it must stay one.

@@ -115,6 +115,11 @@ func New(cfg Config) (_ *Agent, err error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("look at the kernel: %w", err)
 	}
+	types, source, err := a.kernel.OpenBTF(cfg.BTF)
+	if err != nil { // what needs no types works
+		a.problem("%v", err)
+	}
+	a.kernel.BTF, a.cfg.BPF.KernelTypes = source, types
 	a.logKernel()
 	if a.cgroups, a.cgErr = cgroup.Find(); a.cgErr != nil {
 		a.problem("containers cannot be told apart, so none is armed: %v", a.cgErr)

@@ -44,6 +44,10 @@ type Config struct {
 	Barrier time.Duration `yaml:"barrier"`
 	// Health is the time between two proofs that a site is still armed (5s).
 	Health time.Duration `yaml:"health"`
+	// BTF is a file with the types of this kernel's structures, or a directory
+	// of archives laid out as BTFHub's, for kernels without /sys/kernel/btf
+	// (none). A kernel that has its own uses its own.
+	BTF string `yaml:"btf"`
 	// Linger is how long links stay after their last container (30s).
 	Linger time.Duration `yaml:"linger"`
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/rlimit"
 )
@@ -29,6 +30,10 @@ type Options struct {
 	Runs      uint32 // armed containers (4096)
 	Processes uint32 // processes of all armed containers (32768)
 	RingBytes uint32 // ring buffer, a power of two and a multiple of the page size (1 MiB)
+	// KernelTypes are the types of this kernel's structures, for kernels that
+	// do not offer their own (nil: the kernel's own). Without any, what reads
+	// such structures is not loaded, and the rest is.
+	KernelTypes *btf.Spec
 	// ForceSingle acts as if the kernel had no uprobe_multi links, so that the
 	// other rung of the ladder can be tested on any kernel.
 	ForceSingle bool
@@ -61,6 +66,8 @@ var shared = []string{probesMapSlots, probesMapRuns, probesMapProcesses, probesM
 type object struct {
 	spec *ebpf.CollectionSpec
 	maps map[string]*ebpf.Map // the shared ones
+
+	types *btf.Spec // Options.KernelTypes
 }
 
 // ErrUnsupported is wrapped by Load when the kernel refuses what every probe
@@ -105,7 +112,7 @@ func Load(o Options) (*Objects, error) {
 	if !obj.cookies {
 		delete(first.Programs, probesProgUprobeSingle)
 	}
-	coll, err := ebpf.NewCollection(first)
+	coll, err := ebpf.NewCollectionWithOptions(first, ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{KernelTypes: o.KernelTypes}})
 	if err != nil {
 		return nil, fmt.Errorf("%w: load programs: %w", ErrUnsupported, err)
 	}
@@ -119,8 +126,8 @@ func Load(o Options) (*Objects, error) {
 		}
 	}
 	obj.coll = coll
-	obj.sites = object{spec, coll.Maps}
-	obj.lineage = object{lineage, coll.Maps}
+	obj.sites = object{spec, coll.Maps, o.KernelTypes}
+	obj.lineage = object{lineage, coll.Maps, o.KernelTypes}
 	obj.multi = coll.Programs[probesProgUprobeMulti]
 	obj.progs.shared = coll.Programs
 	return obj, nil
@@ -168,7 +175,7 @@ func (o object) load(name string, adjust func(*ebpf.CollectionSpec) error) (*ebp
 			spec.Maps[n].MaxEntries = m.MaxEntries() // it may have been sized by Options
 		}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps})
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps, Programs: ebpf.ProgramOptions{KernelTypes: o.types}})
 	if err != nil {
 		return nil, fmt.Errorf("load %s: %w", name, err)
 	}

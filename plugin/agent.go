@@ -79,6 +79,7 @@ configuration file, which may be absent only if it is the default one.`,
 	f.StringArrayVar(&flags.NRISockets, "nri-socket", nil, "`path` of a runtime's NRI socket, or none; may be repeated (default /var/run/nri/nri.sock)")
 	f.StringVar(&flags.ContainerdAddress, "containerd-address", "", "`path` of containerd's socket (default /run/containerd/containerd.sock)")
 	f.StringVar(&flags.PodmanRoot, "podman-root", "", "`directory` of podman's storage (default /var/lib/containers/storage)")
+	f.StringVar(&flags.BTF, "btf", "", "`file` with kernel types, or directory of archives, for kernels without /sys/kernel/btf/vmlinux")
 	f.DurationVar(&flags.Barrier, "barrier", 0, "hold a container's start at most this long (default 1.2s)")
 	f.DurationVar(&flags.Linger, "linger", 0, "keep probes of an image this long after its last container (default 30s)")
 	f.DurationVar(&flags.Health, "health", 0, "prove that sites are armed this often (default 5s)")
@@ -90,7 +91,7 @@ func override(cfg, flags agent.Config) agent.Config {
 	for _, p := range []struct{ into, from *string }{
 		{&cfg.Node, &flags.Node}, {&cfg.State, &flags.State}, {&cfg.Spool, &flags.Spool}, {&cfg.Policies, &flags.Policies},
 		{&cfg.HookSocket, &flags.HookSocket}, {&cfg.AdminSocket, &flags.AdminSocket},
-		{&cfg.ContainerdAddress, &flags.ContainerdAddress}, {&cfg.PodmanRoot, &flags.PodmanRoot},
+		{&cfg.ContainerdAddress, &flags.ContainerdAddress}, {&cfg.PodmanRoot, &flags.PodmanRoot}, {&cfg.BTF, &flags.BTF},
 	} {
 		if *p.from != "" {
 			*p.into = *p.from

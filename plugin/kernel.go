@@ -13,31 +13,46 @@ import (
 )
 
 func (c *cli) kernel() *cobra.Command {
-	return &cobra.Command{
+	var path string
+	cmd := &cobra.Command{
 		Use: "kernel", Short: "Show what this kernel offers, and what is chosen of it",
 		Long: `Kernel tries every probe type on this kernel: it attaches each to something
 harmless, makes it run, reads its count and takes it away again, which takes
 some 200 ms. It needs no agent, no configuration and no file of the system but
 /proc and /sys, and leaves nothing behind.
 
+With --btf it also says whether the agent could use that file or directory for
+the types of kernel structures; one that it could not use is a finding.
+
 For each probe type and each set it says by which mechanism it is attached, why
 nothing better was taken, and whether the kernel counts every run of a program
 that it skips: where it does not, evidence says that losses are unknowable.
 
-It exits with 0 if it could look, whatever it found, and with 3 if it was not
-allowed to try.`,
+It exits with 0 if it could look, whatever the kernel offers, with 1 if the
+types of --btf are not to be used, and with 3 if it was not allowed to try.`,
 		Args: none,
 		RunE: func(*cobra.Command, []string) error {
 			f, err := kernel.Look()
 			if err != nil && !errors.Is(err, kernel.ErrNotTried) {
 				return blind(err)
 			}
+			_, source, btfErr := f.OpenBTF(path)
+			f.BTF = source
+			if path != "" && f.KernelBTF.Yes {
+				// Looked at all the same: who asks wants to know of other nodes.
+				_, _, btfErr = kernel.FindBTF(path, f.Release, f.Machine)
+			}
 			if perr := c.print(f, func(w io.Writer) error { return printKernel(w, f) }); perr != nil {
 				return perr
+			}
+			if btfErr != nil {
+				return exitError{exitFinding, btfErr}
 			}
 			return blind(err)
 		},
 	}
+	cmd.Flags().StringVar(&path, "btf", "", "`file` with kernel types, or directory of archives")
+	return cmd
 }
 
 func printKernel(w io.Writer, f kernel.Facts) error {

@@ -105,14 +105,13 @@ type Mechanism string
 // The mechanisms. The tracefs ones are taken where the kernel has no perf
 // event of its own kind for the probe.
 const (
-	UprobeMulti        Mechanism = "uprobeMulti"        // one link for many offsets of a file
-	PerfLink           Mechanism = "perfLink"           // one link per site, one program for all
-	PerfEvent          Mechanism = "perfEvent"          // one event and one copy of the program per site
-	TracefsLink        Mechanism = "tracefsLink"        // like PerfLink, on an event made in tracefs
-	TracefsEvent       Mechanism = "tracefsEvent"       // like PerfEvent, on an event made in tracefs
-	Trampoline         Mechanism = "trampoline"         // a call patched into the function
-	RawTracepoint      Mechanism = "rawTracepoint"      // the event's arguments as they are
-	TypedRawTracepoint Mechanism = "typedRawTracepoint" // the same with types, from BTF
+	UprobeMulti   Mechanism = "uprobeMulti"   // one link for many offsets of a file
+	PerfLink      Mechanism = "perfLink"      // one link per site, one program for all
+	PerfEvent     Mechanism = "perfEvent"     // one event and one copy of the program per site
+	TracefsLink   Mechanism = "tracefsLink"   // like PerfLink, on an event made in tracefs
+	TracefsEvent  Mechanism = "tracefsEvent"  // like PerfEvent, on an event made in tracefs
+	Trampoline    Mechanism = "trampoline"    // a call patched into the function
+	RawTracepoint Mechanism = "rawTracepoint" // the event's arguments as they are
 )
 
 // title is the mechanism in words.
@@ -130,8 +129,6 @@ func (m Mechanism) title() string {
 		return "tracefs event per site"
 	case RawTracepoint:
 		return "raw tracepoint"
-	case TypedRawTracepoint:
-		return "raw tracepoint with BTF"
 	}
 	return string(m)
 }

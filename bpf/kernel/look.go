@@ -79,7 +79,6 @@ func (f *Facts) try() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, ts.subject.close()) }()
-	none := (func(*trials) error)(nil)
 	ts.all = []*trial{
 		tryUprobe:     ts.user("uprobe", offFunction, false, 0),
 		tryUretprobe:  ts.user("uretprobe", offReturning, true, 0),
@@ -89,9 +88,9 @@ func (f *Facts) try() (err error) {
 		tryFentry:     ts.trampoline("fentry", ebpf.AttachTraceFEntry),
 		tryFexit:      ts.trampoline("fexit", ebpf.AttachTraceFExit),
 		tryTracepoint: ts.tracepoint(),
-		tryRaw:        ts.raw("rawTracepoint", hookEvent, none),
-		trySysEnter:   ts.raw("sys_enter", "sys_enter", none),
-		trySysExit:    ts.raw("sys_exit", "sys_exit", none),
+		tryRaw:        ts.raw("rawTracepoint", hookEvent),
+		trySysEnter:   ts.raw("sys_enter", "sys_enter"),
+		trySysExit:    ts.raw("sys_exit", "sys_exit"),
 	}
 	ts.climb()
 	closed := false

@@ -26,7 +26,7 @@ func misses(release, probeType string, m Mechanism) (counts bool, reason string)
 	switch {
 	case probeType == "uretprobe":
 		return false, "a return is skipped and not counted when more than 64 are pending in one task"
-	case m == UprobeMulti, m == Trampoline, m == RawTracepoint, m == TypedRawTracepoint:
+	case m == UprobeMulti, m == Trampoline, m == RawTracepoint:
 		return true, ""
 	case probeType == "uprobe" || probeType == "usdt":
 		if !from(6, 0) {

@@ -200,7 +200,7 @@ func (ts *trials) kernelProbe(name string, ret bool) *trial {
 	}}
 }
 
-// trampoline makes the ladder of fentry, fexit and raw tracepoints with types.
+// trampoline makes the ladder of fentry and fexit.
 func (ts *trials) trampoline(name string, at ebpf.AttachType) *trial {
 	spec := ebpf.ProgramSpec{Type: ebpf.Tracing, AttachType: at, AttachTo: hookFunction}
 	attach := func(cookie uint64) func(*ebpf.Program) (link.Link, error) {
@@ -227,16 +227,10 @@ func (ts *trials) tracepoint() *trial {
 	}}
 }
 
-// raw makes the ladder of a raw tracepoint: without types first, because that
-// needs no BTF.
-func (ts *trials) raw(name, event string, fires func(*trials) error) *trial {
-	typed := ebpf.ProgramSpec{Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: event}
-	return &trial{name: name, fires: fires, rungs: []rung{
+func (ts *trials) raw(name, event string) *trial {
+	return &trial{name: name, rungs: []rung{
 		{RawTracepoint, false, ts.attaching(ebpf.ProgramSpec{Type: ebpf.RawTracepoint}, event, false, false, func(p *ebpf.Program) (link.Link, error) {
 			return link.AttachRawTracepoint(link.RawTracepointOptions{Name: event, Program: p})
-		})},
-		{TypedRawTracepoint, false, ts.attaching(typed, event, false, false, func(p *ebpf.Program) (link.Link, error) {
-			return link.AttachTracing(link.TracingOptions{Program: p})
 		})},
 	}}
 }
