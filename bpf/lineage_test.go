@@ -28,11 +28,13 @@ type room struct {
 
 func newRoom(t *testing.T, obj *Objects, parent string) room {
 	t.Helper()
-	r := room{dir: filepath.Join(parent, "probity-lineage"), level: 1}
+	// A name of its own: other checkouts of this may be under test.
+	dir, err := os.MkdirTemp(parent, "probity-lineage-")
+	must(t, err)
+	r := room{dir: dir, level: 1}
 	if strings.Contains(parent, "probity-lineage") {
 		r.level = 2
 	}
-	must(t, os.Mkdir(r.dir, 0o755))
 	t.Cleanup(func() { must(t, os.Remove(r.dir)) })
 	var st unix.Stat_t
 	must(t, unix.Stat(r.dir, &st))
