@@ -24,7 +24,10 @@ func vectorLines2(c evidence.Clock) []evidence.Line {
 			o.State, o.FirstAt, o.LastAt, o.Complete = evidence.Hit, at(20), at(30), true
 		}
 		o.ProbeType = pt
-		if o.RequestedProbeType == "" {
+		switch {
+		case o.Set != "":
+			o.RequestedProbeType = evidence.UnknownProbe
+		case o.RequestedProbeType == "":
 			o.RequestedProbeType = pt
 		}
 		o.Confidence = score.Confidence(pt, score.AttributionCgroup, symbol, evidence.Losses{})
@@ -84,7 +87,7 @@ func vectorLines2(c evidence.Clock) []evidence.Line {
 			Gaps: []evidence.SiteGap{{Reason: evidence.GapSetFull, From: at(30), DurationNs: 371000000, Count: evidence.Loss{N: 1}}}}),
 		&evidence.Observation{ // 10: a set before its first entry
 			State: evidence.ArmedNoHit, ProbeType: evidence.RawTracepoint, RunID: run, ContainerID: id, Runtime: "crun", ImageDigest: image,
-			ProbeID: "set-exec-of-another-probe", RequestedProbeType: evidence.Tracepoint, Set: evidence.SetExec, Count: num(0),
+			ProbeID: "set-exec-of-another-probe", RequestedProbeType: evidence.UnknownProbe, Set: evidence.SetExec, Count: num(0),
 			Confidence: score.Confidence(evidence.RawTracepoint, score.AttributionCgroup, score.SymbolEvent, evidence.Losses{}), Complete: true, From: at(11), To: at(401),
 		},
 		of(evidence.SetExec, evidence.Observation{Path: "/usr/bin/curl", FileDigest: digest, Origin: "upper", Count: num(2), // 11

@@ -10,36 +10,54 @@ import (
 type what uint8
 
 const (
-	changed  what = 1 << iota // sites whose state, count or gaps differ from their last line
-	allSites                  // all of them
-	coverage                  // the coverage line
+	changed    what = 1 << iota // sites whose state or detail, and gaps that, differ from their last line
+	counts                      // and whose count differs
+	allSites                    // all of them
+	allEntries                  // all entries of sets, also those that have not changed
+	coverage                    // the coverage line
 
-	everything = allSites | coverage
+	everything = counts | allSites | coverage
 )
+
+// growEvery is how often at most a run's lines tell of gaps whose count has only
+// grown, in nanoseconds. A container that fills the ring all the time would else
+// fill the spool too. Nothing is lost by it: the latest count is told.
+const growEvery = 10e9
+
+// batch is what one append tells, and what is to be remembered once it is taken.
+type batch struct {
+	lines   []evidence.Line
+	sites   []toldSite
+	entries []*entry
+	grown   bool // with the gaps that had only grown
+}
+
+type toldSite struct {
+	at int32
+	said
+}
 
 // emit hands the run's lines, as of the given boot time, to the sink. The sink
 // takes all of them or none, so if it refuses, those that cannot be written
 // are left out: what one container makes unwritable must cost nothing else.
 func (w *Witness) emit(r *run, to int64, of what) {
-	if !r.public {
+	if !r.public || r.over {
 		return
 	}
-	for i := range r.sites {
-		to = max(to, r.sites[i].counter.LastNs) // read later than the caller looked at the clock
-	}
+	to = max(to, r.last) // read later than the caller looked at the clock
 	to = max(to, r.said) // a later line never reaches less far
-	var done []func()
+	var b batch
 	err := w.cfg.Sink.Append(r.runID, func(c evidence.Clock) []evidence.Line {
-		var lines []evidence.Line
-		lines, done = r.lines(c, to, of, w.cfg.Policies)
-		return lines
+		b = w.lines(r, c, to, of)
+		return b.lines
 	})
 	if err != nil {
 		w.cfg.Log.Error("evidence was not taken", "run", r.runID, "err", err)
+		unwritable := r.unwritable
 		err = w.cfg.Sink.Append(r.runID, func(c evidence.Clock) []evidence.Line {
-			var lines []evidence.Line
-			lines, done = r.lines(c, to, of, w.cfg.Policies)
-			return r.writable(c, lines)
+			r.unwritable = unwritable
+			b = w.lines(r, c, to, of)
+			return r.writable(c, b.lines)
 		})
 	}
 	if err != nil {
@@ -47,37 +65,105 @@ func (w *Witness) emit(r *run, to int64, of what) {
 		return
 	}
 	r.said = to
-	for _, f := range done {
-		f()
+	r.told(b, to)
+}
+
+// told remembers what the sink has taken.
+func (r *run) told(b batch, to int64) {
+	for _, g := range r.unsaid {
+		g.queued, g.grown = false, false
+	}
+	r.unsaid = r.unsaid[:0]
+	if b.grown {
+		for _, g := range r.grown {
+			g.grown = false
+		}
+		r.grown, r.grewAt = r.grown[:0], to
+	}
+	for _, s := range b.sites {
+		r.sites[s.at].said = s.said
+	}
+	for _, i := range r.stale {
+		r.sites[i].stale = false
+	}
+	r.stale = r.stale[:0]
+	for _, e := range b.entries {
+		e.said = e.Count
+	}
+	clear(r.fresh)
+	r.fresh = r.fresh[:0]
+}
+
+// lines makes the lines. It changes nothing, because the sink may ask for them
+// again with another clock.
+func (w *Witness) lines(r *run, c evidence.Clock, to int64, of what) (b batch) {
+	if of&coverage != 0 {
+		b.lines = append(b.lines, r.cover(c, to, w.cfg.Policies))
+	}
+	for _, g := range r.unsaid {
+		b.lines = append(b.lines, r.gapLine(c, g))
+	}
+	if b.grown = len(r.grown) > 0 && (of&coverage != 0 || to-r.grewAt >= growEvery); b.grown {
+		for _, g := range r.grown {
+			if !g.queued {
+				b.lines = append(b.lines, r.gapLine(c, g))
+			}
+		}
+	}
+	look := func(i int32) {
+		s := &r.sites[i]
+		now := r.saying(s)
+		if of&allSites != 0 || now != s.said {
+			b.lines = append(b.lines, r.observe(c, s, to, w.cfg.Log))
+			b.sites = append(b.sites, toldSite{i, now})
+		}
+	}
+	switch {
+	case of&allSites != 0:
+		for i := range r.sites {
+			look(int32(i))
+		}
+	case of&counts != 0:
+		for i := range r.sites {
+			if s := &r.sites[i]; s.stale || s.said.count != s.counter.Count {
+				look(int32(i))
+			}
+		}
+	default: // one of thousands was hit: the others are not looked at
+		for _, i := range r.stale {
+			look(i)
+		}
+	}
+	r.entryLines(&b, c, to, of)
+	return b
+}
+
+// entryLines appends the lines of entries: of the new ones, and, where counts are
+// asked for, of those that were seen again.
+func (r *run) entryLines(b *batch, c evidence.Clock, to int64, of what) {
+	if of&(counts|allEntries) == 0 {
+		for _, e := range r.fresh {
+			r.tell(b, c, e, to)
+		}
+		return
+	}
+	for _, name := range evidence.Sets {
+		if set := r.sets[name]; set != nil {
+			for _, e := range set.order {
+				if of&allEntries != 0 || e.Count != e.said {
+					r.tell(b, c, e, to)
+				}
+			}
+		}
 	}
 }
 
-// lines makes the lines, and what is to be remembered once they are taken.
-func (r *run) lines(c evidence.Clock, to int64, of what, policies string) (lines []evidence.Line, done []func()) {
-	for _, g := range r.gaps {
-		if g.dirty {
-			lines = append(lines, r.gapLine(c, g))
-			done = append(done, func() { g.dirty = false })
-		}
+// tell appends an entry's lines: one for each probe that wants its set.
+func (r *run) tell(b *batch, c evidence.Clock, e *entry, to int64) {
+	for _, i := range r.sets[e.Set].sites {
+		b.lines = append(b.lines, r.observeEntry(c, &r.sites[i], e, to))
 	}
-	states := map[string][]evidence.State{}
-	for i := range r.sites {
-		s := &r.sites[i]
-		if of == changed && s.said.count == s.counter.Count && s.gapsSeen == r.gapChanges {
-			continue // one of thousands was hit: the others are not looked at
-		}
-		o := r.observe(c, s, to)
-		states[s.Probe.ID] = append(states[s.Probe.ID], o.State)
-		now, gaps := said{o.State, s.counter.Count, len(o.Gaps)}, r.gapChanges
-		if of&allSites != 0 || of&changed != 0 && now != s.said {
-			lines = append(lines, o)
-		}
-		done = append(done, func() { s.said, s.gapsSeen = now, gaps })
-	}
-	if of&coverage != 0 {
-		lines = append([]evidence.Line{r.cover(c, to, states, policies)}, lines...)
-	}
-	return lines, done
+	b.entries = append(b.entries, e)
 }
 
 func (r *run) gapLine(c evidence.Clock, g *gap) *evidence.Gap {
@@ -106,8 +192,8 @@ func (r *run) writable(c evidence.Clock, lines []evidence.Line) (out []evidence.
 	if why == nil {
 		return out
 	}
-	r.sum(evidence.GapSpoolDropped, evidence.ScopeRun, r.unwritable, clip(fmt.Sprintf("a line could not be written: %v", why), maxDetail))
-	return append(out, r.gapLine(c, r.openGap(evidence.GapSpoolDropped, "")))
+	r.sum(evidence.GapSpoolDropped, wholeRun, r.armedAt, r.unwritable, clip(fmt.Sprintf("a line could not be written: %v", why), maxDetail))
+	return append(out, r.gapLine(c, r.openGap(evidence.GapSpoolDropped, wholeRun)))
 }
 
 func fits(l evidence.Line) error {

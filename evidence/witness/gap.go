@@ -1,76 +1,201 @@
 package witness
 
 import (
+	"slices"
+
 	"probity/evidence"
 )
 
-// gap is one gap of a run, of the node or of a source.
+// Bounds on what is kept per run about gaps.
+const (
+	maxGapFiles = 256 // files with gaps of one reason; past it one gap is the whole run's
+	manyGaps    = 32  // closed gaps of a run, or of a site, before those of one kind are folded into one
+)
+
+// selector says which sites of a run a gap is of. An empty member leaves open
+// which are meant, as in the gap's line.
+type selector struct {
+	scope     string
+	path      string
+	probe     string
+	symbol    string // or the kernel function
+	offset    evidence.Uint64
+	hasOffset bool
+	probeType evidence.ProbeType
+}
+
+// gap is one gap of a run, of the node or of a source; or several closed ones of
+// one reason and selector, folded.
 type gap struct {
+	selector
 	id     string
 	reason evidence.GapReason
-	scope  string
 	source string
-	path   string
 	detail string
 	from   int64
 	to     int64 // 0 while open
 	count  uint64
-	dirty  bool // not written since it changed
+	health bool  // opened by a health check, which closes it too
+	folded int64 // nanoseconds together, of a gap that stands for several
+
+	queued bool // for the next lines
+	grown  bool // its count is not what its last line says; that is no hurry
 }
 
 // losesDetail reports whether the gap costs detail only: counters, and so
 // states, stay exact.
-func (g *gap) losesDetail() bool {
-	switch g.reason {
-	case evidence.GapRingFull, evidence.GapSetFull, evidence.GapDecodeError, evidence.GapSpoolDropped, evidence.GapClockStep:
-		return true
-	}
-	return false
-}
+func (g *gap) losesDetail() bool { return g.reason.DetailOnly() }
 
 // covers reports whether the gap is one of the site's window.
 func (g *gap) covers(s *site) bool {
+	is := func(of, site string) bool { return of == "" || of == site }
 	switch g.scope {
 	case evidence.ScopeRun:
-		return true
+		return is(string(g.probeType), string(s.Type))
 	case evidence.ScopeFile:
-		return s.File != nil && s.File.Match.Path == g.path
+		return s.path() == g.path
+	case evidence.ScopeSite:
+		return is(g.path, s.path()) && is(g.probe, s.Probe.ID) && is(g.symbol, s.name()) && is(string(g.probeType), string(s.Type)) &&
+			(!g.hasOffset || s.HasOffset && uint64(g.offset) == s.Offset)
 	}
 	return false
 }
 
-func (r *run) addGap(g *gap) {
-	g.id, g.dirty = NewGapID(), true
-	r.gaps = append(r.gaps, g)
-	r.gapChanges++
+// length is the gap's length as of the given time.
+func (g *gap) length(to int64) int64 {
+	switch {
+	case g.folded != 0:
+		return g.folded
+	case g.to == 0:
+		return max(0, to-g.from)
+	}
+	return g.to - g.from
+}
+
+// addGap opens a gap, or notes one that is over, of every site that it covers.
+func (r *run) addGap(g *gap) *gap {
+	g.id = NewGapID()
+	r.gaps = r.compact(append(r.gaps, g))
+	r.queue(g)
+	for i := range r.sites {
+		if g.covers(&r.sites[i]) {
+			r.touch(i)
+		}
+	}
+	return g
+}
+
+// addSiteGap does the same for one site alone.
+func (r *run) addSiteGap(i int, g *gap) {
+	s := &r.sites[i]
+	g.id, g.selector = NewGapID(), s.selector()
+	s.gaps = r.compact(append(s.gaps, g))
+	r.queue(g)
+	r.touch(i)
+}
+
+// selector is the narrowest one that a line can say of the site.
+func (s *site) selector() selector {
+	sel := selector{scope: evidence.ScopeSite, path: s.path(), probe: s.Probe.ID, symbol: s.name(), hasOffset: s.HasOffset}
+	if s.HasOffset {
+		sel.offset = evidence.Uint64(s.Offset)
+	}
+	return sel
+}
+
+func (r *run) queue(g *gap) {
+	if !slices.Contains(r.reasons, g.reason) {
+		r.reasons = append(r.reasons, g.reason)
+	}
+	if !g.queued {
+		g.queued = true
+		r.unsaid = append(r.unsaid, g)
+	}
 }
 
 // close ends the gap: never before it began, whatever the clocks of those who
 // saw the one and the other.
 func (r *run) close(g *gap, at int64) {
-	g.to, g.dirty = max(at, g.from), true
-	r.gapChanges++
+	g.to = max(at, g.from)
+	r.queue(g)
+	for i := range r.sites {
+		if g.covers(&r.sites[i]) {
+			r.touch(i)
+		}
+	}
 }
 
-func (r *run) openGap(reason evidence.GapReason, path string) *gap {
+func (r *run) closeSite(i int, g *gap, at int64) {
+	g.to = max(at, g.from)
+	r.queue(g)
+	r.touch(i)
+}
+
+// compact folds closed gaps of one reason and selector, whose lines are written,
+// into the first of them: a container that lives for months has as many as it
+// likes.
+func (r *run) compact(gaps []*gap) []*gap {
+	if len(gaps) < manyGaps || len(gaps)%manyGaps != 0 {
+		return gaps
+	}
+	type kind struct {
+		selector
+		reason evidence.GapReason
+	}
+	first := map[kind]*gap{}
+	out := gaps[:0]
+	for _, g := range gaps {
+		if g.to == 0 || g.queued || g.grown {
+			out = append(out, g)
+			continue
+		}
+		k := kind{g.selector, g.reason}
+		f := first[k]
+		if f == nil {
+			first[k] = g
+			out = append(out, g)
+			continue
+		}
+		f.folded = max(1, f.length(0)+g.length(0)) // 0 would say that nothing is folded
+		f.from, f.to, f.count = min(f.from, g.from), max(f.to, g.to), f.count+g.count
+	}
+	clear(gaps[len(out):])
+	return out
+}
+
+// openGap returns the open gap of exactly this reason and selector.
+func (r *run) openGap(reason evidence.GapReason, sel selector) *gap {
 	for _, g := range r.gaps {
-		if g.reason == reason && g.path == path && g.to == 0 {
+		if g.reason == reason && g.selector == sel && g.to == 0 {
 			return g
 		}
 	}
 	return nil
 }
 
-// sum keeps one gap per reason whose count is a total of events, for the
-// reasons that count events instead of time.
-func (r *run) sum(reason evidence.GapReason, scope string, total uint64, detail string) {
-	g := r.openGap(reason, "")
+var wholeRun = selector{scope: evidence.ScopeRun}
+
+// sum keeps one gap per reason and selector whose count is a total of events,
+// for the reasons that count events instead of time.
+func (r *run) sum(reason evidence.GapReason, sel selector, from int64, total uint64, detail string) {
+	g := r.openGap(reason, sel)
 	if g == nil {
-		g = &gap{reason: reason, scope: scope, from: r.armedAt, detail: detail}
-		r.addGap(g)
+		r.addGap(&gap{selector: sel, reason: reason, from: from, count: total, detail: detail})
+		return
 	}
-	if g.count != total {
-		g.count, g.dirty = total, true
+	r.grow(g, total)
+}
+
+// grow raises a gap's count. Its line waits for the next occasion: a container
+// that makes losses all the time would else write lines all the time.
+func (r *run) grow(g *gap, total uint64) {
+	if g.count == total {
+		return
+	}
+	g.count = total
+	if !g.queued && !g.grown {
+		g.grown = true
+		r.grown = append(r.grown, g)
 	}
 }
 
@@ -78,7 +203,11 @@ func (r *run) sum(reason evidence.GapReason, scope string, total uint64, detail 
 func (g *gap) line(c evidence.Clock) *evidence.Gap {
 	l := &evidence.Gap{
 		GapID: g.id, Scope: g.scope, Reason: g.reason, From: c.Time(g.from), Count: evidence.Loss{N: g.count},
-		Source: g.source, Path: g.path, Detail: g.detail,
+		Source: g.source, Path: g.path, ProbeID: g.probe, Symbol: g.symbol, ProbeType: g.probeType, Detail: g.detail,
+	}
+	if g.hasOffset {
+		off := g.offset
+		l.Offset = &off
 	}
 	if g.to != 0 {
 		l.To = c.Time(g.to)

@@ -1,24 +1,43 @@
 package witness
 
 import (
+	"iter"
+	"log/slog"
+	"slices"
 	"sort"
 
 	"probity/evidence"
 	"probity/evidence/score"
 )
 
-// observe makes a site's observation.
-func (r *run) observe(c evidence.Clock, s *site, to int64) *evidence.Observation {
-	o := &evidence.Observation{
+// begin makes what all observations of a site's probe have alike.
+func (r *run) begin(c evidence.Clock, s *site, to int64) *evidence.Observation {
+	return &evidence.Observation{
 		RunID: r.runID, ContainerID: r.id.ID, Runtime: string(r.id.Runtime),
 		ImageDigest: r.id.Image.Digest, ImageDigestReason: r.id.Image.DigestReason,
-		ProbeID: s.Probe.ID, RequestedProbeType: s.Requested, ProbeType: s.Type,
-		Symbol: s.Symbol, SymbolKind: s.Kind, Inline: s.Inline, Event: s.Probe.Event,
-		Final: r.final, From: c.Time(r.first), To: c.Time(to),
+		ProbeID: s.Probe.ID, RequestedProbeType: s.Requested, ProbeType: s.Type, Set: s.Set,
+		Confidence: score.Confidence(s.Type, attribution, precision(s), r.losses(s)),
+		Final:      r.final, From: c.Time(r.first), To: c.Time(to),
 	}
-	if s.HasOffset {
-		off := evidence.Uint64(s.Offset)
-		o.Offset = &off
+}
+
+// observe makes a site's observation.
+func (r *run) observe(c evidence.Clock, s *site, to int64, log *slog.Logger) *evidence.Observation {
+	o := r.begin(c, s, to)
+	switch {
+	case s.Set != "":
+	case s.Function != "":
+		o.Function, o.Wanted = s.Function, s.Wanted
+	default:
+		o.Symbol, o.SymbolKind, o.Inline, o.Event = s.Symbol, s.Kind, s.Inline, s.Event
+		o.Demangled, o.Wanted, o.InlinedIn, o.Implements = s.Demangled, s.Wanted, s.InlinedIn, s.Implements
+		if s.Marker != "" {
+			o.Event = s.Marker
+		}
+		if s.HasOffset {
+			off := evidence.Uint64(s.Offset)
+			o.Offset = &off
+		}
 	}
 	switch {
 	case s.File != nil:
@@ -30,21 +49,52 @@ func (r *run) observe(c evidence.Clock, s *site, to int64) *evidence.Observation
 		o.State, o.Reason, o.Detail = evidence.NotArmed, s.Reason, clip(s.Detail, maxDetail)
 		o.ProbeType = s.Requested
 		o.Confidence = score.NotArmed(s.Requested, attribution, precision(s))
+		evidence.Cut(o)
 		return o
+	}
+	if s.Detail != "" && o.Detail == "" { // such as why the kernel used another type
+		o.Detail = clip(s.Detail, maxDetail)
 	}
 	count := evidence.Uint64(s.counter.Count)
 	o.Count = &count
-	if s.counter.Count > 0 {
-		o.FirstAt, o.LastAt = c.Time(s.counter.FirstNs), c.Time(max(s.counter.LastNs, s.counter.FirstNs))
-	}
-	o.Process = s.process
-	if s.Requested == evidence.Tracepoint {
-		o.Processes = r.processes
-	}
 	o.State, o.Complete = r.state(s, to)
 	o.Gaps = r.siteGaps(c, s, to)
-	o.Confidence = score.Confidence(s.Type, attribution, precision(s), r.lost)
+	if o.State == evidence.Hit {
+		o.FirstAt, o.LastAt = c.Time(s.counter.FirstNs), c.Time(max(s.counter.LastNs, s.counter.FirstNs))
+		o.Process, o.Stack = s.process, s.stack
+		if s.Requested == evidence.Tracepoint && s.ID == 0 {
+			o.Processes = r.processes
+		}
+		o.Duration = r.duration(s, log)
+		r.describeSet(o, s)
+	}
+	evidence.Cut(o)
 	return o
+}
+
+// duration reads how long the function ran, where that is counted.
+func (r *run) duration(s *site, log *slog.Logger) *evidence.Duration {
+	t, ok := r.arm.(Timer)
+	if !ok || !s.Probe.Duration {
+		return nil
+	}
+	d, err := t.Duration(*s.Site)
+	if err != nil {
+		log.Error("read a duration", "run", r.runID, "probe", s.Probe.ID, "err", err)
+		return nil
+	}
+	return d
+}
+
+func (r *run) describeSet(o *evidence.Observation, s *site) {
+	set := r.sets[s.Set]
+	switch {
+	case set == nil:
+	case s.Set == evidence.SetSyscalls:
+		o.SystemCalls, o.IOUring = set.calls.Calls, set.calls.IOUring
+	default:
+		o.Entries = evidence.Uint64(len(set.order))
+	}
 }
 
 func (r *run) describeFile(o *evidence.Observation, s *site) {
@@ -71,11 +121,39 @@ func (r *run) state(s *site, to int64) (evidence.State, bool) {
 	return st, complete
 }
 
+// saying is what a line about the site would now say, as far as a change makes a
+// new line. It is what observe says (TestSaying), without making the line: one
+// gap may be of thousands of sites that have said all of it.
+func (r *run) saying(s *site) said {
+	if !s.Armed {
+		return said{state: evidence.NotArmed}
+	}
+	now := said{state: evidence.ArmedNoHit, count: s.counter.Count, stack: s.stack != nil}
+	var reasons [8]evidence.GapReason // more is rare, and makes at most a line too many
+	for g := range r.gapsOf(s) {
+		if !g.losesDetail() {
+			now.state = evidence.Partial // each lies within the window: nothing begins before the first instruction
+		}
+		if !slices.Contains(reasons[:min(now.gaps, len(reasons))], g.reason) {
+			if now.gaps < len(reasons) {
+				reasons[now.gaps] = g.reason
+			}
+			now.gaps++
+		}
+	}
+	if s.counter.Count > 0 {
+		now.state = evidence.Hit
+	} else {
+		now.stack = false
+	}
+	return now
+}
+
 // windows cuts [first, to) at the site's gaps.
 func (r *run) windows(s *site, to int64) (ws []evidence.Window, complete bool) {
 	var gaps []*gap
-	for _, g := range r.gaps {
-		if g.covers(s) && !g.losesDetail() {
+	for g := range r.gapsOf(s) {
+		if !g.losesDetail() {
 			gaps = append(gaps, g)
 		}
 	}
@@ -89,8 +167,9 @@ func (r *run) windows(s *site, to int64) (ws []evidence.Window, complete bool) {
 		if end == 0 {
 			end = to
 		}
-		if g.to != 0 && g.to == g.from {
-			// A gap without length is one of number: what it lost may have been anywhere.
+		if g.to != 0 && g.to == g.from || g.folded != 0 {
+			// A gap without length is one of number: what it lost may have been
+			// anywhere. Of several together it is not known where each was.
 			ws = append(ws, evidence.Window{State: evidence.Partial, From: g.from, To: g.to})
 			continue
 		}
@@ -108,6 +187,22 @@ func (r *run) windows(s *site, to int64) (ws []evidence.Window, complete bool) {
 	return ws, len(gaps) == 0
 }
 
+// gapsOf yields the gaps of the site: those of several sites, then its own.
+func (r *run) gapsOf(s *site) iter.Seq[*gap] {
+	return func(yield func(*gap) bool) {
+		for _, g := range r.gaps {
+			if g.covers(s) && !yield(g) {
+				return
+			}
+		}
+		for _, g := range s.gaps {
+			if !yield(g) {
+				return
+			}
+		}
+	}
+}
+
 func allNotArmed(ws []evidence.Window) bool {
 	for _, w := range ws {
 		if w.State != evidence.NotArmed {
@@ -120,27 +215,28 @@ func allNotArmed(ws []evidence.Window) bool {
 // siteGaps sums up the site's gaps, one entry per reason.
 func (r *run) siteGaps(c evidence.Clock, s *site, to int64) []evidence.SiteGap {
 	var out []evidence.SiteGap
-	index := map[evidence.GapReason]int{}
-	for _, g := range r.gaps {
-		if !g.covers(s) {
-			continue
-		}
-		i, ok := index[g.reason]
-		if !ok {
+	type span struct {
+		from, to int64
+		open     bool
+	}
+	var spans []span
+	for g := range r.gapsOf(s) {
+		i := slices.IndexFunc(out, func(e evidence.SiteGap) bool { return e.Reason == g.reason })
+		if i < 0 {
 			i = len(out)
-			index[g.reason] = i
-			out = append(out, evidence.SiteGap{Reason: g.reason, From: c.Time(g.from)})
+			out = append(out, evidence.SiteGap{Reason: g.reason})
+			spans = append(spans, span{from: g.from})
 		}
-		e := &out[i]
-		end := g.to
-		if end == 0 {
-			end = to
-			e.To = evidence.Time{}
-		} else {
-			e.To = c.Time(g.to)
-		}
-		e.DurationNs += evidence.Uint64(max(0, end-g.from))
+		sp, e := &spans[i], &out[i]
+		sp.from, sp.to, sp.open = min(sp.from, g.from), max(sp.to, g.to), sp.open || g.to == 0
+		e.DurationNs += evidence.Uint64(g.length(to))
 		e.Count.N += g.count
+	}
+	for i, sp := range spans {
+		out[i].From = c.Time(sp.from)
+		if !sp.open {
+			out[i].To = c.Time(sp.to)
+		}
 	}
 	return out
 }
@@ -149,8 +245,12 @@ const attribution = score.AttributionCgroup
 
 func precision(s *site) string {
 	switch {
+	case s.Function != "":
+		return score.SymbolKernel
 	case s.Kind != "":
 		return s.Kind
+	case s.Marker != "":
+		return score.SymbolEvent
 	case s.HasOffset:
 		return score.SymbolOffset
 	}
@@ -158,7 +258,16 @@ func precision(s *site) string {
 }
 
 // cover makes the run's coverage line.
-func (r *run) cover(c evidence.Clock, to int64, states map[string][]evidence.State, policies string) *evidence.Coverage {
+func (r *run) cover(c evidence.Clock, to int64, policies string) *evidence.Coverage {
+	states := map[string][]evidence.State{}
+	for i := range r.sites {
+		s := &r.sites[i]
+		st := evidence.NotArmed
+		if s.Armed {
+			st, _ = r.state(s, to)
+		}
+		states[s.Probe.ID] = append(states[s.Probe.ID], st)
+	}
 	v := &evidence.Coverage{
 		RunID: r.runID, ContainerID: r.id.ID, ContainerName: r.id.Name, Runtime: string(r.id.Runtime),
 		Image: r.id.Image.Name, ImageDigest: r.id.Image.Digest, ImageIndexDigest: r.id.Image.IndexDigest,
@@ -182,16 +291,10 @@ func (r *run) cover(c evidence.Clock, to int64, states map[string][]evidence.Sta
 	reason := min(maxDetail, maxSearchReasons/max(1, len(r.searches)))
 	for _, s := range r.searches {
 		v.Probes = append(v.Probes, evidence.ProbeFold{
-			ProbeID: s.ProbeID, State: evidence.FoldSites(s.Complete, states[s.ProbeID]), Sites: len(states[s.ProbeID]),
+			ProbeID: s.ProbeID, State: evidence.FoldSites(s.Complete, states[s.ProbeID]), Sites: len(states[s.ProbeID]), Entries: evidence.Uint64(r.entriesOf(s)),
 			SearchComplete: s.Complete, SearchReason: plain(s.Why, reason),
 		})
 	}
-	seen := map[evidence.GapReason]bool{}
-	for _, g := range r.gaps {
-		if !seen[g.reason] {
-			seen[g.reason] = true
-			v.GapReasons = append(v.GapReasons, g.reason)
-		}
-	}
+	v.GapReasons = slices.Clone(r.reasons)
 	return v
 }

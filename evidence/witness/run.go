@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"encoding/json"
 	"log/slog"
+	"slices"
 	"strings"
+	"sync"
 
 	"probity/bpf"
 	"probity/bpf/probe"
@@ -17,32 +19,49 @@ import (
 const (
 	maxProcessBytes = 16 << 10 // of JSON, of an exec probe's distinct executables
 	maxPids         = 1024     // whose executable is remembered
+	maxSites        = 40_000   // with those that were armed after the start
 )
 
-// run is one live run. Guarded by Witness.mu.
+// run is one live run.
 type run struct {
 	id       container.Identity
 	runID    string
 	source   string
 	arm      Armament
-	sites    []site
-	searches []probe.Search
 	notified int64
-	first    int64 // earliest boot time of the container's first instruction
 	armedAt  int64
+
+	mu       sync.Mutex // guards what follows
+	sites    []site
+	byID     []numbered // armed sites by number
+	stale    []int32    // sites that the next lines look at
+	sets     map[string]*set
+	fresh    []*entry // whose line is not written
+	searches []probe.Search
+	first    int64 // earliest boot time of the container's first instruction
 	ended    int64
 	final    bool
+	last     int64 // the latest hit
 	said     int64 // up to when its lines reach
+	grewAt   int64 // when lines last told of counts that had only grown
 	public   bool  // its first lines are written; nothing is before
+	over     bool  // its last lines are written; nothing is after
 
-	gaps       []*gap
-	gapChanges int    // gaps opened and closed so far
-	unwritable uint64 // lines that no chunk could take
+	gaps       []*gap // of more than one site
+	unsaid     []*gap // opened or closed since their last line
+	grown      []*gap // whose count is not what their last line says
+	reasons    []evidence.GapReason
+	files      map[evidence.GapReason]int // gaps of files
+	unwritable uint64                     // lines that no chunk could take
 
-	lastGood int64           // the last health check at which a file was well
-	kernel   bpf.Run         // as last read
-	misses   evidence.Loss   // of the engine when the run began
-	lost     evidence.Losses // of this run
+	lastGood  int64               // the last health check at which a file was well
+	kernel    bpf.Run             // as last read
+	left      int64               // when a task was first seen to leave
+	elsewhere uint64              // tasks that left by what others know
+	misses    evidence.Loss       // of the engine when the run began
+	missesOf  []evidence.TypeLoss // the same by type, where the engine knows
+	lost      evidence.Losses     // of this run
+	lostOf    []evidence.TypeLoss // by type, also where nothing was
 
 	paths     map[int]string // executable by pid
 	processes []evidence.Process
@@ -51,28 +70,11 @@ type run struct {
 	procFull  uint64
 }
 
-// site is one site and what was last said of it.
-type site struct {
-	probe.Site
-	counter bpf.Counter
-	process *evidence.Process // of the first hit
-
-	said     said
-	gapsSeen int // run.gapChanges then
-}
-
-// said is what the last line about a site said; a change makes a new line.
-type said struct {
-	state evidence.State
-	count uint64
-	gaps  int
-}
-
 func newRun(s Start) *run {
 	r := &run{
-		id: s.Identity, runID: s.Identity.RunID(), source: s.Source, arm: s.Arm, searches: s.Searches,
+		id: s.Identity, runID: s.Identity.RunID(), source: s.Source, arm: s.Arm, searches: slices.Clone(s.Searches),
 		notified: s.Notified, first: s.ArmedAt, armedAt: s.ArmedAt, lastGood: s.ArmedAt,
-		paths: map[int]string{}, procKnown: map[string]bool{},
+		paths: map[int]string{}, procKnown: map[string]bool{}, files: map[evidence.GapReason]int{},
 	}
 	// The one or the other, in every line.
 	switch img := &r.id.Image; {
@@ -83,13 +85,32 @@ func newRun(s Start) *run {
 	default:
 		img.DigestReason = clip(img.DigestReason, maxDetail)
 	}
-	for _, p := range s.Sites {
-		r.sites = append(r.sites, site{Site: p})
+	r.sites = make([]site, len(s.Sites))
+	for i := range s.Sites {
+		r.sites[i].Site = &s.Sites[i]
 	}
+	r.index()
+	r.findSets(0)
 	if s.Arm != nil {
 		r.misses = s.Arm.Misses()
+		r.learnTypes()
 	}
 	return r
+}
+
+// learnTypes remembers what the kernel had missed of each probe type when the
+// run first had a site of it.
+func (r *run) learnTypes() {
+	m, ok := r.arm.(MissesByType)
+	if !ok {
+		return
+	}
+	for i := range r.sites {
+		s := &r.sites[i]
+		if s.Armed && !slices.ContainsFunc(r.missesOf, func(l evidence.TypeLoss) bool { return l.ProbeType == s.Type }) {
+			r.missesOf = append(r.missesOf, evidence.TypeLoss{ProbeType: s.Type, KernelMissed: m.MissesOf(s.Type)})
+		}
+	}
 }
 
 // take remembers an event and reports whether a site's state changed by it.
@@ -100,64 +121,51 @@ func (r *run) take(e bpf.Event) bool {
 			clear(r.paths)
 		}
 		r.paths[e.Pid] = e.Path
-		r.addProcess(evidence.Process{Pid: e.Pid, Comm: e.Comm, Path: e.Path})
+		r.addProcess(*r.process(e))
 		if r.kernel.FirstExecNs == 0 {
 			r.kernel.FirstExecNs = e.Ns
 		}
 		return r.seen(0, e)
 	case bpf.EventHit:
 		return r.seen(e.Site, e)
+	case bpf.EventLost:
+		if r.left == 0 || e.Ns < r.left {
+			r.left = e.Ns
+		}
+		r.attributionLost(max(1, r.kernel.Left+r.kernel.Untracked), "a task left the container's cgroup subtree")
+		return true
 	}
 	return false
 }
 
-// seen notes the first hit of a site.
-func (r *run) seen(id uint32, e bpf.Event) bool {
-	changed := false
-	for i := range r.sites {
-		s := &r.sites[i]
-		if !s.Armed || s.ID != id {
-			continue
-		}
-		if s.process == nil {
-			s.process = &evidence.Process{Pid: e.Pid, Comm: e.Comm, Path: r.paths[e.Pid]}
-		}
-		if s.counter.FirstNs == 0 || e.Ns < s.counter.FirstNs {
-			s.counter.FirstNs = e.Ns
-		}
-		s.counter.LastNs = max(s.counter.LastNs, e.Ns)
-		if c, err := r.arm.Counter(s.Site); err == nil {
-			s.merge(c)
-		}
-		s.counter.Count = max(s.counter.Count, 1)
-		changed = changed || s.said.state != evidence.Hit
+// process is the process of an event.
+func (r *run) process(e bpf.Event) *evidence.Process {
+	p := &evidence.Process{Pid: e.Pid, Comm: e.Comm, Path: r.paths[e.Pid]}
+	if e.Session == bpf.SessionExec {
+		p.Session = evidence.SessionExec
 	}
-	return changed
+	return p
 }
 
-// merge takes a counter as read. First is the earlier of both: two processors
-// may both have seen the first hit.
-func (s *site) merge(c bpf.Counter) {
-	if c.Count > 0 && c.FirstNs == 0 { // read between two stores of another processor
-		c.FirstNs = c.LastNs
+// attributionLost notes that so many tasks have left so far.
+func (r *run) attributionLost(total uint64, detail string) {
+	from := r.left
+	if from == 0 {
+		from = r.armedAt // when is not known
 	}
-	first := s.counter.FirstNs
-	s.counter = c
-	if first != 0 && (c.FirstNs == 0 || first < c.FirstNs) {
-		s.counter.FirstNs = first
-	}
+	r.sum(evidence.GapAttributionLost, wholeRun, max(from, r.first), total+r.elsewhere, detail)
 }
 
 // addProcess keeps the distinct executables that the container ran.
 func (r *run) addProcess(p evidence.Process) {
-	key := p.Comm + "\x00" + p.Path
+	key := p.Comm + "\x00" + p.Path + "\x00" + p.Session
 	if r.procKnown[key] {
 		return
 	}
 	b, err := json.Marshal(p)
 	if err != nil || r.procBytes+len(b) > maxProcessBytes {
 		r.procFull++
-		r.sum(evidence.GapSetFull, evidence.ScopeRun, r.procFull, "distinct executables past the bound of the set")
+		r.sum(evidence.GapSetFull, wholeRun, r.armedAt, r.procFull, "distinct executables past the bound of the set")
 		return
 	}
 	r.procKnown[key] = true
@@ -165,75 +173,312 @@ func (r *run) addProcess(p evidence.Process) {
 	r.processes = append(r.processes, p)
 }
 
-// refresh reads the counters. It reports whether something changed that makes
-// a line.
-func (r *run) refresh(log *slog.Logger) bool {
+// refresh reads the counters. What has changed is then among what the next lines
+// look at.
+func (r *run) refresh(log *slog.Logger) {
 	if r.arm == nil {
-		return false
+		return
 	}
-	dirty := false
 	for i := range r.sites {
 		s := &r.sites[i]
-		if !s.Armed {
+		if !s.counted() {
 			continue
 		}
-		c, err := r.arm.Counter(s.Site)
+		c, err := r.count(s)
 		if err != nil {
 			log.Error("read a counter", "run", r.runID, "probe", s.Probe.ID, "err", err)
 			continue
 		}
-		if c.Count >= s.counter.Count {
-			s.merge(c)
+		s.merge(c)
+		r.last = max(r.last, s.counter.LastNs)
+		if s.counter.Count > 0 && s.said.state != evidence.Hit {
+			r.touch(i)
 		}
-		dirty = dirty || s.counter.Count > 0 && s.said.state != evidence.Hit
 	}
 	k, err := r.arm.Run()
 	if err != nil {
 		log.Error("read a container's counters", "run", r.runID, "err", err)
-		return dirty
+		return
 	}
 	if r.kernel.FirstExecNs != 0 && (k.FirstExecNs == 0 || r.kernel.FirstExecNs < k.FirstExecNs) {
 		k.FirstExecNs = r.kernel.FirstExecNs
 	}
 	if k.RingFull > r.kernel.RingFull {
-		r.sum(evidence.GapRingFull, evidence.ScopeRun, k.RingFull, "first-hit or exec detail was dropped; counters are not affected")
-		dirty = true
+		r.sum(evidence.GapRingFull, wholeRun, r.armedAt, k.RingFull, "first-hit or exec detail was dropped; counters are not affected")
+	}
+	switch {
+	case k.Untracked > r.kernel.Untracked: // of these it is not known
+		r.attributionLost(k.Left+k.Untracked, "tasks left the container's cgroup subtree, or could not be followed")
+	case k.Left > r.kernel.Left:
+		r.attributionLost(k.Left+k.Untracked, "tasks left the container's cgroup subtree")
 	}
 	r.kernel = k
 	r.lost.RingFull = evidence.Loss{N: k.RingFull}
+	if m, ok := r.arm.(MissesByType); ok {
+		r.missed(m)
+		return
+	}
 	switch m := r.arm.Misses(); {
 	case m.Unknowable:
-		r.lost.KernelMissed = m
-		r.lost.Reason = "this kernel does not count every skipped program run"
+		r.lost.KernelMissed, r.lost.Reason = m, whyUnknowable
 	case m.N > r.misses.N:
 		r.lost.KernelMissed = evidence.Loss{N: m.N - r.misses.N}
-		r.sum(evidence.GapKernelMissed, evidence.ScopeRun, m.N-r.misses.N, "program runs that the kernel skipped, of all containers together")
-		dirty = true
+		r.sum(evidence.GapKernelMissed, wholeRun, r.armedAt, m.N-r.misses.N, whatMissed)
 	}
-	return dirty
+}
+
+const (
+	whyUnknowable = "this kernel does not count every skipped program run"
+	whatMissed    = "program runs that the kernel skipped, of all containers together"
+)
+
+// missed reads what the kernel missed of each probe type that the run uses: what
+// it missed of one is no gap of another.
+func (r *run) missed(m MissesByType) {
+	r.lostOf, r.lost.ByType, r.lost.KernelMissed, r.lost.Reason = r.lostOf[:0], nil, evidence.Loss{}, ""
+	for _, before := range r.missesOf {
+		now := m.MissesOf(before.ProbeType)
+		l := evidence.TypeLoss{ProbeType: before.ProbeType, KernelMissed: now}
+		switch {
+		case now.Unknowable:
+			r.lost.Reason = whyUnknowable
+		case now.N > before.KernelMissed.N:
+			l.KernelMissed.N -= before.KernelMissed.N
+			r.sum(evidence.GapKernelMissed, selector{scope: evidence.ScopeRun, probeType: l.ProbeType}, r.armedAt, l.KernelMissed.N, whatMissed)
+		default:
+			l.KernelMissed.N = 0
+		}
+		r.lostOf = append(r.lostOf, l)
+		if l.KernelMissed != (evidence.Loss{}) {
+			r.lost.ByType = append(r.lost.ByType, l)
+		}
+		sum := &r.lost.KernelMissed
+		sum.Unknowable = sum.Unknowable || l.KernelMissed.Unknowable
+		sum.N += l.KernelMissed.N
+	}
+	if r.lost.KernelMissed.Unknowable {
+		r.lost.KernelMissed.N = 0
+	}
+}
+
+// losses are those that the site's confidence is computed from.
+func (r *run) losses(s *site) evidence.Losses {
+	for _, l := range r.lostOf {
+		if l.ProbeType == s.Type {
+			return evidence.Losses{KernelMissed: l.KernelMissed}
+		}
+	}
+	return r.lost
 }
 
 // checked opens and closes gaps after a health check.
-func (r *run) checked(at int64, troubles []probe.Trouble) bool {
-	dirty := false
-	bad := map[string]bool{}
+func (r *run) checked(at int64, troubles []probe.Trouble) {
+	type place struct {
+		reason evidence.GapReason
+		path   string
+	}
+	bad := map[place]bool{}
 	for _, t := range troubles {
-		bad[t.Path+"\x00"+string(t.Reason)] = true
-		if r.openGap(t.Reason, t.Path) == nil {
-			r.addGap(&gap{reason: t.Reason, scope: evidence.ScopeFile, path: t.Path, from: cmp.Or(t.Since, r.lastGood), count: 1, detail: clip(t.Detail, maxDetail)})
-			dirty = true
+		bad[place{t.Reason, t.Path}] = true
+		sel := selector{scope: evidence.ScopeFile, path: t.Path}
+		if r.openGap(t.Reason, sel) == nil {
+			r.addGap(&gap{selector: sel, reason: t.Reason, from: max(cmp.Or(t.Since, r.lastGood), r.first), count: 1, detail: clip(t.Detail, maxDetail), health: true})
 		}
 	}
-	for _, g := range r.gaps {
-		if g.scope == evidence.ScopeFile && g.to == 0 && !bad[g.path+"\x00"+string(g.reason)] {
+	for _, g := range slices.Clone(r.gaps) {
+		if g.scope == evidence.ScopeFile && g.to == 0 && g.health && !bad[place{g.reason, g.path}] {
 			r.close(g, at)
-			dirty = true
 		}
 	}
 	if len(troubles) == 0 {
 		r.lastGood = at
 	}
-	return dirty
+}
+
+// appeared takes sites that were armed after the start.
+func (r *run) appeared(sites []probe.Site, searches []probe.Search, from, now int64, reason evidence.GapReason) {
+	for _, s := range searches {
+		if i := slices.IndexFunc(r.searches, func(h probe.Search) bool { return h.ProbeID == s.ProbeID }); i >= 0 {
+			r.searches[i] = s
+		} else {
+			r.searches = append(r.searches, s)
+		}
+	}
+	if from == 0 {
+		from = r.first
+	}
+	from = min(max(from, r.first), now)
+	known := make(map[identity]int, len(r.sites)+len(sites))
+	for i := range r.sites {
+		known[identityOf(r.sites[i].Site)] = i
+	}
+	late := map[int]bool{} // sites that have the gap
+	before := len(r.sites)
+	for i := range sites {
+		if len(r.sites) >= maxSites {
+			r.cutSearch(sites[i].Probe.ID)
+			continue
+		}
+		at, fresh := r.add(&sites[i], known)
+		if sites[i].Armed && (fresh || r.sites[at].Site == &sites[i]) {
+			late[at] = true
+		}
+	}
+	r.index()
+	r.findSets(before)
+	if r.arm != nil {
+		r.learnTypes()
+	}
+	// One line for all sites of a probe in a file, if no other site is there.
+	type place struct{ probe, path string }
+	others := map[place]bool{}
+	for i := range r.sites {
+		if s := &r.sites[i]; !late[i] && s.Armed {
+			others[place{s.Probe.ID, s.path()}] = true
+		}
+	}
+	done := map[place]bool{}
+	for i := range r.sites {
+		if !late[i] {
+			continue
+		}
+		s := &r.sites[i]
+		p := place{s.Probe.ID, s.path()}
+		g := &gap{reason: reason, from: from, to: now, count: 1, detail: "armed after the container's start"}
+		switch {
+		case others[p]:
+			r.addSiteGap(i, g)
+		case !done[p]:
+			done[p] = true
+			g.selector = selector{scope: evidence.ScopeSite, probe: p.probe, path: p.path}
+			r.addGap(g)
+		}
+	}
+}
+
+// cutSearch notes that sites of a probe are not kept.
+func (r *run) cutSearch(probeID string) {
+	for i := range r.searches {
+		if s := &r.searches[i]; s.ProbeID == probeID {
+			s.Complete, s.Why = false, "more sites appeared than are kept of one run"
+		}
+	}
+}
+
+// unarmedMapping notes that the file was mapped executable in a way that probes
+// do not reach, from from to to (0: still is). A container that does so again and
+// again has one gap per file, and past the bound one for all further files.
+func (r *run) unarmedMapping(path string, from, to int64, detail string) {
+	const reason = evidence.GapUnarmedMapping
+	sel := selector{scope: evidence.ScopeFile, path: path}
+	g := r.openGap(reason, sel)
+	if g == nil && r.files[reason] >= maxGapFiles {
+		sel, detail = wholeRun, "more files than are told apart; the last: "+path+": "+detail
+		g = r.openGap(reason, sel)
+	}
+	if g != nil {
+		r.grow(g, g.count+1)
+		return
+	}
+	r.files[reason]++
+	g = r.addGap(&gap{selector: sel, reason: reason, from: max(from, r.first), count: 1, detail: clip(detail, maxDetail)})
+	if to != 0 && sel.scope == evidence.ScopeFile {
+		r.close(g, to)
+	}
+}
+
+// stood opens a gap of the sites with these numbers, whose counters stand still
+// from now on.
+func (r *run) stood(reason evidence.GapReason, from int64, detail string, ids []uint32) {
+	of := map[string][]int{} // sites that now stand, by probe
+	taken := map[int32]bool{}
+	armed := map[string]int{}
+	for i := range r.sites {
+		if r.sites[i].Armed {
+			armed[r.sites[i].Probe.ID]++
+		}
+	}
+	for _, id := range ids {
+		for _, n := range r.with(id) {
+			s := &r.sites[n.at]
+			if !taken[n.at] && r.standing(s, reason) == nil {
+				taken[n.at] = true
+				of[s.Probe.ID] = append(of[s.Probe.ID], int(n.at))
+				if c, err := r.count(s); err == nil {
+					s.merge(c)
+				}
+			}
+		}
+	}
+	from, detail = max(from, r.first), clip(detail, maxDetail)
+	for probeID, sites := range of {
+		if len(sites) > 1 && len(sites) == armed[probeID] { // one line instead of thousands
+			r.addGap(&gap{selector: selector{scope: evidence.ScopeSite, probe: probeID}, reason: reason, from: from, count: 1, detail: detail})
+			continue
+		}
+		for _, i := range sites {
+			r.addSiteGap(i, &gap{reason: reason, from: from, count: 1, detail: detail})
+		}
+	}
+}
+
+// standing returns the open gap of one of the reasons for which a site stands
+// still, if it does.
+func (r *run) standing(s *site, reason evidence.GapReason) *gap {
+	for _, g := range s.gaps {
+		if g.to == 0 && g.reason == reason {
+			return g
+		}
+	}
+	for _, g := range r.gaps {
+		if g.to == 0 && g.reason == reason && g.scope == evidence.ScopeSite && g.covers(s) {
+			return g
+		}
+	}
+	return nil
+}
+
+// standStill are the reasons for which sites stand still and may be armed again.
+var standStill = []evidence.GapReason{evidence.GapStoodDown, evidence.GapBudgetDisarm}
+
+// rearmed closes these gaps of the sites with these numbers.
+func (r *run) rearmed(at int64, ids []uint32) {
+	again := map[int]bool{}
+	for _, id := range ids {
+		for _, n := range r.with(id) {
+			again[int(n.at)] = true
+		}
+	}
+	for i := range again {
+		for _, g := range r.sites[i].gaps {
+			if g.to == 0 && slices.Contains(standStill, g.reason) {
+				r.closeSite(i, g, at)
+			}
+		}
+	}
+	for _, g := range slices.Clone(r.gaps) {
+		if g.to != 0 || g.scope != evidence.ScopeSite || !slices.Contains(standStill, g.reason) {
+			continue
+		}
+		var rest []int // those that stand on
+		some := false
+		for i := range r.sites {
+			if s := &r.sites[i]; s.Armed && g.covers(s) {
+				if again[i] {
+					some = true
+				} else {
+					rest = append(rest, i)
+				}
+			}
+		}
+		if !some {
+			continue
+		}
+		r.close(g, at)
+		for _, i := range rest {
+			r.addSiteGap(i, &gap{reason: g.reason, from: at, count: 1, detail: g.detail})
+		}
+	}
 }
 
 func (r *run) live() Live {
@@ -246,9 +491,17 @@ func (r *run) live() Live {
 		if s.counter.Count > 0 {
 			l.Hit++
 		}
+		for _, g := range s.gaps {
+			if what := string(g.reason) + " " + s.name(); len(l.Gaps) < maxLiveGaps && !slices.Contains(l.Gaps, what) {
+				l.Gaps = append(l.Gaps, what)
+			}
+		}
 	}
 	for _, g := range r.gaps {
-		l.Gaps = append(l.Gaps, strings.TrimSpace(string(g.reason)+" "+g.path))
+		l.Gaps = append(l.Gaps, strings.Join(strings.Fields(string(g.reason)+" "+string(g.probeType)+" "+g.probe+" "+g.path), " "))
 	}
 	return l
 }
+
+// maxLiveGaps bounds how many gaps of single sites are listed for a person.
+const maxLiveGaps = 16

@@ -16,8 +16,11 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"probity/bpf"
 	"probity/bpf/probe"
@@ -25,8 +28,10 @@ import (
 	"probity/runtime/container"
 )
 
-// Sink takes lines. build is called at most once, with the clock of the chunk
-// that the lines go into.
+// Sink takes lines. build is given the clock of the chunk that the lines go
+// into; it may be called again with another one, and then its last lines count.
+// A sink that takes lines of several runs at once must not mix up the order of
+// those of one.
 type Sink interface {
 	Append(runID string, build func(evidence.Clock) []evidence.Line) error
 	// Seal closes the open chunk now.
@@ -40,19 +45,36 @@ type Armament interface {
 	Misses() evidence.Loss
 }
 
+// MissesByType is an Armament that tells probe types apart: what the kernel
+// missed of one is then no gap of another.
+type MissesByType interface {
+	MissesOf(evidence.ProbeType) evidence.Loss
+}
+
+// Timer is an Armament that pairs entries with returns. Duration is asked for
+// sites whose probe wants it; nil says that nothing was counted.
+type Timer interface {
+	Duration(probe.Site) (*evidence.Duration, error)
+}
+
 // Config configures a Witness.
 type Config struct {
 	Sink     Sink
 	BootTime func() int64 // CLOCK_BOOTTIME, nanoseconds
 	Policies string       // digest of the policies in force
-	Log      *slog.Logger
+	// MaxEntryBytes bounds the memory of all entries of sets of all runs
+	// (DefaultMaxEntryBytes). Past it, sets are full.
+	MaxEntryBytes int64
+	Log           *slog.Logger
 }
 
-// Witness keeps the state of every live run. Safe for concurrent use.
+// Witness keeps the state of every live run. Safe for concurrent use: each run
+// has its own lock, so that what one container does waits for no other's lines.
 type Witness struct {
-	cfg Config
+	cfg     Config
+	entries atomic.Int64 // bytes of entries of all runs
 
-	mu       sync.Mutex
+	mu       sync.RWMutex    // no run's lock is taken while it is held; not held over the sink
 	runs     map[string]*run // by run id
 	byCgroup map[uint64]*run
 	sources  map[string]*gap // open runtimeDisconnected gaps
@@ -63,10 +85,45 @@ func New(cfg Config) *Witness {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.MaxEntryBytes == 0 {
+		cfg.MaxEntryBytes = DefaultMaxEntryBytes
+	}
 	return &Witness{cfg: cfg, runs: map[string]*run{}, byCgroup: map[uint64]*run{}, sources: map[string]*gap{}}
 }
 
-// Start is what is known when a container has been armed, or could not be.
+// run returns a live run, with its lock held, or nil.
+func (w *Witness) run(runID string) *run {
+	w.mu.RLock()
+	r := w.runs[runID]
+	w.mu.RUnlock()
+	return r.locked()
+}
+
+// ofCgroup returns the run whose events the cgroup's are, with its lock held, or
+// nil.
+func (w *Witness) ofCgroup(cgroup uint64) *run {
+	w.mu.RLock()
+	r := w.byCgroup[cgroup]
+	w.mu.RUnlock()
+	return r.locked()
+}
+
+func (r *run) locked() *run {
+	if r != nil {
+		r.mu.Lock()
+	}
+	return r
+}
+
+// all returns the live runs, in no order.
+func (w *Witness) all() []*run {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	return slices.Collect(maps.Values(w.runs))
+}
+
+// Start is what is known when a container has been armed, or could not be. The
+// sites must not be changed afterwards: there may be many, and they are kept.
 type Start struct {
 	Identity container.Identity
 	Source   string
@@ -81,9 +138,9 @@ type Start struct {
 // is quick, so that it can be called while the container is held; Publish
 // follows when the container is on its way.
 func (w *Witness) Armed(s Start) {
+	r := newRun(s)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	r := newRun(s)
 	w.runs[r.runID] = r
 	if s.Arm != nil { // else the cgroup may be another run's
 		w.byCgroup[s.Identity.CgroupID] = r
@@ -94,31 +151,159 @@ func (w *Witness) Armed(s Start) {
 // site, and the lateAttach gap if the container may have been running from
 // released on, before it was armed; 0 says that it was held.
 func (w *Witness) Publish(runID string, released int64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	r := w.runs[runID]
-	if r == nil || r.public {
+	r := w.run(runID)
+	if r == nil {
+		return
+	}
+	defer r.mu.Unlock()
+	if r.public {
 		return
 	}
 	r.public = true
 	if released != 0 && released < r.armedAt {
 		r.first = released
-		r.addGap(&gap{reason: evidence.GapLateAttach, scope: evidence.ScopeRun, from: released, to: r.armedAt, count: 1, detail: "the container was let go before its sites were armed"})
+		g := r.addGap(&gap{selector: wholeRun, reason: evidence.GapLateAttach, from: released, count: 1, detail: "the container was let go before its sites were armed"})
+		r.close(g, r.armedAt)
 	}
 	r.refresh(w.cfg.Log)
 	w.emit(r, w.cfg.BootTime(), everything)
 }
 
+// Add takes sites that were armed, or could not be, after the run's start: of a
+// file that appeared, or that the container changed. Their window is the run's,
+// with a gap of the given reason up to now, from from, which is when the file's
+// code may first have run there (0: the run's start). A site that a reader cannot
+// tell from one that the run has already, because only the inode is another, goes
+// on where that left off. searches replace those of the same probes. The sites
+// must not be changed afterwards.
+func (w *Witness) Add(runID string, sites []probe.Site, searches []probe.Search, from int64, reason evidence.GapReason) {
+	for i := range sites { // takes its time where a file is large; it is remembered
+		if f := sites[i].File; f != nil && f.Digest != nil {
+			_, _ = f.Digest()
+		}
+	}
+	r := w.run(runID)
+	if r == nil {
+		return
+	}
+	defer r.mu.Unlock()
+	r.refresh(w.cfg.Log)
+	now := w.cfg.BootTime()
+	r.appeared(sites, searches, from, now, reason)
+	of := changed
+	if now-r.grewAt >= growEvery {
+		of, r.grewAt = changed|coverage, now
+	}
+	w.emit(r, now, of)
+}
+
+// Stood says that the counters of these sites stand still from a boot time on,
+// for [evidence.GapStoodDown] or [evidence.GapBudgetDisarm]: what they have
+// counted is read once more.
+func (w *Witness) Stood(runID string, reason evidence.GapReason, from int64, detail string, siteIDs ...uint32) {
+	if r := w.run(runID); r != nil {
+		defer r.mu.Unlock()
+		r.stood(reason, from, detail, siteIDs)
+		w.emit(r, max(from, w.cfg.BootTime()), changed)
+	}
+}
+
+// Rearmed says that sites that stood still count again from a boot time on.
+func (w *Witness) Rearmed(runID string, at int64, siteIDs ...uint32) {
+	if r := w.run(runID); r != nil {
+		defer r.mu.Unlock()
+		r.rearmed(at, siteIDs)
+		w.emit(r, max(at, w.cfg.BootTime()), changed)
+	}
+}
+
+// AttributionLost says that so many further tasks of a container are no more
+// attributed to it, from a boot time on. What bpf.Run counts is read by the
+// witness itself: this is for what only somebody else knows.
+func (w *Witness) AttributionLost(runID string, count uint64, at int64, detail string) {
+	if r := w.run(runID); r != nil {
+		defer r.mu.Unlock()
+		sel := wholeRun
+		if g := r.openGap(evidence.GapAttributionLost, sel); g != nil {
+			r.elsewhere += count
+			r.grow(g, g.count+count)
+		} else {
+			r.elsewhere += count
+			r.addGap(&gap{selector: sel, reason: evidence.GapAttributionLost, from: max(at, r.first), count: count, detail: clip(detail, maxDetail)})
+		}
+		w.emit(r, max(at, w.cfg.BootTime()), changed)
+	}
+}
+
+// UnarmedMapping says that a file was mapped executable in a way that probes do
+// not reach, from one boot time to another (0: it still is).
+func (w *Witness) UnarmedMapping(runID, path string, from, to int64, detail string) {
+	if r := w.run(runID); r != nil {
+		defer r.mu.Unlock()
+		r.unarmedMapping(path, from, to, detail)
+		w.emit(r, max(from, w.cfg.BootTime()), changed)
+	}
+}
+
 // Event takes one decoded record of the ring buffer.
 func (w *Witness) Event(e bpf.Event) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	r := w.byCgroup[e.Cgroup]
+	r := w.ofCgroup(e.Cgroup)
 	if r == nil {
 		return // sealed in the meantime; its counters were read then
 	}
+	defer r.mu.Unlock()
 	if r.take(e) {
 		w.emit(r, max(e.Ns, w.cfg.BootTime()), changed)
+	}
+}
+
+// Stack takes the user stack of a site's first hit. The first one counts.
+func (w *Witness) Stack(cgroup uint64, site uint32, s *evidence.Stack) {
+	r := w.ofCgroup(cgroup)
+	if r == nil {
+		return
+	}
+	defer r.mu.Unlock()
+	for _, n := range r.with(site) {
+		if at := &r.sites[n.at]; at.Probe.Stack && at.stack == nil {
+			at.stack = s
+			r.touch(int(n.at))
+		}
+	}
+	w.emit(r, w.cfg.BootTime(), changed)
+}
+
+// Entry takes one entry of a set. An entry that was told before only raises its
+// count, which the next hourly lines tell.
+func (w *Witness) Entry(cgroup uint64, e Entry) {
+	r := w.ofCgroup(cgroup)
+	if r == nil {
+		return
+	}
+	defer r.mu.Unlock()
+	if r.enter(e, w.room) {
+		w.emit(r, max(e.At, e.Last), changed)
+	}
+}
+
+// room takes so many bytes for entries, if there are any left.
+func (w *Witness) room(n int64) bool {
+	if w.entries.Add(n) > w.cfg.MaxEntryBytes {
+		w.entries.Add(-n)
+		return false
+	}
+	return true
+}
+
+// SystemCalls takes the system calls that a container has used so far.
+func (w *Witness) SystemCalls(cgroup uint64, s SystemCalls) {
+	r := w.ofCgroup(cgroup)
+	if r == nil {
+		return
+	}
+	defer r.mu.Unlock()
+	if r.calls(s) {
+		w.emit(r, max(s.Last, w.cfg.BootTime()), changed)
 	}
 }
 
@@ -126,43 +311,45 @@ func (w *Witness) Event(e bpf.Event) {
 // known, so the gap is the node's.
 func (w *Witness) Undecodable(err error) {
 	now := w.cfg.BootTime()
-	g := &gap{id: NewGapID(), reason: evidence.GapDecodeError, scope: evidence.ScopeNode, from: now, to: now, count: 1, detail: clip(err.Error(), maxDetail)}
+	g := &gap{id: NewGapID(), reason: evidence.GapDecodeError, selector: selector{scope: evidence.ScopeNode}, from: now, to: now, count: 1, detail: clip(err.Error(), maxDetail)}
 	w.sign(g)
 }
 
-// Sweep reads the counters of every live run and writes what changed. The
-// agent calls it when the ring was full: the counters are the truth.
+// Sweep reads the counters of every live run and writes first hits and gaps that
+// nobody told of. The agent calls it when the ring was full: the counters are the
+// truth. What has only grown since is told at most every growEvery.
 func (w *Witness) Sweep() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, r := range w.runs {
-		if r.refresh(w.cfg.Log) {
-			w.emit(r, w.cfg.BootTime(), changed)
+	for _, r := range w.all() {
+		r.mu.Lock()
+		r.refresh(w.cfg.Log)
+		now := w.cfg.BootTime()
+		if len(r.stale)+len(r.unsaid) > 0 || len(r.grown) > 0 && now-r.grewAt >= growEvery {
+			w.emit(r, now, changed)
 		}
+		r.mu.Unlock()
 	}
 }
 
 // Restate writes everything about these runs again, because lines of theirs were
 // dropped. States are cumulative: only the moments of the changes are lost.
 func (w *Witness) Restate(runIDs []string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	for _, id := range runIDs {
-		if r := w.runs[id]; r != nil {
+		if r := w.run(id); r != nil {
 			r.refresh(w.cfg.Log)
-			w.emit(r, w.cfg.BootTime(), everything)
+			w.emit(r, w.cfg.BootTime(), everything|allEntries)
+			r.mu.Unlock()
 		}
 	}
 }
 
-// Hourly writes one coverage line per live run, and the sites whose state or
-// count changed since their last line.
+// Hourly writes one coverage line per live run, and the sites and entries whose
+// state or count changed since their last line.
 func (w *Witness) Hourly() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, r := range w.runs {
+	for _, r := range w.all() {
+		r.mu.Lock()
 		r.refresh(w.cfg.Log)
-		w.emit(r, w.cfg.BootTime(), coverage|changed)
+		w.emit(r, w.cfg.BootTime(), coverage|counts)
+		r.mu.Unlock()
 	}
 }
 
@@ -170,9 +357,12 @@ func (w *Witness) Hourly() {
 // time: a file in trouble has a gap from the last good check on, until it is
 // found well again.
 func (w *Witness) Checked(runID string, at int64, troubles []probe.Trouble) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if r := w.runs[runID]; r != nil && r.checked(at, troubles) {
+	r := w.run(runID)
+	if r == nil {
+		return
+	}
+	defer r.mu.Unlock()
+	if r.checked(at, troubles); len(r.unsaid) > 0 {
 		r.refresh(w.cfg.Log)
 		w.emit(r, at, changed)
 	}
@@ -181,31 +371,34 @@ func (w *Witness) Checked(runID string, at int64, troubles []probe.Trouble) {
 // End seals a run: its counters are read one last time, and coverage and all
 // sites are written. final is false if the container was still there.
 func (w *Witness) End(runID string, at int64, final bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.end(runID, at, final)
 	w.cfg.Sink.Seal()
 }
 
 // Stop ends every run with final: false, because the agent stops.
 func (w *Witness) Stop() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	now := w.cfg.BootTime()
-	for id := range w.runs {
-		w.end(id, now, false)
+	for _, r := range w.all() {
+		w.end(r.runID, now, false)
 	}
-	for _, g := range w.sources {
+	w.mu.Lock()
+	lost := slices.Collect(maps.Values(w.sources))
+	clear(w.sources)
+	w.mu.Unlock()
+	for _, g := range lost {
 		g.to, g.detail = now, "until the agent stopped"
 		w.sign(g)
 	}
-	clear(w.sources)
 	w.cfg.Sink.Seal()
 }
 
 func (w *Witness) end(runID string, at int64, final bool) {
-	r := w.runs[runID]
+	r := w.run(runID)
 	if r == nil {
+		return
+	}
+	defer r.mu.Unlock()
+	if r.over {
 		return
 	}
 	r.public = true
@@ -218,43 +411,64 @@ func (w *Witness) end(runID string, at int64, final bool) {
 			r.close(g, at)
 		}
 	}
+	for i := range r.sites {
+		for _, g := range r.sites[i].gaps {
+			if g.to == 0 {
+				r.closeSite(i, g, at)
+			}
+		}
+	}
 	r.final = final
 	w.emit(r, at, everything)
+	r.over = true
+	for _, set := range r.sets {
+		w.entries.Add(-set.bytes)
+	}
+	w.mu.Lock()
 	delete(w.runs, runID)
 	if w.byCgroup[r.id.CgroupID] == r {
 		delete(w.byCgroup, r.id.CgroupID)
 	}
+	w.mu.Unlock()
 }
 
 // SourceLost opens a gap of the source: containers may start unseen from now on.
 func (w *Witness) SourceLost(source string, from int64, detail string) {
+	g := sourceGap(source, from, 0, detail)
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.sources[source] != nil {
-		return
+	again := w.sources[source] != nil
+	if !again {
+		w.sources[source] = g
 	}
-	g := &gap{id: NewGapID(), reason: evidence.GapRuntimeDisconnected, scope: evidence.ScopeSource, source: source, from: from, count: 1, detail: clip(detail, maxDetail)}
-	w.sources[source] = g
-	w.sign(g)
+	w.mu.Unlock()
+	if !again {
+		w.sign(g)
+	}
 }
 
 // SourceMissed signs that a source told of a container that could not be taken.
 func (w *Witness) SourceMissed(source string, from, to int64, detail string) {
-	g := &gap{id: NewGapID(), reason: evidence.GapRuntimeDisconnected, scope: evidence.ScopeSource, source: source, from: from, to: to, count: 1, detail: clip(detail, maxDetail)}
-	w.sign(g)
+	w.sign(sourceGap(source, from, to, detail))
+}
+
+func sourceGap(source string, from, to int64, detail string) *gap {
+	return &gap{
+		id: NewGapID(), selector: selector{scope: evidence.ScopeSource}, reason: evidence.GapRuntimeDisconnected, source: source,
+		from: from, to: to, count: 1, detail: clip(detail, maxDetail),
+	}
 }
 
 // SourceBack closes it.
 func (w *Witness) SourceBack(source string, to int64) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	g := w.sources[source]
-	if g == nil {
-		return
-	}
 	delete(w.sources, source)
-	g.to = to
-	w.sign(g)
+	w.mu.Unlock()
+	if g != nil {
+		closed := *g // its opening line may be on its way
+		closed.to = to
+		w.sign(&closed)
+	}
 }
 
 // Live is a run as `probity containers` shows it.
@@ -270,11 +484,11 @@ type Live struct {
 
 // Live lists the live runs, in no order.
 func (w *Witness) Live() []Live {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	out := []Live{}
-	for _, r := range w.runs {
+	for _, r := range w.all() {
+		r.mu.Lock()
 		out = append(out, r.live())
+		r.mu.Unlock()
 	}
 	return out
 }

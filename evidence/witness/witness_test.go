@@ -76,6 +76,8 @@ type stage struct {
 	kern *fakeKernel
 	now  int64
 	id   string
+
+	identity container.Identity
 }
 
 const (
@@ -100,7 +102,7 @@ func newStage(t *testing.T, sites ...probe.Site) *stage {
 		Runtime: container.Podman, ID: strings.Repeat("c0", 32), BootID: "b", CgroupID: 42, CgroupPath: "/x",
 		Image: container.Image{DigestReason: "none in this test"},
 	}
-	st.id = id.RunID()
+	st.id, st.identity = id.RunID(), id
 	var searches []probe.Search
 	for _, s := range sites {
 		searches = append(searches, probe.Search{ProbeID: s.Probe.ID, Complete: true})

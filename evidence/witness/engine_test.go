@@ -1,0 +1,424 @@
+package witness
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"probity/bpf"
+	"probity/bpf/policy"
+	"probity/bpf/probe"
+	"probity/evidence"
+	"probity/runtime/image"
+)
+
+// typed is a kernel that counts misses by type and durations.
+type typed struct {
+	*fakeKernel
+	missed    map[evidence.ProbeType]evidence.Loss
+	durations map[uint32]*evidence.Duration
+}
+
+func (k *typed) MissesOf(t evidence.ProbeType) evidence.Loss       { return k.missed[t] }
+func (k *typed) Duration(s probe.Site) (*evidence.Duration, error) { return k.durations[s.ID], nil }
+
+func newTyped(t *testing.T, sites ...probe.Site) (*stage, *typed) {
+	st := newStage(t)
+	k := &typed{st.kern, map[evidence.ProbeType]evidence.Loss{}, map[uint32]*evidence.Duration{}}
+	id := st.runs[st.id].id
+	var searches []probe.Search
+	for _, s := range sites {
+		searches = append(searches, probe.Search{ProbeID: s.Probe.ID, Complete: true})
+	}
+	st.Armed(Start{Identity: id, Source: "hook", Sites: sites, Searches: searches, Arm: k, Notified: armedAt - 100, ArmedAt: armedAt})
+	return st, k
+}
+
+func kernelSite(id uint32, function string, requested, used evidence.ProbeType) probe.Site {
+	return probe.Site{
+		Probe: policy.Probe{ID: "k-" + function, Type: string(requested)}, Requested: requested, Type: used, Armed: true, ID: id,
+		Function: function, Wanted: "openat", Detail: "fentry: no trampolines",
+	}
+}
+
+// A kernel function is in no file, and what the kernel really used is in the
+// line; its confidence is below that of a uprobe beside it.
+func TestKernelFunction(t *testing.T) {
+	st, _ := newTyped(t, armed(1, "hello"), kernelSite(2, "__x64_sys_openat", evidence.Fentry, evidence.Kprobe))
+	st.Publish(st.id, 0)
+	st.hit(1, 1, 6000)
+	st.hit(2, 3, 6000)
+	st.Event(bpf.Event{Kind: bpf.EventHit, Cgroup: 42, Site: 2, Ns: 6000, Pid: 7, Comm: "app", Session: bpf.SessionExec})
+	var k, u *evidence.Observation
+	st.out.lines = nil
+	st.End(st.id, 9000, true)
+	for _, o := range take[*evidence.Observation](st.out) {
+		if o.Function != "" {
+			k = o
+		} else {
+			u = o
+		}
+	}
+	if k.ProbeType != evidence.Kprobe || k.RequestedProbeType != evidence.Fentry || k.Path != "" || k.Offset != nil || *k.Count != 3 || k.Wanted != "openat" || k.Detail == "" {
+		t.Errorf("%+v", k)
+	}
+	if k.Confidence.Value >= u.Confidence.Value || k.Confidence.Inputs.Symbol != "function" {
+		t.Errorf("confidence %v, beside a uprobe's %v", k.Confidence, u.Confidence)
+	}
+	if k.Process == nil || k.Process.Session != evidence.SessionExec {
+		t.Errorf("process %+v", k.Process)
+	}
+}
+
+// What decides whether a site gets a new line is what that line would say.
+func TestSaying(t *testing.T) {
+	reasons := append(slices.Clone(evidence.GapReasons), evidence.GapRingFull)
+	for hit := range 2 {
+		for i, a := range reasons {
+			for _, b := range reasons[i:] {
+				st := newStage(t, armed(1, "hello"))
+				r := st.runs[st.id]
+				r.addGap(&gap{selector: wholeRun, reason: a, from: armedAt, to: armedAt + 1, count: 1})
+				r.addSiteGap(0, &gap{reason: b, from: 9500, count: 1}) // later than the lines reach
+				r.sites[0].counter = bpf.Counter{Count: uint64(hit), FirstNs: 6000, LastNs: 6000}
+				o := r.observe(clock, &r.sites[0], 9000, st.cfg.Log)
+				if got, want := r.saying(&r.sites[0]), (said{o.State, uint64(*o.Count), len(o.Gaps), o.Stack != nil}); got != want {
+					t.Fatalf("%s, %s: %+v, the line says %+v", a, b, got, want)
+				}
+			}
+		}
+	}
+}
+
+// What the kernel missed of one probe type is no gap of another.
+func TestMissesByType(t *testing.T) {
+	st, k := newTyped(t, armed(1, "hello"), kernelSite(2, "do_exit", evidence.Kprobe, evidence.Kprobe))
+	k.missed[evidence.Uprobe] = evidence.Loss{}
+	st.Publish(st.id, 0)
+	k.missed[evidence.Kprobe] = evidence.Loss{N: 4}
+	obs, cov := st.final(t, 9000)
+	if obs["hello"].State != evidence.ArmedNoHit || obs["hello"].Confidence.Inputs.Losses != "none" {
+		t.Errorf("the uprobe: %+v", obs["hello"])
+	}
+	if o := obs[""]; o.State != evidence.Partial || o.Confidence.Inputs.Losses != "some" {
+		t.Errorf("the kprobe: %+v", o)
+	}
+	if cov.Losses.KernelMissed.N != 4 || len(cov.Losses.ByType) != 1 || cov.Losses.ByType[0].ProbeType != evidence.Kprobe {
+		t.Errorf("losses %+v", cov.Losses)
+	}
+	if g := take[*evidence.Gap](st.out); len(g) != 1 || g[0].ProbeType != evidence.Kprobe || g[0].Scope != evidence.ScopeRun {
+		t.Errorf("gaps %+v", g)
+	}
+}
+
+func TestMissesUnknowableOfOneType(t *testing.T) {
+	st, k := newTyped(t, armed(1, "hello"), kernelSite(2, "do_exit", evidence.Kprobe, evidence.Kprobe))
+	k.missed[evidence.Uprobe] = evidence.Loss{Unknowable: true}
+	st.Publish(st.id, 0)
+	obs, cov := st.final(t, 9000)
+	if obs["hello"].Confidence.Inputs.Losses != "unknowable" || obs[""].Confidence.Inputs.Losses != "none" {
+		t.Errorf("%v, %v", obs["hello"].Confidence, obs[""].Confidence)
+	}
+	if !cov.Losses.KernelMissed.Unknowable || cov.Losses.Reason == "" || len(cov.Losses.ByType) != 1 {
+		t.Errorf("%+v", cov.Losses)
+	}
+}
+
+func TestDurationAndStack(t *testing.T) {
+	s := armed(1, "hello")
+	s.Probe.Duration, s.Probe.Stack = true, true
+	st, k := newTyped(t, s)
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	k.durations[1] = evidence.NewDuration([]uint64{0, 0, 3}, 16, 1)
+	st.hit(1, 4, 6000)
+	st.Event(bpf.Event{Kind: bpf.EventHit, Cgroup: 42, Site: 1, Ns: 6000, Pid: 7, Comm: "app"})
+	off := evidence.Uint64(64)
+	var frames []evidence.Frame
+	for range 100 {
+		frames = append(frames, evidence.Frame{BuildID: "ab", Offset: &off, Symbol: strings.Repeat("\x01", 300)})
+	}
+	st.Stack(42, 1, &evidence.Stack{Frames: frames})
+	st.Stack(42, 1, &evidence.Stack{Frames: frames[:1]}) // of a later hit: not the first's
+	got := take[*evidence.Observation](st.out)
+	if len(got) != 2 || got[0].Stack != nil || got[1].Stack == nil || got[0].Duration == nil || got[0].Duration.Count != 3 {
+		t.Fatalf("%d lines: %+v", len(got), got)
+	}
+	stack := got[1].Stack
+	if n := uint64(len(stack.Frames)) + uint64(stack.More); n != 100 || len(stack.Frames) == 0 || stack.Reason == "" {
+		t.Errorf("%d frames listed, %d more: %s", len(stack.Frames), stack.More, stack.Reason)
+	}
+	obs, _ := st.final(t, 9000)
+	if obs["hello"].Stack == nil || obs["hello"].Duration.Unmatched != 1 {
+		t.Errorf("final: %+v", obs["hello"])
+	}
+}
+
+func late(id uint32, symbol, path string) probe.Site {
+	s := armed(id, symbol)
+	s.File = &probe.File{Match: image.Match{Path: path, Origin: "upper"}, Digest: s.File.Digest}
+	return s
+}
+
+// Sites that are armed after the start are partial at best, from the run's start
+// or from when their file was first seen, and their hits are hits.
+func TestLateSites(t *testing.T) {
+	st := newStage(t, armed(1, "hello"))
+	st.Publish(st.id, 0)
+	st.now = 7000
+	st.out.lines = nil
+	a, b := late(2, "a", "/opt/dropped"), late(3, "b", "/opt/dropped")
+	a.Probe.ID, b.Probe.ID = "p-late", "p-late"
+	st.Add(st.id, []probe.Site{a, b}, []probe.Search{{ProbeID: "p-late", Complete: true}}, 6000, evidence.GapLateAttach)
+	gaps := take[*evidence.Gap](st.out)
+	if len(gaps) != 1 || gaps[0].ProbeID != "p-late" || gaps[0].Path != "/opt/dropped" || gaps[0].From != clock.Time(6000) || gaps[0].To != clock.Time(7000) || gaps[0].Scope != evidence.ScopeSite {
+		t.Fatalf("%+v", gaps)
+	}
+	if got := take[*evidence.Observation](st.out); len(got) != 2 || got[0].State != evidence.Partial || got[0].From != clock.Time(armedAt) {
+		t.Fatalf("%+v", got)
+	}
+	st.hit(3, 1, 7500)
+	st.Event(bpf.Event{Kind: bpf.EventHit, Cgroup: 42, Site: 3, Ns: 7500, Pid: 7, Comm: "app"})
+	if got := take[*evidence.Observation](st.out); len(got) != 1 || got[0].Symbol != "b" || got[0].State != evidence.Hit || got[0].Complete {
+		t.Fatalf("%+v", got)
+	}
+	obs, cov := st.final(t, 9000)
+	if obs["a"].State != evidence.Partial || obs["b"].State != evidence.Hit || obs["hello"].State != evidence.ArmedNoHit {
+		t.Errorf("%s %s %s", obs["a"].State, obs["b"].State, obs["hello"].State)
+	}
+	if len(cov.Probes) != 2 || cov.Probes[1].State != evidence.Hit || cov.Probes[1].Sites != 2 {
+		t.Errorf("%+v", cov.Probes)
+	}
+}
+
+// A file that was only touched is another inode with the same bytes: for a reader
+// it is the same site, whose hits add up. A hit is not lost by it.
+func TestArmedAgain(t *testing.T) {
+	st := newStage(t, armed(1, "hello"), armed(9, "other"))
+	st.Publish(st.id, 0)
+	st.hit(1, 5, 6000)
+	st.now = 6000
+	for id := uint32(2); id < 40; id++ { // again and again, past what is kept
+		st.now += 10
+		st.Checked(st.id, st.now, []probe.Trouble{{Path: libPath, Reason: evidence.GapFileChanged, Detail: "copied up"}})
+		again := armed(id+100, "hello")
+		again.Offset = armed(1, "hello").Offset
+		st.Add(st.id, []probe.Site{again}, nil, st.now-5, evidence.GapFileChanged)
+		st.hit(id+100, 1, st.now+1)
+		st.Checked(st.id, st.now+2, nil)
+	}
+	obs, cov := st.final(t, 9000)
+	if len(obs) != 2 || *obs["hello"].Count != 5+38 || obs["hello"].FirstAt != clock.Time(6000) || obs["hello"].Complete {
+		t.Errorf("%d lines, %+v", len(obs), obs["hello"])
+	}
+	if len(cov.Probes) != 2 || cov.Probes[0].Sites != 1 {
+		t.Errorf("%+v", cov.Probes)
+	}
+	if obs["other"].State != evidence.Partial { // of the same file
+		t.Errorf("%+v", obs["other"])
+	}
+}
+
+// A site that was never armed may be found armed later: these are two lines, and
+// the first remains true of the start.
+func TestLateFoundFile(t *testing.T) {
+	gone := probe.Site{Probe: policy.Probe{ID: "p", Type: "uprobe", File: "/opt/*"}, Requested: evidence.Uprobe, Reason: evidence.FileNotFound}
+	st := newStage(t, gone)
+	st.Publish(st.id, 0)
+	s := late(2, "f", "/opt/x")
+	s.Probe.ID = "p"
+	st.Add(st.id, []probe.Site{s, gone}, []probe.Search{{ProbeID: "p", Complete: true}}, 0, evidence.GapLateAttach)
+	st.hit(2, 1, 6000)
+	obs, cov := st.final(t, 9000)
+	if len(obs) != 2 || obs["f"].State != evidence.Hit || obs[""].State != evidence.NotArmed || cov.Probes[0].State != evidence.Hit {
+		t.Errorf("%+v, %+v", obs, cov.Probes)
+	}
+}
+
+// One of two sites of a probe stands down, then both do, then one counts again.
+func TestStood(t *testing.T) {
+	a, b := armed(1, "a"), armed(2, "b")
+	a.Probe.ID, b.Probe.ID = "p", "p"
+	st := newStage(t, a, b, armed(3, "other"))
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	st.hit(1, 7, 6000)
+	st.now = 6100
+	st.Stood(st.id, evidence.GapStoodDown, 6050, "stopAfter: 7", 1)
+	gaps := take[*evidence.Gap](st.out)
+	if len(gaps) != 1 || gaps[0].Symbol != "a" || gaps[0].Offset == nil || gaps[0].Scope != evidence.ScopeSite || !gaps[0].To.IsZero() {
+		t.Fatalf("%+v", gaps)
+	}
+	if got := take[*evidence.Observation](st.out); len(got) != 1 || got[0].State != evidence.Hit || *got[0].Count != 7 || got[0].Complete {
+		t.Fatalf("%+v", got)
+	}
+	st.Rearmed(st.id, 6500, 1)
+	if g := take[*evidence.Gap](st.out); len(g) != 1 || g[0].GapID != gaps[0].GapID || g[0].To != clock.Time(6500) {
+		t.Fatalf("%+v", g)
+	}
+	st.Stood(st.id, evidence.GapBudgetDisarm, 7000, "more than 1000 hits a second", 1, 2)
+	st.Stood(st.id, evidence.GapBudgetDisarm, 7010, "again", 1, 2) // known
+	whole := take[*evidence.Gap](st.out)
+	if len(whole) != 1 || whole[0].ProbeID != "p" || whole[0].Symbol != "" {
+		t.Fatalf("%+v", whole)
+	}
+	st.Rearmed(st.id, 8000, 2)
+	if g := take[*evidence.Gap](st.out); len(g) != 2 || g[0].GapID != whole[0].GapID || g[0].To != clock.Time(8000) || g[1].Symbol != "a" || g[1].From != clock.Time(8000) {
+		t.Fatalf("%+v", g)
+	}
+	obs, cov := st.final(t, 9000)
+	if o := obs["a"]; o.State != evidence.Hit || o.Complete || len(o.Gaps) != 2 || o.Gaps[0].DurationNs+o.Gaps[1].DurationNs != 450+1000+1000 {
+		t.Errorf("%+v", o)
+	}
+	if o := obs["b"]; o.State != evidence.Partial || len(o.Gaps) != 1 || o.Gaps[0].DurationNs != 1000 {
+		t.Errorf("%+v", o)
+	}
+	if obs["other"].State != evidence.ArmedNoHit || cov.Probes[0].State != evidence.Hit {
+		t.Errorf("%+v %+v", obs["other"], cov.Probes)
+	}
+}
+
+// A probe of ten thousand sites that stands down is one line, not ten thousand;
+// so is one of which all stand but one.
+func TestManyStood(t *testing.T) {
+	const n = 10_000
+	var sites []probe.Site
+	var ids []uint32
+	for i := range uint32(n) {
+		s := armed(i+1, fmt.Sprint("f", i))
+		s.Probe.ID = "p"
+		sites, ids = append(sites, s), append(ids, i+1)
+	}
+	st := newStage(t, sites...)
+	st.runs[st.id].searches = st.runs[st.id].searches[:1]
+	st.runs[st.id].searches[0].ProbeID = "p"
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	for i := range 80 {
+		at := int64(6000 + 10*i)
+		st.Stood(st.id, evidence.GapStoodDown, at, "stopAfter", ids...)
+		st.Rearmed(st.id, at+4, ids...)
+	}
+	if g := take[*evidence.Gap](st.out); len(g) != 160 {
+		t.Fatalf("%d gap lines", len(g))
+	}
+	if got := take[*evidence.Observation](st.out); len(got) != n {
+		t.Errorf("%d lines: each site became partial once", len(got))
+	}
+	if kept := len(st.runs[st.id].gaps); kept > 2*manyGaps {
+		t.Errorf("%d gaps are kept", kept)
+	}
+	obs, _ := st.final(t, 9000)
+	if o := obs["f7"]; o.State != evidence.Partial || len(o.Gaps) != 1 || o.Gaps[0].DurationNs != 320 || o.Gaps[0].Count.N != 80 || o.Gaps[0].From != clock.Time(6000) || o.Gaps[0].To != clock.Time(6000+790+4) {
+		t.Errorf("%+v", o.Gaps)
+	}
+}
+
+func TestAttributionLost(t *testing.T) {
+	st := newStage(t, armed(1, "hello"), armed(2, "hit"))
+	st.Publish(st.id, 0)
+	st.hit(2, 1, 5500)
+	st.out.lines = nil
+	st.Event(bpf.Event{Kind: bpf.EventLost, Cgroup: 42, Ns: 6000, Pid: 7})
+	if g := take[*evidence.Gap](st.out); len(g) != 1 || g[0].Reason != evidence.GapAttributionLost || g[0].From != clock.Time(6000) || !g[0].To.IsZero() {
+		t.Fatalf("%+v", g)
+	}
+	if got := take[*evidence.Observation](st.out); len(got) != 2 {
+		t.Fatalf("%+v", got)
+	}
+	st.AttributionLost(st.id, 2, 6100, "seen in another cgroup")
+	st.kern.run.Left = 3
+	obs, cov := st.final(t, 9000)
+	if o := obs["hello"]; o.State != evidence.Partial || o.Gaps[0].Count.N != 5 || o.Gaps[0].DurationNs != 3000 {
+		t.Errorf("%+v", o)
+	}
+	if o := obs["hit"]; o.State != evidence.Hit || o.Complete {
+		t.Errorf("%+v", o)
+	}
+	if len(cov.GapReasons) != 1 || cov.GapReasons[0] != evidence.GapAttributionLost {
+		t.Errorf("%v", cov.GapReasons)
+	}
+}
+
+// Processes that could not be followed may have left.
+func TestUntracked(t *testing.T) {
+	st := newStage(t, armed(1, "hello"))
+	st.Publish(st.id, 0)
+	st.kern.run.Untracked = 2
+	obs, _ := st.final(t, 9000)
+	if o := obs["hello"]; o.State != evidence.Partial || o.Gaps[0].Reason != evidence.GapAttributionLost || o.Gaps[0].Count.N != 2 {
+		t.Errorf("%+v", o)
+	}
+}
+
+// A container that maps files shared and executable as often as it can makes one
+// line for each of so many files, and one for all others; the sites of the files
+// that it did so with are partial.
+func TestUnarmedMapping(t *testing.T) {
+	other := late(2, "other", "/opt/x")
+	st := newStage(t, armed(1, "hello"), other)
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	for i := range 1000 {
+		st.UnarmedMapping(st.id, libPath, 6000+int64(i), 0, "shared and executable")
+	}
+	if n := len(st.out.lines); n > 4 {
+		t.Fatalf("%d lines for one file", n)
+	}
+	for i := range 1000 {
+		st.UnarmedMapping(st.id, fmt.Sprint("/tmp/", i), 6000, 6001, "shared and executable")
+	}
+	lines := len(st.out.lines)
+	if lines > 2*maxGapFiles+20 {
+		t.Fatalf("%d lines", lines)
+	}
+	obs, _ := st.final(t, 9000)
+	if o := obs["hello"]; o.State != evidence.Partial || o.Gaps[0].Reason != evidence.GapUnarmedMapping || o.Gaps[0].Count.N < 1000 {
+		t.Errorf("%+v", o.Gaps)
+	}
+	if o := obs["other"]; o.State != evidence.Partial {
+		t.Errorf("further files may be this one: %+v", o)
+	}
+}
+
+// The ring is full all the time: first hits are told at once, and how many details
+// were lost is told now and then, and at the end.
+func TestSweepIsBounded(t *testing.T) {
+	var sites []probe.Site
+	for i := range uint32(100) {
+		sites = append(sites, armed(i+1, fmt.Sprint("f", i)))
+	}
+	st := newStage(t, sites...)
+	st.Publish(st.id, 0)
+	for i := range uint32(99) {
+		st.hit(i+1, 1, 6000)
+	}
+	st.kern.run.RingFull = 1 // each line tells of the gap once
+	st.Sweep()
+	st.out.lines = nil
+	const second = 1e9
+	for i := range 600 { // ten minutes of hits on everything
+		st.now += second
+		for i := range uint32(99) {
+			st.hit(i+1, 1000, st.now)
+		}
+		st.kern.run.RingFull += 50
+		if i == 300 {
+			st.hit(100, 1, st.now)
+		}
+		st.Sweep()
+	}
+	if got := take[*evidence.Observation](st.out); len(got) != 1 || got[0].Symbol != "f99" {
+		t.Errorf("%d lines of sites, the one first hit has one", len(got))
+	}
+	if g := take[*evidence.Gap](st.out); len(g) > 62 || len(g) < 30 {
+		t.Errorf("%d lines of the ring", len(g))
+	}
+	at := st.now + 5
+	obs, cov := st.final(t, at)
+	g := take[*evidence.Gap](st.out)
+	if *obs["f0"].Count != 1+600_000 || cov.Losses.RingFull.N != 30_001 || g[len(g)-1].Count.N != 30_001 {
+		t.Errorf("count %d, lost %v, gap %v", *obs["f0"].Count, cov.Losses, g[len(g)-1])
+	}
+}

@@ -1,0 +1,217 @@
+package witness
+
+import (
+	"strconv"
+
+	"probity/bpf"
+	"probity/bpf/probe"
+	"probity/evidence"
+)
+
+// Bounds on the entries of sets (FORMAT.md, "Sets"). The node's protects the
+// agent from many containers that all fill their sets.
+const (
+	MaxEntries           = 4096     // of one run and set
+	maxEntryText         = 2 << 20  // bytes of their texts
+	DefaultMaxEntryBytes = 64 << 20 // bytes of all entries of all runs
+	entryCost            = 512      // of one entry without its texts
+)
+
+// Entry is one thing that a set saw: an executable that was run, a file that was
+// mapped or opened, a connection. Only the first of equal ones needs to be told;
+// two are equal if all but At, Last, Count, Process, Parent and Detail are.
+type Entry struct {
+	Set     string // one of evidence.Sets, but not syscalls
+	At      int64  // boot time of the first time, or of this one
+	Last    int64  // of the last; At if 0
+	Count   uint64 // how often so far, as the kernel counted; 0: each call tells of one time
+	Process evidence.Process
+
+	// Path in the container, and what is known of the file: whoever computes a
+	// digest does so before.
+	Path, FileDigest, BuildID, Origin, LayerDiffID string
+	Detail                                         string // why there is no digest, for a person
+
+	evidence.Entry
+}
+
+// SystemCalls are the system calls that a container has used so far.
+type SystemCalls struct {
+	First, Last int64 // boot times of the first and the last new number
+	Calls       []evidence.SystemCalls
+	IOUring     bool
+}
+
+// set is one set of a run.
+type set struct {
+	sites   []int // the lines about the set itself: one for each probe that wants it
+	entries map[string]*entry
+	order   []*entry
+	bytes   int64 // counted against the bounds
+	past    uint64
+	counter bpf.Counter // of all entries together
+	calls   SystemCalls
+}
+
+// entry is one distinct entry.
+type entry struct {
+	Entry
+	said uint64 // the count that its last line says
+}
+
+// findSets finds the sets among the sites from a place on.
+func (r *run) findSets(from int) {
+	for i := from; i < len(r.sites); i++ {
+		s := &r.sites[i]
+		if s.Set == "" || !s.Armed {
+			continue
+		}
+		if r.sets == nil {
+			r.sets = map[string]*set{}
+		}
+		if r.sets[s.Set] == nil {
+			r.sets[s.Set] = &set{entries: map[string]*entry{}}
+		}
+		r.sets[s.Set].sites = append(r.sets[s.Set].sites, i)
+	}
+}
+
+// appendKey appends what tells an entry from others: its texts, each after its
+// length, so that a NUL in one does not make two alike.
+func (e *Entry) appendKey(b []byte) []byte {
+	for _, s := range [...]string{e.Path, e.FileDigest, e.BuildID, e.Origin, e.LayerDiffID, e.Device, e.Mapped, e.Operation, e.Protocol, e.Family, e.Address, e.Access} {
+		b = append(strconv.AppendInt(b, int64(len(s)), 36), ':')
+		b = append(b, s...)
+	}
+	return strconv.AppendInt(append(strconv.AppendUint(b, uint64(e.Inode), 36), ' '), int64(e.Port), 36)
+}
+
+// enter notes an entry. It reports whether there is something to write: a new
+// entry, or that the set is past its bound. room says whether the node has room
+// for so many bytes.
+func (r *run) enter(e Entry, room func(int64) bool) bool {
+	set := r.sets[e.Set]
+	if set == nil || e.Set == evidence.SetSyscalls {
+		return false // no probe wants it
+	}
+	e.Last = max(e.Last, e.At)
+	var buf [512]byte
+	key := e.appendKey(buf[:0])
+	have := set.entries[string(key)]
+	seen := max(1, e.Count)
+	if have != nil {
+		if e.Count == 0 {
+			have.Count++
+		} else if e.Count <= have.Count {
+			return false
+		} else {
+			seen, have.Count = e.Count-have.Count, e.Count
+		}
+		have.At, have.Last = min(have.At, e.At), max(have.Last, e.Last)
+		r.saw(set, e, seen)
+		return false
+	}
+	size := int64(entryCost + 2*len(key) + len(e.Detail) + len(e.Process.Path))
+	if len(set.order) >= MaxEntries || set.bytes+size > maxEntryText+MaxEntries*entryCost || !room(size) {
+		set.past++
+		r.saw(set, e, seen)
+		for _, i := range set.sites {
+			if g := r.standing(&r.sites[i], evidence.GapSetFull); g != nil {
+				r.grow(g, set.past)
+			} else {
+				r.addSiteGap(i, &gap{reason: evidence.GapSetFull, from: e.At, count: set.past, detail: "distinct entries past the bound of the set: they have no lines"})
+			}
+		}
+		return set.past == 1
+	}
+	e.Count = seen
+	have = &entry{Entry: e}
+	set.entries[string(key)] = have
+	set.order = append(set.order, have)
+	set.bytes += size
+	r.fresh = append(r.fresh, have)
+	r.saw(set, e, seen)
+	return true
+}
+
+// saw counts for the lines about the set itself.
+func (r *run) saw(set *set, e Entry, n uint64) {
+	c := &set.counter
+	c.Count += n
+	if c.FirstNs == 0 || e.At < c.FirstNs {
+		c.FirstNs = e.At
+	}
+	c.LastNs = max(c.LastNs, e.Last)
+	r.last = max(r.last, c.LastNs)
+	r.spread(set, &e.Process)
+}
+
+// spread hands the set's counter to its lines.
+func (r *run) spread(set *set, p *evidence.Process) {
+	for _, i := range set.sites {
+		s := &r.sites[i]
+		s.merge(set.counter)
+		if s.process == nil && p != nil && *p != (evidence.Process{}) {
+			first := *p
+			s.process = &first
+		}
+		if s.said.state != evidence.Hit {
+			r.touch(i)
+		}
+	}
+}
+
+// calls takes the system calls that were used so far, and reports whether there
+// are more than before.
+func (r *run) calls(now SystemCalls) bool {
+	set := r.sets[evidence.SetSyscalls]
+	if set == nil {
+		return false
+	}
+	n := uint64(0)
+	for _, c := range now.Calls {
+		n += uint64(len(c.Numbers))
+		if c.Beyond {
+			n++
+		}
+	}
+	if n == 0 || n <= set.counter.Count && now.IOUring == set.calls.IOUring {
+		return false
+	}
+	set.calls = now
+	set.counter = bpf.Counter{Count: max(n, set.counter.Count), FirstNs: now.First, LastNs: max(now.First, now.Last)}
+	r.last = max(r.last, set.counter.LastNs)
+	r.spread(set, nil)
+	for _, i := range set.sites {
+		r.touch(i)
+	}
+	return true
+}
+
+// observeEntry makes the observation of an entry for one of the probes that want
+// its set.
+func (r *run) observeEntry(c evidence.Clock, s *site, e *entry, to int64) *evidence.Observation {
+	o := r.begin(c, s, to)
+	count := evidence.Uint64(e.Count)
+	o.State, o.Count, o.FirstAt, o.LastAt = evidence.Hit, &count, c.Time(e.At), c.Time(e.Last)
+	o.Path, o.FileDigest, o.BuildID, o.Origin, o.LayerDiffID, o.Detail = e.Path, e.FileDigest, e.BuildID, e.Origin, e.LayerDiffID, e.Detail
+	o.Entry = &e.Entry.Entry
+	if e.Process != (evidence.Process{}) {
+		o.Process = &e.Process
+	}
+	_, o.Complete = r.windows(s, to)
+	o.Gaps = r.siteGaps(c, s, to)
+	return o
+}
+
+// entriesOf counts the entries of the probe's set.
+func (r *run) entriesOf(s probe.Search) (n uint64) {
+	for _, set := range r.sets {
+		for _, i := range set.sites {
+			if r.sites[i].Probe.ID == s.ProbeID {
+				n = max(n, uint64(len(set.order)))
+			}
+		}
+	}
+	return n
+}

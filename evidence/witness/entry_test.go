@@ -1,0 +1,251 @@
+package witness
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"probity/bpf/policy"
+	"probity/bpf/probe"
+	"probity/evidence"
+)
+
+func setSite(set string) probe.Site {
+	return probe.Site{Probe: policy.Probe{ID: "set-" + set, Set: set}, Set: set, Requested: evidence.UnknownProbe, Type: evidence.RawTracepoint, Armed: true}
+}
+
+func connect(addr string, port int, at int64) Entry {
+	return Entry{
+		Set: evidence.SetNetwork, At: at, Process: evidence.Process{Pid: 7, Comm: "curl"},
+		Entry: evidence.Entry{Operation: "connect", Protocol: "tcp", Family: "ipv4", Address: addr, Port: port},
+	}
+}
+
+// split tells a set's own lines from those of its entries.
+func split(lines []*evidence.Observation) (own, entries []*evidence.Observation) {
+	for _, o := range lines {
+		if o.Entry == nil {
+			own = append(own, o)
+		} else {
+			entries = append(entries, o)
+		}
+	}
+	return own, entries
+}
+
+func TestEntries(t *testing.T) {
+	st := newStage(t, setSite(evidence.SetNetwork), setSite(evidence.SetExec), armed(1, "hello"))
+	st.Publish(st.id, 0)
+	own, entries := split(take[*evidence.Observation](st.out))
+	if len(own) != 3 || len(entries) != 0 || own[0].State != evidence.ArmedNoHit || own[0].Set != evidence.SetNetwork {
+		t.Fatalf("%+v", own)
+	}
+	st.out.lines = nil
+	st.Entry(42, connect("192.0.2.1", 443, 6000))
+	st.Entry(42, connect("192.0.2.1", 443, 6001)) // seen before
+	st.Entry(42, connect("192.0.2.1", 80, 6002))
+	st.Entry(42, Entry{Set: evidence.SetFiles, At: 6003, Path: "/etc/passwd"}) // no probe wants it
+	st.Entry(43, connect("192.0.2.1", 81, 6002))                               // another container
+	own, entries = split(take[*evidence.Observation](st.out))
+	if len(own) != 1 || own[0].State != evidence.Hit || own[0].Entries != 1 || *own[0].Count != 1 || own[0].Process == nil {
+		t.Fatalf("the set's lines: %+v", own)
+	}
+	if len(entries) != 2 || entries[1].Entry.Port != 80 || entries[1].State != evidence.Hit || *entries[1].Count != 1 || entries[1].FirstAt != clock.Time(6002) {
+		t.Fatalf("%+v", entries)
+	}
+	st.now = 7000
+	st.out.lines = nil
+	st.Hourly()
+	own, entries = split(take[*evidence.Observation](st.out))
+	if len(own) != 1 || *own[0].Count != 3 || own[0].Entries != 2 || len(entries) != 1 || *entries[0].Count != 2 || entries[0].LastAt != clock.Time(6001) {
+		t.Fatalf("hourly: %+v %+v", own, entries)
+	}
+	st.Restate([]string{st.id})
+	if _, entries = split(take[*evidence.Observation](st.out)); len(entries) != 2 {
+		t.Fatalf("said again: %+v", entries)
+	}
+	e := connect("192.0.2.1", 443, 8000)
+	e.Count = 50 // what the kernel counted
+	st.Entry(42, e)
+	e.Count = 49 // an older reading
+	st.Entry(42, e)
+	st.out.lines = nil
+	st.End(st.id, 9000, true)
+	own, entries = split(take[*evidence.Observation](st.out))
+	if len(entries) != 1 || *entries[0].Count != 50 || !entries[0].Final {
+		t.Errorf("at the end: %+v", entries)
+	}
+	cov := take[*evidence.Coverage](st.out)
+	if p := cov[0].Probes; p[0].State != evidence.Hit || p[0].Sites != 1 || p[0].Entries != 2 || p[1].State != evidence.ArmedNoHit || p[1].Entries != 0 {
+		t.Errorf("%+v", p)
+	}
+	for _, o := range own {
+		if o.Set == evidence.SetNetwork && (*o.Count != 51 || o.Entries != 2 || !o.Final || !o.Complete) {
+			t.Errorf("%+v", o)
+		}
+	}
+	if n := st.entries.Load(); n != 0 {
+		t.Errorf("%d bytes of entries are still counted", n)
+	}
+}
+
+// What was seen before the first lines are written is among them.
+func TestEntryBeforePublish(t *testing.T) {
+	st := newStage(t, setSite(evidence.SetNetwork))
+	st.Entry(42, connect("192.0.2.1", 443, 6000))
+	st.Publish(st.id, 0)
+	own, entries := split(take[*evidence.Observation](st.out))
+	if len(own) != 1 || own[0].State != evidence.Hit || len(entries) != 1 {
+		t.Fatalf("%+v %+v", own, entries)
+	}
+}
+
+// A container that makes up paths fills its own sets, and the bound is signed
+// with what it left out; the sink checks that each line can be written.
+func TestEntriesAreBounded(t *testing.T) {
+	st := newStage(t, setSite(evidence.SetFiles), setSite(evidence.SetExec))
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	const n = MaxEntries + 1000
+	for i := range n {
+		st.Entry(42, Entry{Set: evidence.SetFiles, At: 6000 + int64(i), Path: fmt.Sprint("/tmp/", i), Entry: evidence.Entry{Access: "read"}})
+	}
+	own, entries := split(take[*evidence.Observation](st.out))
+	if len(entries) != MaxEntries || len(own) != 2 {
+		t.Fatalf("%d entries, %d lines of the set: when it began and when it was full", len(entries), len(own))
+	}
+	st.Entry(42, Entry{Set: evidence.SetExec, At: 9000, Path: "/bin/sh", FileDigest: "sha256:" + strings.Repeat("ab", 32)})
+	if _, more := split(take[*evidence.Observation](st.out)); len(more) != 1 {
+		t.Error("the other set is full too")
+	}
+	st.out.lines = nil
+	st.End(st.id, 20_000, true)
+	own, _ = split(take[*evidence.Observation](st.out))
+	if o := own[0]; o.Entries != MaxEntries || *o.Count != n || len(o.Gaps) != 1 || o.Gaps[0].Reason != evidence.GapSetFull || o.Gaps[0].Count.N != 1000 || o.State != evidence.Hit || !o.Complete {
+		t.Errorf("%+v", o)
+	}
+	if len(own[1].Gaps) != 0 {
+		t.Errorf("the other set: %+v", own[1])
+	}
+	g := take[*evidence.Gap](st.out)
+	if last := g[len(g)-1]; last.ProbeID != "set-files" || last.Count.N != 1000 {
+		t.Errorf("%+v", g)
+	}
+}
+
+func TestEntriesOfTheNodeAreBounded(t *testing.T) {
+	st := newStage(t, setSite(evidence.SetFiles))
+	st.Witness.cfg.MaxEntryBytes = 10_000
+	st.Publish(st.id, 0)
+	for i := range 100 {
+		st.Entry(42, Entry{Set: evidence.SetFiles, At: 6000, Path: fmt.Sprint("/tmp/", i), Entry: evidence.Entry{Access: "read"}})
+	}
+	st.out.lines = nil
+	st.End(st.id, 20_000, true)
+	own, _ := split(take[*evidence.Observation](st.out))
+	if o := own[0]; o.Entries == 0 || o.Entries > 20 || uint64(o.Entries)+o.Gaps[0].Count.N != 100 {
+		t.Errorf("%+v", o)
+	}
+	if n := st.entries.Load(); n != 0 {
+		t.Errorf("%d bytes are still counted", n)
+	}
+}
+
+// Texts that only differ in where one ends and the next begins are two entries.
+func TestEntryKeys(t *testing.T) {
+	a := Entry{Path: "/a", FileDigest: "b"}
+	b := Entry{Path: "/ab"}
+	c := Entry{Path: "/a", Entry: evidence.Entry{Access: "b"}}
+	seen := map[string]bool{}
+	for _, e := range []Entry{a, b, c, {Entry: evidence.Entry{Inode: 12, Port: 3}}, {Entry: evidence.Entry{Inode: 1, Port: 23}}} {
+		seen[string(e.appendKey(nil))] = true
+	}
+	if len(seen) != 5 {
+		t.Errorf("%d of 5 are told apart", len(seen))
+	}
+	d := a
+	d.At, d.Count, d.Process.Pid, d.Parent, d.Detail = 5, 6, 7, &evidence.Process{Pid: 1}, "x"
+	if string(d.appendKey(nil)) != string(a.appendKey(nil)) {
+		t.Error("an entry is told apart by what is not its own")
+	}
+}
+
+func TestSystemCalls(t *testing.T) {
+	st := newStage(t, setSite(evidence.SetSyscalls))
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	calls := SystemCalls{First: 6000, Last: 6100, Calls: []evidence.SystemCalls{{Arch: "x86_64", Numbers: []int{1, 59}}}}
+	st.SystemCalls(42, SystemCalls{First: 6000}) // nothing yet
+	st.SystemCalls(42, calls)
+	st.SystemCalls(42, calls) // the same
+	got := take[*evidence.Observation](st.out)
+	if len(got) != 1 || got[0].State != evidence.Hit || *got[0].Count != 2 || got[0].IOUring || got[0].SystemCalls[0].Numbers[1] != 59 {
+		t.Fatalf("%+v", got)
+	}
+	calls.Calls = []evidence.SystemCalls{{Arch: "x86_64", Numbers: []int{1, 59, 425}}, {Arch: "i386", Numbers: []int{}, Beyond: true}}
+	calls.IOUring, calls.Last = true, 7000
+	st.SystemCalls(42, calls)
+	if got = take[*evidence.Observation](st.out); len(got) != 1 || *got[0].Count != 4 || !got[0].IOUring {
+		t.Fatalf("%+v", got)
+	}
+	obs, _ := st.final(t, 9000)
+	if o := obs[""]; o.LastAt != clock.Time(7000) || o.Set != evidence.SetSyscalls || len(o.SystemCalls) != 2 {
+		t.Errorf("%+v", o)
+	}
+}
+
+// locked is a sink that may be called by several at once.
+type locked struct {
+	sync.Mutex
+	*strict
+}
+
+func (l *locked) Append(runID string, build func(evidence.Clock) []evidence.Line) error {
+	l.Lock()
+	defer l.Unlock()
+	return l.strict.Append(runID, build)
+}
+
+func (l *locked) Seal() {}
+
+// Several containers at once, while others begin, end and are listed: every
+// entry has its line.
+func TestEntriesAtOnce(t *testing.T) {
+	st := newStage(t)
+	out := &locked{strict: &strict{sink: sink{t: t}}}
+	st.Witness.cfg.Sink = out
+	const runs, each = 8, 200
+	var wg sync.WaitGroup
+	for i := range uint64(runs) {
+		wg.Go(func() {
+			id := st.identity
+			id.ID, id.CgroupID = strings.Repeat(fmt.Sprintf("%02x", i), 32), 100+i
+			st.Armed(Start{Identity: id, Source: "hook", Sites: []probe.Site{setSite(evidence.SetFiles)}, Arm: st.kern, ArmedAt: armedAt})
+			st.Publish(id.RunID(), 0)
+			for n := range each {
+				st.Entry(100+i, Entry{Set: evidence.SetFiles, At: 6000, Path: fmt.Sprint("/", n), Entry: evidence.Entry{Access: "read"}})
+				if n%50 == 0 {
+					st.Live()
+					st.Sweep()
+				}
+			}
+			st.End(id.RunID(), 9000, true)
+		})
+	}
+	wg.Wait()
+	perRun := map[string]int{}
+	for _, l := range out.lines {
+		if o, ok := l.(*evidence.Observation); ok && o.Entry != nil {
+			perRun[o.RunID]++
+		}
+	}
+	if len(perRun) != runs {
+		t.Fatalf("%d runs have entries", len(perRun))
+	}
+	for id, n := range perRun {
+		if n != each {
+			t.Errorf("run %s has %d lines of entries, want %d", id, n, each)
+		}
+	}
+}

@@ -1,0 +1,201 @@
+package witness
+
+import (
+	"cmp"
+	"slices"
+
+	"probity/bpf"
+	"probity/bpf/probe"
+	"probity/evidence"
+)
+
+// site is one site and what was last said of it.
+type site struct {
+	*probe.Site               // the caller's; not changed after it was handed over
+	earlier     []*probe.Site // the same instruction, armed before under another number
+	retired     uint64        // what was counted under numbers that are kept no more
+	counter     bpf.Counter   // of all of them together
+	process     *evidence.Process
+	stack       *evidence.Stack // both of the first hit
+	gaps        []*gap          // of this site alone
+
+	said  said
+	stale bool // is to be looked at for the next lines
+}
+
+// said is what the last line about a site said; a change makes a new line.
+type said struct {
+	state evidence.State
+	count uint64
+	gaps  int
+	stack bool
+}
+
+// maxEarlier bounds how many numbers in the kernel one site keeps: a file that
+// the container touches again and again is armed again and again.
+const maxEarlier = 8
+
+func (s *site) path() string {
+	if s.File == nil {
+		return ""
+	}
+	return s.File.Match.Path
+}
+
+// name is the symbol, or the kernel function.
+func (s *site) name() string {
+	if s.Function != "" {
+		return s.Function
+	}
+	return s.Symbol
+}
+
+// counted reports whether the site has a counter in the kernel. A set's entries
+// are told one by one.
+func (s *site) counted() bool { return s.Armed && (s.Set == "" || s.ID != 0) }
+
+// identity is what makes two sites one for a reader of the evidence: a file that
+// was touched is another inode, and the same instruction.
+type identity struct {
+	probe, path, digest, symbol, function, event, set string
+	offset                                            uint64
+	hasOffset, armed                                  bool
+	reason                                            evidence.NotArmedReason
+}
+
+func identityOf(s *probe.Site) identity {
+	id := identity{probe: s.Probe.ID, symbol: s.Symbol, function: s.Function, event: s.Event + s.Marker, set: s.Set, hasOffset: s.HasOffset, armed: s.Armed, reason: s.Reason}
+	if s.HasOffset {
+		id.offset = s.Offset
+	}
+	if s.File != nil {
+		id.path = s.File.Match.Path
+		if s.File.Digest != nil {
+			id.digest, _ = s.File.Digest()
+		}
+	}
+	return id
+}
+
+// index orders the armed sites by their number in the kernel, so that an event
+// finds its own among thousands.
+func (r *run) index() {
+	r.byID = r.byID[:0]
+	for i := range r.sites {
+		s := &r.sites[i]
+		if s.Armed && s.Set == "" {
+			r.byID = append(r.byID, numbered{s.ID, int32(i)})
+			for _, e := range s.earlier {
+				r.byID = append(r.byID, numbered{e.ID, int32(i)})
+			}
+		}
+	}
+	slices.SortFunc(r.byID, func(a, b numbered) int { return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.at, b.at)) })
+}
+
+type numbered struct {
+	id uint32
+	at int32 // in run.sites
+}
+
+// with returns the places of the sites with a number: several probes may want
+// one instruction.
+func (r *run) with(id uint32) []numbered {
+	i, _ := slices.BinarySearchFunc(r.byID, id, func(n numbered, id uint32) int { return cmp.Compare(n.id, id) })
+	j := i
+	for j < len(r.byID) && r.byID[j].id == id {
+		j++
+	}
+	return r.byID[i:j]
+}
+
+// touch makes the site one that the next lines look at.
+func (r *run) touch(i int) {
+	if !r.sites[i].stale {
+		r.sites[i].stale = true
+		r.stale = append(r.stale, int32(i))
+	}
+}
+
+// seen notes the first hit of the sites with a number.
+func (r *run) seen(id uint32, e bpf.Event) (changed bool) {
+	for _, n := range r.with(id) {
+		s := &r.sites[n.at]
+		if s.process == nil {
+			s.process = r.process(e)
+		}
+		if s.counter.FirstNs == 0 || e.Ns < s.counter.FirstNs {
+			s.counter.FirstNs = e.Ns
+		}
+		s.counter.LastNs = max(s.counter.LastNs, e.Ns)
+		if c, err := r.count(s); err == nil {
+			s.merge(c)
+		}
+		s.counter.Count = max(s.counter.Count, 1)
+		r.last = max(r.last, s.counter.LastNs)
+		if s.said.state != evidence.Hit {
+			r.touch(int(n.at))
+			changed = true
+		}
+	}
+	return changed
+}
+
+// count reads the site's counters.
+func (r *run) count(s *site) (bpf.Counter, error) {
+	sum, err := r.arm.Counter(*s.Site)
+	if err != nil {
+		return sum, err
+	}
+	sum.Count += s.retired
+	for _, e := range s.earlier {
+		c, err := r.arm.Counter(*e)
+		if err != nil {
+			return sum, err
+		}
+		sum.Count += c.Count
+		sum.LastNs = max(sum.LastNs, c.LastNs)
+		if c.FirstNs != 0 && (sum.FirstNs == 0 || c.FirstNs < sum.FirstNs) {
+			sum.FirstNs = c.FirstNs
+		}
+	}
+	return sum, nil
+}
+
+// merge takes a counter as read. First is the earlier of both: two processors
+// may both have seen the first hit. A count never falls.
+func (s *site) merge(c bpf.Counter) {
+	if c.Count > 0 && c.FirstNs == 0 { // read between two stores of another processor
+		c.FirstNs = c.LastNs
+	}
+	first := s.counter.FirstNs
+	c.Count, c.LastNs = max(c.Count, s.counter.Count), max(c.LastNs, s.counter.LastNs)
+	s.counter = c
+	if first != 0 && (c.FirstNs == 0 || first < c.FirstNs) {
+		s.counter.FirstNs = first
+	}
+}
+
+// add takes a site that was armed after the start. It reports where it is, and
+// whether it is new to the reader.
+func (r *run) add(p *probe.Site, known map[identity]int) (at int, fresh bool) {
+	id := identityOf(p)
+	if at, ok := known[id]; ok {
+		if s := &r.sites[at]; p.Armed && p.ID != s.ID {
+			s.earlier = append(s.earlier, s.Site)
+			if len(s.earlier) > maxEarlier {
+				if c, err := r.arm.Counter(*s.earlier[0]); err == nil {
+					s.retired += c.Count
+				}
+				s.earlier = s.earlier[1:]
+			}
+			s.Site = p
+		}
+		return at, false
+	}
+	at = len(r.sites)
+	known[id] = at
+	r.sites = append(r.sites, site{Site: p})
+	r.touch(at)
+	return at, true
+}
