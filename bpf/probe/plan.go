@@ -61,9 +61,19 @@ func Refuse(probes []policy.Probe, r evidence.NotArmedReason, why string) Plan {
 func begin(pr policy.Probe) Site {
 	s := Site{Probe: pr, Set: pr.Set, Requested: evidence.ProbeType(pr.Type)}
 	if pr.Set != "" {
-		s.Requested = evidence.UnknownProbe // it asks for facts, by whatever the kernel has
+		s.Requested = setTypes[pr.Set]
 	}
 	return s
+}
+
+// setTypes are what sets ask for, since a policy does not say it: the best way
+// to see each of them, of which the kernel may have another only (docs/sets.md).
+var setTypes = map[string]evidence.ProbeType{
+	policy.SetExec:      evidence.RawTracepoint,
+	policy.SetLibraries: evidence.Fentry,
+	policy.SetSyscalls:  evidence.RawTracepoint,
+	policy.SetNetwork:   evidence.Fentry,
+	policy.SetFiles:     evidence.Fexit,
 }
 
 // planKernel returns the sites of a probe on the kernel, and of a set: whether

@@ -122,7 +122,12 @@ func TestPlanKernel(t *testing.T) {
 	want := []site{
 		{"a", "do_exit", "", "", false, evidence.Kprobe}, {"a", "vfs_read", "", "", false, evidence.Kprobe}, {"a", "openat", "", "", true, evidence.Kprobe},
 		{"b", "", "sys_enter", "", false, evidence.RawTracepoint},
-		{"c", "", "", "network", false, evidence.UnknownProbe},
+		{"c", "", "", "network", false, evidence.Fentry},
+	}
+	for _, set := range policy.Sets {
+		if setTypes[set] == "" {
+			t.Errorf("set %s asks for no type", set)
+		}
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)

@@ -47,7 +47,7 @@ type File struct {
 // one instruction of one file, one function or event of the kernel, or one set.
 type Site struct {
 	Probe     policy.Probe
-	Requested evidence.ProbeType // "unknown" for a set
+	Requested evidence.ProbeType // of a set, the best that sees it
 	Set       string             // one of policy.Sets, or ""
 
 	// Of user probes.
