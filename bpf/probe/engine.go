@@ -19,6 +19,7 @@ import (
 	"probity/bpf/kernel"
 	"probity/bpf/policy"
 	"probity/evidence"
+	"probity/runtime/image"
 	"probity/runtime/process"
 )
 
@@ -45,6 +46,7 @@ type Engine struct {
 	kernelSide kernelSide
 
 	lineage *bpf.Lineage
+	leases  leases
 
 	mu     sync.Mutex
 	files  map[fileKey]*sharedFile
@@ -202,17 +204,11 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 		all(evidence.AttachFailed, err)
 		return
 	}
-	// In the root as it was mounted, not through a mount on top of it: a file
-	// that is hidden by a volume is not what the container will run.
-	fd, err := unix.Openat2(int(root.Fd()), relative(b.file.Match.Path), &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-	})
+	merged, err := inRoot(root, b.file.Match)
 	if err != nil {
-		all(evidence.FileUnreadable, fmt.Errorf("open %s in the container's root: %w", b.file.Match.Path, err))
+		all(evidence.FileUnreadable, err)
 		return
 	}
-	merged := os.NewFile(uintptr(fd), b.file.Match.Path)
 	defer merged.Close()
 	shared, err := e.take(at, b)
 	if err != nil {
@@ -220,8 +216,8 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 		return
 	}
 	mine := held{file: shared, match: b.file.Match, stamp: at}
-	if inRoot, err := stampOf(merged); err == nil {
-		mine.merged = process.File{Dev: inRoot.dev, Ino: inRoot.ino}
+	if seen, err := stampOf(merged); err == nil {
+		mine.merged = process.File{Dev: seen.dev, Ino: seen.ino}
 	}
 	if !slices.ContainsFunc(h.held, func(o held) bool { return o.file == shared }) { // else another name of it has them
 		for _, p := range shared.points {
@@ -233,9 +229,15 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 		all(overBudget(err), err)
 		return
 	}
-	refusedAt, err := shared.arm(e.obj, lower, merged, e.machine)
+	var refusedAt map[place]refusal
+	if b.file.Match.Origin != image.FromLayer { // the container's own, which it may write
+		mine.lease, err = e.leases.take(b.file.Match, shared)
+	}
+	if err == nil {
+		refusedAt, err = shared.arm(e.obj, lower, merged, e.machine)
+	}
 	if err != nil {
-		all(evidence.AttachFailed, errors.Join(err, e.obj.DeleteSlots(h.target.Cgroup, mine.ids)))
+		all(evidence.AttachFailed, errors.Join(err, e.obj.DeleteSlots(h.target.Cgroup, mine.ids), e.leases.drop(mine.lease)))
 		e.drop(shared)
 		return
 	}
@@ -247,6 +249,23 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 		}
 		s.Armed, s.Type, s.ID = true, typeOf(s), shared.site(placeOf(s))
 	}
+}
+
+// inRoot opens a file as the container sees it: in its root as it was mounted,
+// not through a mount on top of it, because a file that is hidden by a volume
+// is not what the container will run. A mapped file is what it is.
+func inRoot(root *os.File, m image.Match) (*os.File, error) {
+	if m.Mapped() {
+		return m.Open()
+	}
+	fd, err := unix.Openat2(int(root.Fd()), relative(m.Path), &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open %s in the container's root: %w", m.Path, err)
+	}
+	return os.NewFile(uintptr(fd), m.Path), nil
 }
 
 // placeOf says where a site of a file is armed, and how: a return instruction
@@ -343,12 +362,14 @@ func (e *Engine) number(n int) (uint32, error) {
 	return e.next - uint32(n) + 1, nil
 }
 
-func (e *Engine) drop(s *sharedFile) {
+// drop gives a reference back, and reports whether it was the last one.
+func (e *Engine) drop(s *sharedFile) (last bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if s.refs--; s.refs == 0 {
 		s.idleSince = e.cfg.BootTime()
 	}
+	return s.refs == 0
 }
 
 // level counts containers per depth and tells the kernel which depths to look at.

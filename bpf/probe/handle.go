@@ -37,6 +37,7 @@ type held struct {
 	stamp stamp
 	// merged is the file as the container's own root shows it.
 	merged process.File
+	lease  *os.File // of a file that the container may write
 	ids    []uint32 // nil if the counters belong to another name of the file
 }
 
@@ -86,9 +87,10 @@ func (h *Handle) Check() []Trouble {
 			defer upper.Close()
 		}
 	}
+	current := h.current()
 	for i := range h.Sites {
 		s := &h.Sites[i]
-		if !s.Armed || s.File == nil || s.File.Match.Origin != "imageLayer" || h.target.Upper == "" || done[s.File.Match.Path] {
+		if !s.Armed || s.File == nil || s.File.Match.Origin != "imageLayer" || h.target.Upper == "" || done[s.File.Match.Path] || current[s.File.Match.Path] {
 			continue
 		}
 		path := s.File.Match.Path
@@ -102,7 +104,10 @@ func (h *Handle) Check() []Trouble {
 	}
 	for _, held := range h.held {
 		path := held.match.Path
-		if held.match.Origin != image.FromLayer && !done[path] {
+		if current[path] && held.file.gone() != nil {
+			continue // what is there now is armed
+		}
+		if held.match.Origin != image.FromLayer && !done[path] && !current[path] {
 			if why := held.changed(); why != "" {
 				add(path, evidence.GapFileChanged, why)
 			}
@@ -112,6 +117,18 @@ func (h *Handle) Check() []Trouble {
 			add(path, evidence.GapLinkLost, err.Error())
 		} else if len(lost) > 0 {
 			add(path, evidence.GapLinkLost, fmt.Sprintf("%d of the file's sites do not read as a breakpoint any more", len(lost)))
+		}
+	}
+	return out
+}
+
+// current lists the paths at which the container has a file of its own by now,
+// which is armed and as it was then.
+func (h *Handle) current() map[string]bool {
+	out := map[string]bool{}
+	for _, held := range h.held {
+		if held.match.Origin != image.FromLayer && held.file.gone() == nil && held.changed() == "" {
+			out[held.match.Path] = true
 		}
 	}
 	return out
@@ -157,7 +174,12 @@ func (h *Handle) Close() error {
 		var errs []error
 		for _, held := range h.held {
 			errs = append(errs, h.engine.obj.DeleteSlots(h.target.Cgroup, held.ids))
-			h.engine.drop(held.file)
+			// A link holds the mount of what has no layer: a volume could not be
+			// detached from the machine.
+			if last := h.engine.drop(held.file); last && held.match.Mapped() {
+				h.engine.forget(held.file, errClosed)
+			}
+			errs = append(errs, h.engine.leases.drop(held.lease))
 		}
 		for _, hook := range h.hooks {
 			errs = append(errs, h.engine.obj.DeleteSlots(h.target.Cgroup, []uint32{hook.site}))

@@ -15,9 +15,9 @@ import (
 )
 
 // hold starts a process that runs leaf in one of the ways, and waits.
-func (b *box) hold(way string) *process.Process {
+func (b *box) hold(way string, args ...string) *process.Process {
 	b.t.Helper()
-	cmd, entered := b.command("bin/target", []string{"HOLD=1"}, way)
+	cmd, entered := b.command("bin/target", []string{"HOLD=1"}, append([]string{way}, args...)...)
 	defer entered.Close()
 	in, err := cmd.StdinPipe()
 	must(b.t, err)

@@ -29,6 +29,7 @@ type sharedFile struct {
 	// mu serialises attaching, and guards the fields below.
 	mu     sync.Mutex
 	ready  bool
+	why    error // why it was detached while it was in use; not armed again then
 	points []point
 	att    attachment
 	canary *canary // of the lower file: its health is the links' health
@@ -44,6 +45,9 @@ type sharedFile struct {
 func (s *sharedFile) arm(obj *bpf.Objects, lower, merged *os.File, m Machine) (map[place]refusal, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.why != nil {
+		return nil, fmt.Errorf("%s was detached: %w", s.path, s.why)
+	}
 	offsets := make([]uint64, len(s.points))
 	for i, p := range s.points {
 		offsets[i] = p.offset
@@ -99,7 +103,10 @@ func (s *sharedFile) again(obj *bpf.Objects, lower *os.File) {
 func (s *sharedFile) check(m Machine) (lost []place, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.ready {
+	switch {
+	case s.why != nil:
+		return nil, fmt.Errorf("it was detached: %w", s.why)
+	case !s.ready:
 		return nil, nil // closed, or never armed: nothing is claimed of it
 	}
 	attached := s.attached()
@@ -113,6 +120,23 @@ func (s *sharedFile) check(m Machine) (lost []place, err error) {
 		}
 	}
 	return lost, nil
+}
+
+// detach closes a file that is in use, and remembers why.
+func (s *sharedFile) detach(why error) error {
+	s.mu.Lock()
+	if s.why == nil {
+		s.why = why
+	}
+	s.mu.Unlock()
+	return s.close()
+}
+
+// gone returns why the file was detached while it was in use, if it was.
+func (s *sharedFile) gone() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.why
 }
 
 // armedOffsets lists the offsets at which a process must have a breakpoint.

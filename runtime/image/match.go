@@ -29,15 +29,19 @@ type Match struct {
 	Origin string // FromLayer or FromUpper
 	Size   int64  // bytes, of a regular file, as of the search
 
-	known bool // Layer.Dir was found to be local
+	known  bool     // Layer.Dir was found to be local
+	mapped *os.File // of a mapped file, which has no Layer
 }
 
 // Open opens the file through its layer's own directory, which no mount of the
 // container pins. The lookup stays below that directory, on its mount and off
 // symlinks; nothing but a regular file is opened at all, so that a FIFO or a
-// device in an image is never touched. The error wraps [ErrNotRegular] or
+// device in an image is never touched. A mapped file is opened again. The error wraps [ErrNotRegular] or
 // [ErrRemote] where that is why.
 func (m Match) Open() (*os.File, error) {
+	if m.mapped != nil {
+		return m.reopen()
+	}
 	dir, err := openDir(m.Layer.Dir, m.known)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", m.Path, err)

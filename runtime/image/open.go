@@ -17,6 +17,8 @@ var (
 	ErrNotRegular = errors.New("not a regular file")
 	// ErrRemote: the file system may block for ever, or is not known not to.
 	ErrRemote = errors.New("not on a local file system")
+	// ErrInRoot: the file is part of the container's root file system.
+	ErrInRoot = errors.New("in the container's root file system")
 )
 
 // localTypes are the file systems that answer from this machine. FUSE and

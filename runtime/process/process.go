@@ -80,6 +80,11 @@ func (p *Process) Executable() ([]Mapping, error) {
 	return out, nil
 }
 
+// Link is the process's own link to what it has mapped there.
+func (p *Process) Link(m Mapping) string {
+	return fmt.Sprintf("/proc/%d/map_files/%x-%x", p.Pid, m.Start, m.End)
+}
+
 // open opens a file of the process. The directory is the process's for as long
 // as it lives, and of nobody afterwards.
 func (p *Process) open(name string) (*os.File, error) {

@@ -1,0 +1,110 @@
+package probe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"probity/evidence"
+)
+
+// siteKey says which site of a container one is, over all plans for it. The
+// same path, copied up or overwritten since, is another file.
+type siteKey struct {
+	probe, path, symbol, marker string
+	offset                      uint64
+	ret                         bool
+	stamp                       stamp
+}
+
+func identify(s *Site) siteKey {
+	return siteKey{s.Probe.ID, s.File.Match.Path, s.Symbol, s.Marker, s.Offset, s.Return, s.File.stamp}
+}
+
+// Add arms what of a later plan the handle does not have yet: the container's
+// files are not what they were. It returns the new sites, armed or refused;
+// where a file is the same, so is its site, and nothing is returned of it. What
+// of the plan belongs to no file is left out.
+//
+// The container runs meanwhile: what a new site's file did before it was armed
+// was not seen, and it is the caller who knows since when that can have been.
+// root is the container's root file system as in [Target], at this moment.
+func (e *Engine) Add(ctx context.Context, h *Handle, root string, plan Plan) ([]Site, error) {
+	dir, err := os.OpenFile(root, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the container's root: %w", err)
+	}
+	defer dir.Close()
+	gone := map[stamp]bool{} // files that were detached: they are armed anew
+	for _, held := range h.held {
+		if held.file.gone() != nil {
+			gone[held.stamp] = true
+		}
+	}
+	known, failed, armed := map[siteKey]bool{}, map[siteKey]bool{}, 0
+	for i := range h.Sites {
+		switch s := &h.Sites[i]; {
+		case s.File == nil || s.Armed && gone[s.File.stamp]:
+		case s.Reason == evidence.AttachFailed:
+			failed[identify(s)] = true // it need not fail again
+		default:
+			known[identify(s)] = true
+			if s.Armed {
+				armed++
+			}
+		}
+	}
+	var more []Site
+	for _, s := range plan.Sites {
+		if s.File != nil && !known[identify(&s)] {
+			more = append(more, s)
+		}
+	}
+	for i := range more {
+		h.retire(more[i].File)
+	}
+	for _, b := range batches(more, max(0, e.cfg.MaxSites-armed)) {
+		if ctx.Err() != nil {
+			b.refuse(evidence.AttachFailed, fmt.Errorf("given up: %w", ctx.Err()))
+			continue
+		}
+		e.armBatch(h, b, dir)
+	}
+	more = slices.DeleteFunc(more, func(s Site) bool { return !s.Armed && failed[identify(&s)] })
+	h.Sites = append(h.Sites, more...)
+	return more, nil
+}
+
+// retire takes the links off a file that was written in place: the kernel keeps
+// the instruction that it found when it was first asked to probe it, and would
+// have every process run that one instead of what is there now. Other
+// containers that have the file on a volume find it changed, too.
+func (h *Handle) retire(now *File) {
+	for i := range h.held {
+		old := &h.held[i]
+		if old.match.Path != now.Match.Path || old.stamp.dev != now.stamp.dev || old.stamp.ino != now.stamp.ino || old.stamp == now.stamp || old.file.gone() != nil {
+			continue
+		}
+		h.engine.forget(old.file, errors.New("the file was written in place"))
+	}
+}
+
+// errClosed is why a file is detached that nobody needs any more.
+var errClosed = errors.New("no container has it any more")
+
+// forget detaches a shared file at once, and lets nobody join it any more. What
+// of its sites is still in use is not armed from now on, for the given reason.
+func (e *Engine) forget(s *sharedFile, why error) {
+	e.mu.Lock()
+	if e.files[s.key] == s {
+		delete(e.files, s.key)
+	}
+	e.mu.Unlock()
+	if err := s.detach(why); err != nil {
+		e.cfg.Log.Warn("detach", "file", s.path, "err", err)
+	}
+}

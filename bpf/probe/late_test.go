@@ -1,0 +1,208 @@
+package probe
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"probity/bpf"
+	"probity/bpf/policy"
+	"probity/evidence"
+	"probity/runtime/image"
+	"probity/tests/need"
+)
+
+// copied is the tree of a box whose target is in its writable layer by now.
+func (b *box) copied() upper { return upper{b.upper, &Inspector{}} }
+
+func (b *box) add(e *Engine, h *Handle, files Files) []Site {
+	b.t.Helper()
+	more, err := e.Add(context.Background(), h, b.merged, MakePlan([]policy.Probe{symbols("leaf")}, files, Host()))
+	must(b.t, err)
+	return more
+}
+
+func count(t *testing.T, h *Handle, s Site) uint64 {
+	t.Helper()
+	c, err := h.Counter(s)
+	must(t, err)
+	return c.Count
+}
+
+// A file that was copied up is armed again where it is now, and is well then.
+func TestArmAgainAfterCopyUp(t *testing.T) {
+	b := newWays(t)
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.arm(e, symbols("leaf"))
+	must(t, os.Chtimes(filepath.Join(b.merged, "bin/target"), time.Now(), time.Now()))
+	b.run(nil, "call") // unseen: this is the gap
+	if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapFileChanged {
+		t.Fatalf("before: %+v", tr)
+	}
+	more := b.add(e, h, b.copied())
+	if len(more) != 1 || !more[0].Armed || more[0].File.Match.Origin != image.FromUpper {
+		t.Fatalf("added %+v", more)
+	}
+	if again := b.add(e, h, b.copied()); len(again) != 0 {
+		t.Errorf("added twice: %+v", again)
+	}
+	if tr := h.Check(); len(tr) != 0 {
+		t.Errorf("after: %+v", tr)
+	}
+	b.run(nil, "call")
+	if got := count(t, h, more[0]); got != 1 {
+		t.Errorf("the second execution: counted %d", got)
+	}
+	if got := count(t, h, h.Sites[0]); got != 0 {
+		t.Errorf("the image's file: counted %d", got)
+	}
+	must(t, os.Remove(filepath.Join(b.merged, "bin/target")))
+	if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapFileChanged {
+		t.Errorf("removed: %+v", tr)
+	}
+}
+
+// otherLeaf is the program with another leaf, that does the same by another
+// instruction at the same place.
+func otherLeaf(t *testing.T) []byte {
+	t.Helper()
+	bin, err := waysBinary()
+	must(t, err)
+	data, err := os.ReadFile(bin)
+	must(t, err)
+	old := []byte{0x8d, 0x44, 0x7f, 0x01, 0xc3}       // lea 1(%rdi,%rdi,2), %eax; ret
+	now := []byte{0xb8, 0x10, 0x00, 0x00, 0x00, 0xc3} // mov $16, %eax; ret
+	at := bytes.Index(data, old)
+	if at < 0 {
+		t.Fatal("the compiler made another leaf of testdata/ways.c")
+	}
+	copy(data[at:], now)
+	return data
+}
+
+// A file that is written in place, where the container may do so, must not run
+// with the instruction that was there before: the kernel would do that.
+func TestWrittenInPlace(t *testing.T) {
+	b := newWays(t)
+	e := newEngine(t, bpf.Options{}, Config{})
+	path := filepath.Join(b.merged, "bin/target")
+	must(t, os.Chtimes(path, time.Now(), time.Now()))
+	h, err := e.Arm(context.Background(), b.target(), MakePlan([]policy.Probe{symbols("leaf")}, b.copied(), Host()))
+	must(t, err)
+	defer h.Close()
+	b.run(nil, "call")
+	ctx, stop := context.WithCancel(context.Background())
+	guarded := make(chan error, 1)
+	go func() { guarded <- e.Guard(ctx) }()
+	defer func() {
+		stop()
+		must(t, <-guarded)
+	}()
+	// Who opens it for writing waits until it is detached.
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	must(t, err)
+	if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || !strings.Contains(tr[0].Detail, errWritten.Error()) {
+		t.Errorf("while it is open for writing: %+v", tr)
+	}
+	if more := b.add(e, h, b.copied()); len(more) != 1 || more[0].Reason != evidence.AttachFailed {
+		t.Errorf("while it is open for writing: %+v", more)
+	}
+	_, err = f.WriteAt(otherLeaf(t), 0)
+	must(t, err)
+	must(t, f.Close())
+	b.run(nil, "call") // it fails if the old instruction is run
+	more := b.add(e, h, b.copied())
+	if len(more) != 1 || !more[0].Armed {
+		t.Fatalf("added %+v", more)
+	}
+	b.run(nil, "call")
+	if got := count(t, h, more[0]); got != 1 {
+		t.Errorf("the new file: counted %d", got)
+	}
+	if got := count(t, h, h.Sites[0]); got != 1 {
+		t.Errorf("the old one: counted %d", got)
+	}
+	if tr := h.Check(); len(tr) != 0 {
+		t.Errorf("troubles: %+v", tr)
+	}
+}
+
+// What a process has mapped from a tmpfs is armed, also for those that had it
+// mapped before; and a memfd is told from other files without a name.
+func TestArmMapped(t *testing.T) {
+	need.Command(t, "gcc")
+	bin, err := waysBinary()
+	must(t, err)
+	data, err := os.ReadFile(bin)
+	must(t, err)
+	for _, c := range []struct{ where, origin string }{{"tmpfs", image.FromTmpfs}, {"memfd", image.FromMemfd}} {
+		t.Run(c.where, func(t *testing.T) {
+			b := newWays(t)
+			e := newEngine(t, bpf.Options{}, Config{})
+			h := b.arm(e)
+			file := filepath.Join(t.TempDir(), "copy")
+			if c.where == "tmpfs" {
+				dir := filepath.Dir(file)
+				must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+				t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) }) // nothing holds it any more
+				must(t, os.WriteFile(file, data, 0o755))
+			}
+			way := map[string]string{"tmpfs": "private", "memfd": "memfd"}[c.where]
+			var args []string
+			if c.where == "tmpfs" {
+				args = []string{file}
+			}
+			p := b.hold(way, args...)
+			got, err := h.Look(p)
+			must(t, err)
+			at := -1
+			for i, m := range got.Other {
+				if filepath.Base(m.Path) == "copy" || m.Path == "/memfd:copy" {
+					at = i
+				}
+			}
+			if at < 0 {
+				t.Fatalf("not seen among %+v", got.Other)
+			}
+			m := got.Other[at]
+			f, err := image.OpenMapped(p.Pid, p.Link(m), m.Path, m.File.Dev)
+			must(t, err)
+			defer func() { must(t, f.Close()) }()
+			if f.Origin != c.origin {
+				t.Errorf("origin %s, want %s", f.Origin, c.origin)
+			}
+			if c.where == "memfd" {
+				return // one page of code is no ELF file
+			}
+			more := b.add(e, h, single{f.Match, &Inspector{}})
+			if len(more) != 1 || !more[0].Armed {
+				t.Fatalf("added %+v", more)
+			}
+			b.run(nil, "private", file)
+			if got := count(t, h, more[0]); got != 1 {
+				t.Errorf("the second execution: counted %d", got)
+			}
+			if tr := h.Check(); len(tr) != 0 {
+				t.Errorf("%+v", tr)
+			}
+			if got, err := h.Look(p); err != nil || len(got.Troubles) != 0 {
+				t.Errorf("the process that was there before: %+v, %v", got.Troubles, err)
+			}
+			must(t, h.Close())
+		})
+	}
+}
+
+// single is a tree of one file.
+type single struct {
+	match image.Match
+	*Inspector
+}
+
+func (o single) Glob(string) ([]image.Match, bool, string) { return []image.Match{o.match}, true, "" }

@@ -1,0 +1,105 @@
+package probe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"probity/runtime/image"
+)
+
+// leases guards files that their container may write.
+//
+// The kernel reads a probed instruction once, and has every later process run
+// what it read then: a file that is written in place while it is probed runs
+// the old instruction amid new ones (seen: a segmentation fault). So the agent
+// takes a read lease (fcntl(2)): who opens the file for writing, or truncates
+// it, waits until the agent has detached and given the lease back, some tens of
+// milliseconds, and no longer than /proc/sys/fs/lease-break-time if the agent
+// is stuck; the kernel gives it back when the agent dies. An open with
+// O_NONBLOCK fails with EWOULDBLOCK meanwhile.
+type leases struct {
+	mu   sync.Mutex
+	held map[*os.File]*sharedFile
+}
+
+// errWritten reports that a file is open for writing, or that it was about to
+// be.
+var errWritten = errors.New("it is open for writing")
+
+// take guards the file of a match for as long as it is attached. It is
+// errWritten if somebody may write it now.
+func (l *leases) take(m image.Match, s *sharedFile) (*os.File, error) {
+	f, err := m.Open()
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held == nil {
+		l.held = map[*os.File]*sharedFile{}
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EAGAIN) {
+			err = errWritten
+		}
+		return nil, fmt.Errorf("guard %s against being written: %w", m.Path, err)
+	}
+	l.held[f] = s
+	return f, nil
+}
+
+// drop gives a lease back. It is idempotent, and takes nil.
+func (l *leases) drop(f *os.File) error {
+	if f == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.held[f]; !ok {
+		return nil
+	}
+	delete(l.held, f)
+	return f.Close()
+}
+
+// broken lists what somebody waits for.
+func (l *leases) broken() map[*os.File]*sharedFile {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := map[*os.File]*sharedFile{}
+	for f, s := range l.held {
+		if kind, err := unix.FcntlInt(f.Fd(), unix.F_GETLEASE, 0); err != nil || kind != unix.F_RDLCK {
+			out[f] = s
+		}
+	}
+	return out
+}
+
+// Guard detaches from files that somebody is about to write, before they do.
+// It returns when ctx ends. Without it their writers wait for as long as the
+// kernel lets them.
+func (e *Engine) Guard(ctx context.Context) error {
+	told := make(chan os.Signal, 1) // one that waits stands for all
+	signal.Notify(told, unix.SIGIO)
+	defer signal.Stop(told)
+	for {
+		for f, s := range e.leases.broken() {
+			e.forget(s, errWritten)
+			if err := e.leases.drop(f); err != nil {
+				e.cfg.Log.Warn("give back a lease", "file", s.path, "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-told:
+		}
+	}
+}

@@ -1,0 +1,125 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Origins of files that no layer holds.
+const (
+	FromVolume = "volume"
+	FromTmpfs  = "tmpfs"
+	FromMemfd  = "memfd"
+)
+
+// Mapped is a file that a process of a container has mapped and that lies
+// neither in the image nor in the writable layer: on a volume, on a tmpfs, or
+// in a memfd. It is held open, because there may be no name for it; who made it
+// closes it.
+type Mapped struct {
+	Match
+	file *os.File
+}
+
+// OpenMapped opens the file behind link, the process's own link to what it has
+// mapped (/proc/PID/map_files/..., which needs CAP_SYS_ADMIN), path being what
+// it is called there and dev its device, both as /proc/PID/maps shows them.
+//
+// It is [ErrRemote] where opening the file could block for ever, and
+// [ErrInRoot] where the file is part of the container's root, which is better
+// reached through its layers: a root that is held by a mapped file cannot be
+// unmounted.
+func OpenMapped(pid int, link, path string, dev uint64) (*Mapped, error) {
+	origin, err := originOf(pid, dev)
+	if err != nil {
+		return nil, fmt.Errorf("open %s of process %d: %w", path, pid, err)
+	}
+	// By path only at first: no driver and no peer of a FIFO notices.
+	fd, err := unix.Open(link, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s of process %d: %w", path, pid, err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || kindOfStat(&st) != regular {
+		f.Close()
+		return nil, fmt.Errorf("open %s of process %d: %w", path, pid, ErrNotRegular)
+	}
+	return &Mapped{Match{Path: path, Kind: Regular, Origin: origin, Size: st.Size, mapped: f}, f}, nil
+}
+
+// Close lets go of the file. It is idempotent.
+func (m *Mapped) Close() error {
+	if err := m.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// Mapped reports whether the match is of a file that was opened by OpenMapped:
+// it has no place in a layer.
+func (m Match) Mapped() bool { return m.mapped != nil }
+
+// reopen opens a mapped file for reading.
+func (m Match) reopen() (*os.File, error) {
+	f, err := os.OpenFile(procFd(int(m.mapped.Fd())), os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s for reading: %w", m.Path, err)
+	}
+	return f, nil
+}
+
+// originOf says where a process's file on a device lies. It looks at mount
+// tables only: even a stat could hang.
+func originOf(pid int, dev uint64) (string, error) {
+	want := strconv.Itoa(int(unix.Major(dev))) + ":" + strconv.Itoa(int(unix.Minor(dev)))
+	var at *mount
+	for _, table := range []string{"/proc/" + strconv.Itoa(pid) + "/mountinfo", "/proc/self/mountinfo"} {
+		err := eachMount(table, func(m *mount) bool {
+			// A device that is mounted at the root as well is the root's.
+			if m.dev == want && (at == nil || m.point == "/") {
+				found := *m
+				at = &found
+			}
+			return at == nil || at.point != "/"
+		})
+		if err != nil {
+			return "", err
+		}
+		if at != nil {
+			break
+		}
+		if memfds, err := memfdDevice(); err == nil && dev == memfds {
+			return FromMemfd, nil
+		}
+	}
+	switch {
+	case at == nil:
+		return "", fmt.Errorf("%w: no mount has its device %s", ErrRemote, want)
+	case !localType(at.fstype):
+		return "", fmt.Errorf("%w: it is on %s", ErrRemote, at.fstype)
+	case at.point == "/":
+		return "", ErrInRoot
+	case at.fstype == "tmpfs" || at.fstype == "ramfs":
+		return FromTmpfs, nil
+	}
+	return FromVolume, nil
+}
+
+// memfdDevice is the device of the file system that all memfds are on.
+func memfdDevice() (uint64, error) {
+	fd, err := unix.MemfdCreate("probity", unix.MFD_CLOEXEC)
+	if err != nil {
+		return 0, fmt.Errorf("make a memfd: %w", err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, fmt.Errorf("stat a memfd: %w", err)
+	}
+	return st.Dev, nil
+}
