@@ -17,6 +17,3 @@ func (p *parser) describe(f *File, q Query, syms []Symbol) ([]Symbol, error) {
 	}
 	return syms, nil
 }
-
-// findMarkers fills f.Markers with those that one of the patterns matches.
-func (p *parser) findMarkers(_ *File, _ []string) error { return nil }

@@ -107,14 +107,19 @@ func (p *parser) readSectionNames() error {
 // named finds the first section of a name that has bytes in the file.
 func (p *parser) named(name string) (section, bool) {
 	for _, s := range p.sections {
-		if s.typ == elf.SHT_NULL || s.typ == elf.SHT_NOBITS || uint64(s.name) >= uint64(len(p.names)) {
-			continue
-		}
-		if rest, ok := bytes.CutPrefix(p.names[s.name:], []byte(name)); ok && len(rest) > 0 && rest[0] == 0 {
+		if s.typ != elf.SHT_NULL && s.typ != elf.SHT_NOBITS && p.hasName(&s, name) {
 			return s, true
 		}
 	}
 	return section{}, false
+}
+
+func (p *parser) hasName(s *section, name string) bool {
+	if uint64(s.name) >= uint64(len(p.names)) {
+		return false
+	}
+	rest, ok := bytes.CutPrefix(p.names[s.name:], []byte(name))
+	return ok && len(rest) > 0 && rest[0] == 0
 }
 
 // addSectionTables finds the symbol tables that the section headers name.
