@@ -10,6 +10,12 @@ func (p *parser) describe(f *File, q Query, syms []Symbol) ([]Symbol, error) {
 	for i := range syms {
 		syms[i].Inline.State = InlineUnknown
 	}
+	if q.Inlined {
+		var err error
+		if syms, err = p.inlining(q, syms); err != nil {
+			return nil, fmt.Errorf("inlined code: %w", err)
+		}
+	}
 	if q.Returns {
 		if err := p.returns(syms); err != nil {
 			return nil, fmt.Errorf("return instructions: %w", err)

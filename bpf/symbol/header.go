@@ -34,8 +34,11 @@ type parser struct {
 
 	walked uint64 // bytes of code, see Limits.Code
 	goCode bool   // the Go compiler made it, at least in part
-	tables []table
-	rela   extent // DT_RELA
+
+	goTab       *goTable
+	goTableRead bool
+	tables      []table
+	rela        extent // DT_RELA
 }
 
 // extent is a part of the file, known to lie within it.

@@ -135,7 +135,7 @@ func (p *parser) locate(offs []uint64) (map[uint64]function, error) {
 			out[off] = f
 		}
 	}
-	return out, nil
+	return out, p.locateGo(offs, out)
 }
 
 // sameSegment reports whether one executable segment has both places.

@@ -262,3 +262,7 @@ func query(t testing.TB, path string, q Query) (*File, []Symbol) {
 	}
 	return f, syms
 }
+
+func readQuery(b []byte, q Query) (*File, []Symbol, error) {
+	return read(bytes.NewReader(b), int64(len(b)), q, Limits{}, anything)
+}

@@ -65,9 +65,12 @@ type Limits struct {
 	// StringBytes of all symbol tables' string tables together. Default
 	// 128 MiB. Memory needed is an eighth of the largest.
 	StringBytes int64
-	// Code is how much of the functions' code is decoded, in bytes. Default
-	// 64 MiB.
+	// Code is how much of the functions' code is decoded, in bytes, and what
+	// else takes about as long as decoding a byte. Default 64 Mi.
 	Code int64
+	// Debug is how much debugging information is read, in bytes when it is
+	// unpacked. Default 256 MiB. Past it nothing is known of inlining.
+	Debug int64
 	// Matches is the number of symbols returned, over all names. Default
 	// 65,536.
 	Matches int
@@ -91,6 +94,9 @@ func (l Limits) orDefaults() Limits {
 	}
 	if l.Code <= 0 {
 		l.Code = 64 << 20
+	}
+	if l.Debug <= 0 {
+		l.Debug = 256 << 20
 	}
 	if l.Matches <= 0 {
 		l.Matches = 1 << 16

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"path"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 )
 
 // What SystemTap's sys/sdt.h leaves in a program for each marker: a note in a
@@ -130,7 +128,7 @@ func (p *parser) marker(desc []byte, width int, fn func(m Marker, addr, base, se
 		return fmt.Errorf("marker without provider, name and arguments: %w", ErrMalformed)
 	}
 	for _, t := range text[:3] { // they end in evidence lines and on terminals
-		if !utf8.Valid(t) || bytes.ContainsFunc(t, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		if len(t) > 0 && !printable(string(t)) {
 			return nil // no policy can name it
 		}
 	}

@@ -92,6 +92,13 @@ func (p *parser) walk(parts ...Range) (b *body, why string, err error) {
 	return b, "", nil
 }
 
+// spend takes from the budget of the file: a byte of code is a unit, as is
+// whatever else takes about as long. It says false once there is no more.
+func (p *parser) spend(n uint64) bool {
+	p.walked += n
+	return p.walked <= uint64(p.lim.Code)
+}
+
 // textAddress is where a part of the file is loaded to, if one executable
 // segment has it all.
 func (p *parser) textAddress(r Range) (uint64, bool) {
@@ -107,7 +114,7 @@ func (p *parser) walkPart(b *body, in *part) (why string, err error) {
 	if in.size > maxFunction {
 		return fmt.Sprintf("%d bytes, %d are taken", in.size, maxFunction), nil
 	}
-	if p.walked += in.size; p.walked > uint64(p.lim.Code) {
+	if !p.spend(in.size) {
 		return fmt.Sprintf("more than %d bytes of code of this file", p.lim.Code), nil
 	}
 	code := make([]byte, in.size)
