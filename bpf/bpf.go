@@ -34,6 +34,15 @@ type Options struct {
 	// do not offer their own (nil: the kernel's own). Without any, what reads
 	// such structures is not loaded, and the rest is.
 	KernelTypes *btf.Spec
+	// SetEntries bounds what all containers' quotas of set entries may come to,
+	// about 600 bytes each (1048576 where the kernel takes the memory when an
+	// entry is made, 131072 before Linux 6.1, where it is taken beforehand).
+	SetEntries uint32
+	// ForceSet leaves only one way to see sets: "fentry", "kprobe",
+	// "rawTracepoint" or "tracepoint".
+	ForceSet string
+	// ForceSetMemory acts as if the kernel took the entries' memory beforehand.
+	ForceSetMemory bool
 	// ForceSingle acts as if the kernel had no uprobe_multi links, so that the
 	// other rung of the ladder can be tested on any kernel.
 	ForceSingle bool
@@ -57,6 +66,7 @@ type Objects struct {
 	noExec  bool
 
 	progs programs
+	sets  setHooks
 }
 
 // shared are the maps that the programs of all objects use (c/maps.h).
@@ -130,6 +140,7 @@ func Load(o Options) (*Objects, error) {
 	obj.lineage = object{lineage, coll.Maps, o.KernelTypes}
 	obj.multi = coll.Programs[probesProgUprobeMulti]
 	obj.progs.shared = coll.Programs
+	obj.sets.init(coll.Maps, o)
 	return obj, nil
 }
 
@@ -142,8 +153,9 @@ func resize(m *ebpf.MapSpec, n uint32) {
 // Close unloads everything. Links made with these programs must be closed
 // first, or they keep the programs alive.
 func (o *Objects) Close() error {
+	err := o.sets.close()
 	o.coll.Close()
-	return nil
+	return err
 }
 
 // UprobeMulti returns the program for uprobe_multi links, or why the kernel

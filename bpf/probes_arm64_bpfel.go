@@ -19,6 +19,7 @@ const (
 	probesEventTypeEVENT_HIT  probesEventType = 1
 	probesEventTypeEVENT_EXEC probesEventType = 2
 	probesEventTypeEVENT_LOST probesEventType = 3
+	probesEventTypeEVENT_SET  probesEventType = 4
 )
 
 type probesExecEvent struct {

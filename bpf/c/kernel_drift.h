@@ -7,10 +7,11 @@
 #define PROBITY_KERNEL_DRIFT_H
 
 /*
- * struct linux_binprm: only the member we read, relocated by BTF (CO-RE) when
- * the raw tracepoint is loaded. The member's name has not changed since 2.6.
+ * struct linux_binprm: only the members we read, relocated by BTF (CO-RE) when
+ * the raw tracepoint is loaded. Their names have not changed since 2.6.
  */
 struct linux_binprm {
+	struct file *file;
 	const char *filename;
 } __attribute__((preserve_access_index));
 
@@ -82,6 +83,11 @@ struct task_struct {
 	struct thread_info thread_info;
 	int pid;
 	int tgid;
+	struct task_struct *real_parent;
+	struct task_struct *group_leader;
+	char comm[16];
+	struct fs_struct *fs;
+	struct files_struct *files;
 	struct css_set *cgroups;
 	struct signal_struct *signal;
 } __attribute__((preserve_access_index));
@@ -97,11 +103,14 @@ static __always_inline int is_compat_task(void)
 #endif
 }
 
-/* The number of the system call that a task is in. */
+/* The system call that a task is in: its number, its arguments (calls.h). */
 struct pt_regs {
 #if defined(__TARGET_ARCH_x86)
-	unsigned long orig_ax;
+	unsigned long r10, r9, r8, bp, bx, dx, si, di, cx, orig_ax, ip;
 #else
+	unsigned long regs[31];
+	unsigned long pc;
+	unsigned long orig_x0;
 	__s32 syscallno;
 #endif
 } __attribute__((preserve_access_index));
@@ -114,5 +123,45 @@ static __always_inline __u64 syscall_of(struct pt_regs *regs)
 	return (__u32)BPF_CORE_READ(regs, syscallno);
 #endif
 }
+
+/*
+ * An inode's change time: i_ctime until 6.5, __i_ctime until 6.10, then two
+ * members, of whose nanoseconds the top bit is a mark from 6.13 on.
+ */
+struct timespec64 {
+	__s64 tv_sec;
+	long tv_nsec;
+} __attribute__((preserve_access_index));
+
+struct inode___old {
+	struct timespec64 i_ctime;
+} __attribute__((preserve_access_index));
+
+struct inode___6_6 {
+	struct timespec64 __i_ctime;
+} __attribute__((preserve_access_index));
+
+struct inode___6_11 {
+	__s64 i_ctime_sec;
+	__u32 i_ctime_nsec;
+} __attribute__((preserve_access_index));
+
+/*
+ * What overlayfs maps is a file of a layer. Until 6.6 its path is the one in
+ * the overlay; from 6.7 on its path is the layer's and the overlay's is beside
+ * it. Then it is marked FMODE_BACKING, which is bit 25 until 6.13 and bit 24
+ * from 6.14 on, where bit 25 means something else.
+ */
+#define FMODE_BACKING_6_5 0x2000000
+#define FMODE_BACKING_6_14 0x1000000
+
+struct path {
+	struct vfsmount *mnt;
+	struct dentry *dentry;
+} __attribute__((preserve_access_index));
+
+struct backing_file {
+	struct path user_path;
+} __attribute__((preserve_access_index));
 
 #endif

@@ -14,6 +14,7 @@ enum event_type {
 	EVENT_HIT = 1,	/* first hit of a (container, site) */
 	EVENT_EXEC = 2,	/* an execve in a container succeeded */
 	EVENT_LOST = 3,	/* a process of a container left its cgroup subtree */
+	EVENT_SET = 4,	/* a new entry of a set: see sets.h */
 };
 
 /* How a process came into its container. */

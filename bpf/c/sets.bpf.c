@@ -1,0 +1,1141 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * Sets: the distinct things that a container did. See sets.h for what they are
+ * and docs/sets.md for which hook sees what.
+ *
+ * The maps are the truth: each container has a map of entries of its own, which
+ * nobody else can fill, and a state that counts what found no room. The ring
+ * buffer only tells of new entries: whoever reads the map misses none.
+ *
+ * A set begins at the container's first execve, and at that of each exec
+ * session: see is_containers.
+ */
+#include <linux/types.h>
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include "attribution.h"
+#include "calls.h"
+#include "files.h"
+#include "sets.h"
+#include "sockets.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+const struct set_event *unused_set_event __attribute__((unused));
+const struct set_state *unused_set_state __attribute__((unused));
+const enum set *unused_set __attribute__((unused));
+const enum abi *unused_abi __attribute__((unused));
+const enum access *unused_access __attribute__((unused));
+const enum mapping *unused_mapping __attribute__((unused));
+const enum operation *unused_operation __attribute__((unused));
+const enum path_flags *unused_path_flags __attribute__((unused));
+
+/* The states of the containers, by cgroup id. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_ARRAY);
+		__uint(max_entries, 1);
+		__uint(key_size, sizeof(__u32));
+		__uint(value_size, sizeof(struct set_state));
+	});
+} set_states SEC(".maps");
+
+/* Their entries. The agent decides whether memory is taken before or on use. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_HASH);
+		__uint(max_entries, 1);
+		__uint(key_size, sizeof(struct set_key));
+		__uint(value_size, sizeof(struct set_entry));
+	});
+} set_entries SEC(".maps");
+
+/*
+ * An entry in the making, which is too large for the stack. Each program has
+ * its own: one may be preempted and another run on the same processor, while
+ * the kernel never runs the same one twice at a time there.
+ */
+enum { D_EXEC, D_LIBRARY, D_LIBRARY_EXEC, D_FILE, D_FILE_EXEC, D_CONNECT, D_BIND, D_ACCEPT, D_SEND, D_CALL, DRAFTS };
+
+#define WALK_LEN SET_PATH_LEN
+
+struct draft {
+	struct set_event event;
+	struct dentry *dentry;	/* where the path begins, or NULL */
+	struct vfsmount *mnt;
+	struct dentry *root_dentry;
+	struct vfsmount *root_mnt;
+	__u64 off;	/* in walk, where what was found of the path begins */
+	__u32 described;
+	__u32 arg_len;
+	char arg[SET_ARG_LEN];
+	char walk[2 * WALK_LEN];	/* twice, so that the verifier sees that a name fits */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, DRAFTS);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct draft));
+} drafts SEC(".maps");
+
+/* What is to be counted for the containers that a process is in. */
+enum outcome { NOTED, LOST, AROUND };
+
+/* Begins an entry, if the current process is a container's. */
+static __always_inline struct draft *begin(__u32 n, __u32 set)
+{
+	struct set_entry *e;
+	struct process *p;
+	struct draft *d;
+
+	p = current_process();
+	if (!p)
+		return 0;
+	d = bpf_map_lookup_elem(&drafts, &n);
+	if (!d)
+		return 0;
+	__builtin_memset(&d->event.key, 0, sizeof(d->event.key));
+	d->event.key.set = set;
+	e = &d->event.entry;
+	e->session = p->session;
+	e->ctime_ns = 0;
+	e->size = 0;
+	e->magic = 0;
+	e->mode = 0;
+	e->path_flags = 0;
+	d->dentry = 0;
+	d->described = 0;
+	d->arg_len = 0;
+	return d;
+}
+
+/*
+ * One step from the file to the root of the process; returns whether it was the
+ * last. What a step begins with is in memory, so that the verifier, which does
+ * not look there, takes all steps for the same one.
+ */
+__noinline int walk_step(__u32 n)
+{
+	struct dentry *dentry, *up;
+	struct mount *m, *above;
+	struct vfsmount *mnt;
+	__u64 off, len;
+	struct draft *d;
+
+	d = bpf_map_lookup_elem(&drafts, &n);
+	if (!d)
+		return 1;
+	dentry = d->dentry;
+	mnt = d->mnt;
+	if (dentry == d->root_dentry && mnt == d->root_mnt)
+		return 1;
+	up = BPF_CORE_READ(dentry, d_parent);
+	if (dentry == BPF_CORE_READ(mnt, mnt_root)) {
+		m = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
+		above = BPF_CORE_READ(m, mnt_parent);
+		if (above == m || !above) {
+			d->event.entry.path_flags |= PATH_OUTSIDE;
+			return 1;
+		}
+		d->dentry = BPF_CORE_READ(m, mnt_mountpoint);
+		d->mnt = (void *)above + bpf_core_field_offset(struct mount, mnt);
+		return 0;
+	}
+	off = d->off;
+	len = BPF_CORE_READ(dentry, d_name.len);
+	if (!len || len >= WALK_LEN || off > WALK_LEN || off < len + 1) {
+		d->event.entry.path_flags |= PATH_CUT;
+		return 1;
+	}
+	off -= len;
+	bpf_probe_read_kernel(&d->walk[off & (WALK_LEN - 1)], len & (WALK_LEN - 1), BPF_CORE_READ(dentry, d_name.name));
+	if (dentry == up) {
+		d->off = off;
+		d->event.entry.path_flags |= PATH_DETACHED;
+		return 1;
+	}
+	off--;
+	d->walk[off & (WALK_LEN - 1)] = '/';
+	d->off = off;
+	d->dentry = up;
+	return 0;
+}
+
+__noinline int walk_path(__u32 n)
+{
+	struct task_struct *task;
+	struct draft *d;
+	__u64 off, len;
+	__u32 i;
+
+	d = bpf_map_lookup_elem(&drafts, &n);
+	if (!d)
+		return 0;
+	task = (struct task_struct *)bpf_get_current_task();
+	d->root_dentry = BPF_CORE_READ(task, fs, root.dentry);
+	d->root_mnt = BPF_CORE_READ(task, fs, root.mnt);
+	d->off = WALK_LEN;
+	d->event.entry.path_flags |= PATH_WALKED;
+	for (i = 0; i < MAX_NAMES; i++)
+		if (walk_step(n))
+			break;
+	if (i == MAX_NAMES)
+		d->event.entry.path_flags |= PATH_CUT;
+	off = d->off;
+	if (off == WALK_LEN && !(d->event.entry.path_flags & PATH_CUT)) { /* the root itself */
+		off = WALK_LEN - 1;
+		d->walk[off] = '/';
+	}
+	len = WALK_LEN - off;
+	barrier_var(len);
+	if (len > SET_PATH_LEN)
+		return 0;
+	bpf_probe_read_kernel(d->event.entry.text, len, &d->walk[off & (WALK_LEN - 1)]);
+	d->event.entry.path_len = len;
+	return 0;
+}
+
+/* Fills in what only a new entry needs. */
+__noinline int describe(__u32 n)
+{
+	struct task_struct *task;
+	struct set_entry *e;
+	struct draft *d;
+	__u64 at, len, id;
+
+	d = bpf_map_lookup_elem(&drafts, &n);
+	if (!d)
+		return 0;
+	e = &d->event.entry;
+	e->path_len = 0;
+	if (d->dentry)
+		walk_path(n);
+	id = bpf_get_current_pid_tgid();
+	e->pid = id >> 32;
+	e->tid = (__u32)id;
+	bpf_get_current_comm(e->comm, sizeof(e->comm));
+	task = (struct task_struct *)bpf_get_current_task();
+	task = BPF_CORE_READ(task, real_parent);
+	e->parent = BPF_CORE_READ(task, tgid);
+	bpf_probe_read_kernel_str(e->parent_comm, sizeof(e->parent_comm), task->comm);
+	at = e->path_len;
+	len = d->arg_len;
+	barrier_var(at);
+	barrier_var(len);
+	if (at > SET_PATH_LEN || len > SET_ARG_LEN)
+		return 0;
+	bpf_probe_read_kernel(&e->text[at], len, d->arg);
+	e->arg_len = len;
+	d->described = 1;
+	return 0;
+}
+
+static __always_inline void tell(struct draft *d, __u64 cgroup)
+{
+	__u64 len = d->event.entry.path_len + d->event.entry.arg_len;
+
+	d->event.type = EVENT_SET;
+	d->event.pad = 0;
+	d->event.cgroup = cgroup;
+	barrier_var(len); /* the verifier is to see the bound on what is used */
+	if (len > SET_TEXT_LEN)
+		return;
+	len += sizeof(d->event) - SET_TEXT_LEN;
+	if (bpf_ringbuf_output(&events, &d->event, len, 0))
+		count_ring_full(cgroup);
+}
+
+/* Counts an event for one container. */
+__noinline int account(__u32 n, __u64 cgroup, __u32 outcome)
+{
+	struct set_entry *e;
+	struct set_state *st;
+	struct set_count *c;
+	__u32 zero = 0, set;
+	struct draft *d;
+	void *inner;
+	long err;
+
+	d = bpf_map_lookup_elem(&drafts, &n);
+	if (!d)
+		return 0;
+	set = d->event.key.set;
+	if (set >= SETS)
+		return 0;
+	inner = bpf_map_lookup_elem(&set_states, &cgroup);
+	if (!inner)
+		return 0;
+	st = bpf_map_lookup_elem(inner, &zero);
+	if (!st)
+		return 0;
+	c = &st->sets[set];
+	if (!c->quota)
+		return 0;
+	if (outcome == LOST) {
+		__sync_fetch_and_add(&c->lost, 1);
+		return 0;
+	}
+	if (outcome == AROUND) {
+		__sync_fetch_and_add(&c->around, 1);
+		return 0;
+	}
+	inner = bpf_map_lookup_elem(&set_entries, &cgroup);
+	if (!inner)
+		return 0;
+	e = bpf_map_lookup_elem(inner, &d->event.key);
+	if (e)
+		goto again;
+	/* Processors that race here go past the quota, by one entry each at most. */
+	if (c->used >= c->quota) {
+		__sync_fetch_and_add(&c->full, 1);
+		return 0;
+	}
+	if (!d->described)
+		describe(n);
+	e = &d->event.entry;
+	e->count = 1;
+	e->first_ns = bpf_ktime_get_boot_ns();
+	e->last_ns = e->first_ns;
+	err = bpf_map_update_elem(inner, &d->event.key, e, BPF_NOEXIST);
+	if (!err) {
+		__sync_fetch_and_add(&c->used, 1);
+		tell(d, cgroup);
+		return 0;
+	}
+	/* Another processor was faster, or there was no memory. */
+	e = bpf_map_lookup_elem(inner, &d->event.key);
+	if (!e) {
+		__sync_fetch_and_add(&c->lost, 1);
+		return 0;
+	}
+again:
+	__sync_fetch_and_add(&e->count, 1);
+	e->last_ns = bpf_ktime_get_boot_ns();
+	return 0;
+}
+
+/*
+ * Counts an event for each container that the current process is in. Verified
+ * once per program, so not inlined.
+ */
+__noinline int count(__u32 n, __u32 outcome)
+{
+	struct process *p = current_process();
+	__u32 levels = armed_levels(), i;
+	__u64 cgroup;
+
+	for_each_armed(i, levels, cgroup) {
+		if (is_containers(p, i))
+			account(n, cgroup, outcome);
+	}
+	return 0;
+}
+
+/* FNV-1a over what of the draft's argument is used. */
+__noinline __u64 hash_arg(__u32 n)
+{
+	__u64 h = 0xcbf29ce484222325;
+	struct draft *d;
+	__u32 i;
+
+	d = bpf_map_lookup_elem(&drafts, &n);
+	if (!d)
+		return 0;
+	for (i = 0; i < SET_ARG_LEN; i++) {
+		if (i >= d->arg_len)
+			break;
+		h ^= (__u8)d->arg[i];
+		h *= 0x100000001b3;
+	}
+	return h;
+}
+
+/* A name of a socket is spelt with NUL at its end or without, unless it begins with one. */
+__noinline int trim_arg(__u32 n)
+{
+	struct draft *d;
+	__u32 i;
+
+	d = bpf_map_lookup_elem(&drafts, &n);
+	if (!d || !d->arg[0])
+		return 0;
+	for (i = 0; i < SET_ARG_LEN; i++) {
+		if (i >= d->arg_len)
+			return 0;
+		if (!d->arg[i])
+			break;
+	}
+	d->arg_len = i;
+	return 0;
+}
+
+static __always_inline void set_file(struct draft *d, struct file *f)
+{
+	struct inode *inode = BPF_CORE_READ(f, f_inode);
+	struct set_entry *e = &d->event.entry;
+	struct path *path = path_of(f);
+
+	d->event.key.id[0] = device_of(inode) | (__u64)BPF_CORE_READ(inode, i_generation) << 32;
+	d->event.key.id[1] = BPF_CORE_READ(inode, i_ino);
+	e->ctime_ns = ctime_of(inode);
+	e->size = BPF_CORE_READ(inode, i_size);
+	e->magic = BPF_CORE_READ(inode, i_sb, s_magic);
+	e->mode = BPF_CORE_READ(inode, i_mode);
+	if (!BPF_CORE_READ(inode, i_nlink))
+		e->path_flags |= PATH_DELETED;
+	d->dentry = BPF_CORE_READ(path, dentry);
+	d->mnt = BPF_CORE_READ(path, mnt);
+}
+
+/* exec */
+
+static __always_inline void set_arg(struct draft *d, __u32 n, const char *filename)
+{
+	long len;
+
+	len = bpf_probe_read_kernel_str(d->arg, sizeof(d->arg), filename);
+	d->arg_len = len > 0 ? len - 1 : 0;
+	if (len == sizeof(d->arg))
+		d->event.entry.path_flags |= PATH_ARG_CUT;
+	d->event.key.id[2] = hash_arg(n);
+}
+
+/*
+ * The lineage's program on the same event is attached earlier and so runs
+ * earlier: the process is known here.
+ */
+SEC("raw_tracepoint/sched_process_exec")
+int set_exec_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct linux_binprm *bprm = (struct linux_binprm *)ctx->args[2];
+	struct draft *d;
+
+	d = begin(D_EXEC, SET_EXEC);
+	if (!d)
+		return 0;
+	d->event.key.what = d->event.entry.session;
+	set_file(d, BPF_CORE_READ(bprm, file));
+	set_arg(d, D_EXEC, BPF_CORE_READ(bprm, filename));
+	count(D_EXEC, NOTED);
+	return 0;
+}
+
+/* libraries */
+
+#define VM_WRITE 0x2
+#define VM_EXEC 0x4
+#define VM_MAYSHARE 0x80	/* VM_SHARED is taken away where the file is read-only */
+
+struct vm_area_struct {
+	unsigned long vm_end;
+	unsigned long vm_flags;
+	struct file *vm_file;
+} __attribute__((preserve_access_index));
+
+static __always_inline void on_mapping(__u32 n, struct vm_area_struct *vma)
+{
+	__u64 flags = BPF_CORE_READ(vma, vm_flags);
+	struct file *f = BPF_CORE_READ(vma, vm_file);
+	struct draft *d;
+
+	if (!f || !(flags & VM_EXEC))
+		return;
+	d = begin(n, SET_LIBRARIES);
+	if (!d)
+		return;
+	d->event.key.what = flags & VM_MAYSHARE ?
+		(flags & VM_WRITE ? MAPPING_SHARED_WRITABLE : MAPPING_SHARED) :
+		(flags & VM_WRITE ? MAPPING_PRIVATE_WRITABLE : MAPPING_PRIVATE);
+	set_file(d, f);
+	count(n, NOTED);
+}
+
+/*
+ * perf_event_mmap is told of every mapping that came to be or changed its
+ * protection, by any call, execve included.
+ */
+SEC("fentry/perf_event_mmap")
+int set_libraries_fentry(__u64 *ctx)
+{
+	on_mapping(D_LIBRARY, (struct vm_area_struct *)ctx[0]);
+	return 0;
+}
+
+#if defined(__TARGET_ARCH_x86)
+#define FIRST_PARM di
+#define SECOND_PARM si
+#define THIRD_PARM dx
+#define RESULT ax
+struct kprobe_regs {
+	__u64 r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di;
+};
+#elif defined(__TARGET_ARCH_arm64)
+#define FIRST_PARM regs[0]
+#define SECOND_PARM regs[1]
+#define THIRD_PARM regs[2]
+#define RESULT regs[0]
+struct kprobe_regs {
+	__u64 regs[31];
+};
+#endif
+
+SEC("kprobe/perf_event_mmap")
+int set_libraries_kprobe(struct kprobe_regs *ctx)
+{
+	on_mapping(D_LIBRARY, (struct vm_area_struct *)ctx->FIRST_PARM);
+	return 0;
+}
+
+/*
+ * Without either, the results of the system calls are looked up: what is mapped
+ * at the address now. That needs bpf_find_vma (5.17).
+ */
+struct looked_up {
+	__u32 draft;
+	__u32 pad;
+	__u64 end;	/* of the mapping that was found */
+};
+
+static long on_vma(struct task_struct *task, struct vm_area_struct *vma, struct looked_up *l)
+{
+	l->end = BPF_CORE_READ(vma, vm_end);
+	if (l->draft == D_LIBRARY_EXEC)
+		on_mapping(D_LIBRARY_EXEC, vma);
+	else
+		on_mapping(D_LIBRARY, vma);
+	return 0;
+}
+
+#define PROT_READ 1
+#define PROT_EXEC 4
+#define MAP_ANONYMOUS 0x20
+#define MAX_VMAS 8	/* that one mprotect makes executable */
+#define ENOENT 2
+
+static __always_inline void lose(__u32 n, __u32 set)
+{
+	if (begin(n, set))
+		count(n, LOST);
+}
+
+/* Somebody else may hold the lock of the address space, and then it is lost. */
+static __always_inline long look_up(__u64 addr, struct looked_up *l)
+{
+	return bpf_find_vma(bpf_get_current_task_btf(), addr, on_vma, l, 0);
+}
+
+SEC("raw_tracepoint/sys_exit")
+int set_libraries_call(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct pt_regs *regs = (struct pt_regs *)ctx->args[0];
+	__u64 nr = syscall_of(regs);
+	__s64 ret = ctx->args[1];
+	struct looked_up l = { .draft = D_LIBRARY };
+	__u64 addr, end, prot, flags;
+	enum call call;
+	__u32 abi, i;
+	long err;
+
+	if (!current_process())
+		return 0;
+	abi = abi_of(nr);
+	call = call_of(number_of(nr, abi), abi);
+	if (ret < 0 && ret > -4096)
+		return 0;
+	switch (call) {
+	case CALL_MMAP:
+		/* PROT_READ may mean PROT_EXEC too: personality(2). */
+		prot = arg_of(regs, abi, 2);
+		flags = arg_of(regs, abi, 3);
+		if (!(prot & (PROT_READ | PROT_EXEC)) || (flags & MAP_ANONYMOUS))
+			return 0;
+		if (abi == ABI_COMPAT)
+			ret = (__u32)ret;
+		err = look_up(ret, &l);
+		if (err && err != -ENOENT && (prot & PROT_EXEC))
+			lose(D_LIBRARY, SET_LIBRARIES);
+		return 0;
+	case CALL_MMAP_OLD:
+		if (look_up((__u32)ret, &l))
+			lose(D_LIBRARY, SET_LIBRARIES);
+		return 0;
+	case CALL_MPROTECT:
+		prot = arg_of(regs, abi, 2);
+		if (!(prot & PROT_EXEC))
+			return 0;
+		addr = arg_of(regs, abi, 0);
+		end = addr + arg_of(regs, abi, 1);
+		for (i = 0; i < MAX_VMAS && addr < end; i++) {
+			l.end = 0;
+			err = look_up(addr, &l);
+			if (err == -ENOENT)
+				return 0;
+			if (err || l.end <= addr)
+				break;
+			addr = l.end;
+		}
+		if (addr < end)
+			lose(D_LIBRARY, SET_LIBRARIES);
+		return 0;
+	default:
+		return 0;
+	}
+}
+
+struct mm_struct {
+	unsigned long start_code;
+} __attribute__((preserve_access_index));
+
+struct task_struct___mm {
+	struct mm_struct *mm;
+	void *stack;
+} __attribute__((preserve_access_index));
+
+/*
+ * execve maps the program and its interpreter. The first instruction lies in
+ * the one or the other.
+ */
+SEC("raw_tracepoint/sched_process_exec")
+int set_libraries_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct looked_up l = { .draft = D_LIBRARY_EXEC };
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct pt_regs *regs;
+	__u64 start, ip;
+	bool failed;
+
+	if (!current_process())
+		return 0;
+	start = BPF_CORE_READ((struct task_struct___mm *)task, mm, start_code);
+	regs = (struct pt_regs *)bpf_task_pt_regs(task);
+#if defined(__TARGET_ARCH_x86)
+	ip = BPF_CORE_READ(regs, ip);
+#else
+	ip = BPF_CORE_READ(regs, pc);
+#endif
+	failed = look_up(start, &l) != 0;
+	failed |= look_up(ip, &l) != 0;
+	if (failed)
+		lose(D_LIBRARY_EXEC, SET_LIBRARIES);
+	return 0;
+}
+
+/* syscalls */
+
+/* Notes a call for one container. */
+__noinline int note_call(__u64 cgroup, __u64 abi, __u64 nr)
+{
+	struct set_calls *calls;
+	struct set_state *st;
+	__u32 zero = 0;
+	void *inner;
+
+	inner = bpf_map_lookup_elem(&set_states, &cgroup);
+	if (!inner)
+		return 0;
+	st = bpf_map_lookup_elem(inner, &zero);
+	if (!st || !st->sets[SET_SYSCALLS].quota)
+		return 0;
+	calls = abi == ABI_NATIVE ? &st->calls[ABI_NATIVE] : abi == ABI_COMPAT ? &st->calls[ABI_COMPAT] : &st->calls[ABI_X32];
+	barrier_var(nr);
+	if (nr < SET_CALLS) {
+		if (calls->seen[nr])
+			return 0;
+		calls->seen[nr] = 1;
+	} else {
+		if (calls->beyond)
+			return 0;
+		calls->beyond = 1;
+	}
+	calls->last_ns = bpf_ktime_get_boot_ns();
+	if (!calls->first_ns)
+		calls->first_ns = calls->last_ns;
+	__sync_fetch_and_add(&st->sets[SET_SYSCALLS].used, 1);
+	return 0;
+}
+
+SEC("raw_tracepoint/sys_enter")
+int set_syscalls_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct process *p = current_process();
+	__u64 cgroup, abi, nr;
+	__u32 levels, i;
+
+	if (!p)
+		return 0;
+	abi = abi_of(ctx->args[1]);
+	nr = number_of(ctx->args[1], abi);
+	levels = armed_levels();
+	for_each_armed(i, levels, cgroup) {
+		if (is_containers(p, i))
+			note_call(cgroup, abi, nr);
+	}
+	return 0;
+}
+
+/* files */
+
+static __always_inline void on_open(__u32 n, struct file *f)
+{
+	struct draft *d;
+	__u32 mode;
+
+	mode = BPF_CORE_READ(f, f_mode);
+	if (mode & FMODE_PATH)
+		return;
+	d = begin(n, SET_FILES);
+	if (!d)
+		return;
+	set_file(d, f);
+	if ((d->event.entry.mode & S_IFMT) == S_IFDIR)
+		return;
+	if (BPF_CORE_READ(f, f_flags) & FMODE_EXEC) {
+		d->event.key.what = ACCESS_EXEC;
+		count(n, NOTED);
+		return;
+	}
+	if (mode & FMODE_READ) {
+		d->event.key.what = ACCESS_READ;
+		count(n, NOTED);
+	}
+	if (mode & FMODE_WRITE) {
+		d->event.key.what = ACCESS_WRITE;
+		count(n, NOTED);
+	}
+}
+
+static __always_inline int on_opened(__u64 ret)
+{
+	if (ret && ret < (__u64)-4095)
+		on_open(D_FILE, (struct file *)ret);
+	return 0;
+}
+
+/* do_filp_open has three arguments, and returns a file or an error. */
+SEC("fexit/do_filp_open")
+int set_files_fexit(__u64 *ctx)
+{
+	return on_opened(ctx[3]);
+}
+
+SEC("kretprobe/do_filp_open")
+int set_files_kretprobe(struct kprobe_regs *ctx)
+{
+	return on_opened(ctx->RESULT);
+}
+
+/*
+ * Another thread may have closed the file between the call's return and here,
+ * or put another in its place.
+ */
+SEC("raw_tracepoint/sys_exit")
+int set_files_call(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct pt_regs *regs = (struct pt_regs *)ctx->args[0];
+	__u64 nr = syscall_of(regs);
+	__s64 ret = ctx->args[1];
+	enum call call;
+	struct file *f;
+	__u32 abi;
+
+	if (ret < 0 || !current_process())
+		return 0;
+	abi = abi_of(nr);
+	call = call_of(number_of(nr, abi), abi);
+	if (call == CALL_URING) {
+		if (begin(D_FILE, SET_FILES))
+			count(D_FILE, AROUND);
+		return 0;
+	}
+	if (call != CALL_OPEN)
+		return 0;
+	f = file_of(ret);
+	if (f)
+		on_open(D_FILE, f);
+	else
+		lose(D_FILE, SET_FILES);
+	return 0;
+}
+
+/* Beside set_files_call, which sees no file that the kernel opens to execute it. */
+SEC("raw_tracepoint/sched_process_exec")
+int set_files_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct linux_binprm *bprm = (struct linux_binprm *)ctx->args[2];
+
+	on_open(D_FILE_EXEC, BPF_CORE_READ(bprm, file));
+	return 0;
+}
+
+/* network */
+
+static __always_inline bool is_inet(__u16 family)
+{
+	return family == AF_INET || family == AF_INET6;
+}
+
+/* An IPv4 address that a socket of IPv6 uses is an IPv4 address. */
+static __always_inline void set_address6(struct set_key *k, const __u64 *addr)
+{
+	k->id[0] = addr[0];
+	k->id[1] = addr[1];
+	if (!addr[0] && (__u32)addr[1] == bpf_htonl(0xffff)) {
+		k->family = AF_INET;
+		k->id[0] = addr[1] >> 32;
+		k->id[1] = 0;
+	}
+}
+
+static __always_inline void set_socket(struct set_key *k, struct sock *sk, __u32 op)
+{
+	k->what = op;
+	k->family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	k->type = BPF_CORE_READ(sk, sk_type);
+	k->protocol = BPF_CORE_READ(sk, sk_protocol);
+}
+
+/* The name of a Unix socket, of which len bytes are at from. */
+static __always_inline void set_path(struct draft *d, __u32 n, __s64 len, const void *from, bool user)
+{
+	if (len <= 0) { /* it has none */
+		d->event.key.id[0] = 0;
+		return;
+	}
+	if (len > UNIX_PATH)
+		len = UNIX_PATH;
+	if (user)
+		len = bpf_probe_read_user(d->arg, len & (SET_ARG_LEN - 1), from) ? 0 : len;
+	else
+		len = bpf_probe_read_kernel(d->arg, len & (SET_ARG_LEN - 1), from) ? 0 : len;
+	d->arg_len = len;
+	trim_arg(n);
+	d->event.key.id[0] = hash_arg(n);
+	d->event.key.id[1] = d->arg_len;
+}
+
+/* An entry about an address that the process gave, which is at from. */
+static __always_inline void on_given(__u32 n, __u32 op, struct sock *sk, const void *from, __u32 len, bool user)
+{
+	union given a = {};
+	struct set_key *k;
+	struct draft *d;
+	__u32 size;
+
+	d = begin(n, SET_NETWORK);
+	if (!d)
+		return;
+	k = &d->event.key;
+	set_socket(k, sk, op);
+	size = len < 28 ? len : 28; /* of a struct sockaddr_in6 */
+	if (user ? bpf_probe_read_user(&a, size, from) : bpf_probe_read_kernel(&a, size, from)) {
+		count(n, LOST);
+		return;
+	}
+	/* A socket of IPv6 takes addresses of IPv4; AF_UNSPEC dissolves a connection. */
+	if (a.family == AF_UNSPEC && op != OP_BIND)
+		return;
+	if (is_inet(a.family))
+		k->family = a.family;
+	if (k->family == AF_INET) {
+		k->port = bpf_ntohs(a.in.port);
+		k->id[0] = a.in.addr;
+	} else if (k->family == AF_INET6) {
+		__u64 addr[2];
+
+		__builtin_memcpy(addr, (char *)&a + 8, sizeof(addr));
+		k->port = bpf_ntohs(a.in6.port);
+		set_address6(k, addr);
+	} else if (k->family == AF_UNIX) {
+		set_path(d, n, (__s64)len - 2, from + 2, user);
+	}
+	count(n, NOTED);
+}
+
+/* An entry about the other end of a socket, or its own, as the kernel has it. */
+static __always_inline void on_sock(__u32 n, __u32 op, struct sock *sk, bool own)
+{
+	struct unix_address *ua;
+	struct set_key *k;
+	struct draft *d;
+	__u64 addr[2];
+
+	d = begin(n, SET_NETWORK);
+	if (!d)
+		return;
+	k = &d->event.key;
+	set_socket(k, sk, op);
+	if (k->family == AF_INET) {
+		k->id[0] = own ? BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr) : BPF_CORE_READ(sk, __sk_common.skc_daddr);
+	} else if (k->family == AF_INET6) {
+		if (own)
+			BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_rcv_saddr);
+		else
+			BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_daddr);
+		set_address6(k, addr);
+	} else if (k->family == AF_UNIX) {
+		if (!own)
+			sk = BPF_CORE_READ((struct unix_sock *)sk, peer);
+		ua = sk ? BPF_CORE_READ((struct unix_sock *)sk, addr) : 0;
+		if (ua)
+			set_path(d, n, (__s64)BPF_CORE_READ(ua, len) - 2, (void *)ua + bpf_core_field_offset(struct unix_address, name) + 2, false);
+	}
+	if (is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)))
+		k->port = own ? BPF_CORE_READ(sk, __sk_common.skc_num) : bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	count(n, NOTED);
+}
+
+/*
+ * A name in a message matters to datagrams; of TCP it means that the first
+ * data comes with the connection.
+ */
+static __always_inline void on_message(__u32 n, struct sock *sk, const void *name, __s32 len, __u32 flags, bool user)
+{
+	__u16 type;
+
+	if (!name || len < 2)
+		return;
+	type = BPF_CORE_READ(sk, sk_type);
+	if (type != SOCK_STREAM)
+		on_given(n, OP_SEND, sk, name, len, user);
+	else if (flags & MSG_FASTOPEN)
+		on_given(n, OP_CONNECT, sk, name, len, user);
+}
+
+static __always_inline int on_connect(struct socket *s, void *address, int len)
+{
+	on_given(D_CONNECT, OP_CONNECT, BPF_CORE_READ(s, sk), address, len, false);
+	return 0;
+}
+
+static __always_inline int on_bind(struct socket *s, void *address, int len)
+{
+	on_given(D_BIND, OP_BIND, BPF_CORE_READ(s, sk), address, len, false);
+	return 0;
+}
+
+static __always_inline int on_sendmsg(struct socket *s, struct msghdr *m)
+{
+	void *name = BPF_CORE_READ(m, msg_name);
+
+	if (name)
+		on_message(D_SEND, BPF_CORE_READ(s, sk), name, BPF_CORE_READ(m, msg_namelen), BPF_CORE_READ(m, msg_flags), false);
+	return 0;
+}
+
+SEC("fentry/security_socket_connect")
+int set_connect_fentry(__u64 *ctx)
+{
+	return on_connect((void *)ctx[0], (void *)ctx[1], ctx[2]);
+}
+
+SEC("fentry/security_socket_bind")
+int set_bind_fentry(__u64 *ctx)
+{
+	return on_bind((void *)ctx[0], (void *)ctx[1], ctx[2]);
+}
+
+SEC("fentry/security_socket_sendmsg")
+int set_send_fentry(__u64 *ctx)
+{
+	return on_sendmsg((void *)ctx[0], (void *)ctx[1]);
+}
+
+/* Called for every connection that a process accepts, of any family. */
+SEC("fentry/security_sock_graft")
+int set_accept_fentry(__u64 *ctx)
+{
+	on_sock(D_ACCEPT, OP_ACCEPT, (void *)ctx[0], true);
+	return 0;
+}
+
+SEC("kprobe/security_socket_connect")
+int set_connect_kprobe(struct kprobe_regs *ctx)
+{
+	return on_connect((void *)ctx->FIRST_PARM, (void *)ctx->SECOND_PARM, ctx->THIRD_PARM);
+}
+
+SEC("kprobe/security_socket_bind")
+int set_bind_kprobe(struct kprobe_regs *ctx)
+{
+	return on_bind((void *)ctx->FIRST_PARM, (void *)ctx->SECOND_PARM, ctx->THIRD_PARM);
+}
+
+SEC("kprobe/security_socket_sendmsg")
+int set_send_kprobe(struct kprobe_regs *ctx)
+{
+	return on_sendmsg((void *)ctx->FIRST_PARM, (void *)ctx->SECOND_PARM);
+}
+
+SEC("kprobe/security_sock_graft")
+int set_accept_kprobe(struct kprobe_regs *ctx)
+{
+	on_sock(D_ACCEPT, OP_ACCEPT, (void *)ctx->FIRST_PARM, true);
+	return 0;
+}
+
+/* A TCP connection is begun in the process that asks for it. */
+SEC("raw_tracepoint/inet_sock_set_state")
+int set_connect_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	if ((int)ctx->args[2] == TCP_SYN_SENT)
+		on_sock(D_CONNECT, OP_CONNECT, (struct sock *)ctx->args[0], false);
+	return 0;
+}
+
+/* A struct msghdr of user space; that of 32 bits has 32-bit pointers. */
+struct user_msghdr {
+	__u64 name;
+	__s32 namelen;
+};
+
+struct user_msghdr32 {
+	__u32 name;
+	__s32 namelen;
+};
+
+#define MMSGHDR 64	/* size of a struct mmsghdr */
+#define MMSGHDR32 32
+#define MAX_MESSAGES 8	/* of one sendmmsg that are looked at */
+
+static __always_inline int on_user_message(struct sock *sk, __u64 at, __u32 abi, __u32 flags)
+{
+	struct user_msghdr m = {};
+	struct user_msghdr32 m32 = {};
+
+	if (abi == ABI_NATIVE) {
+		if (bpf_probe_read_user(&m, sizeof(m), (void *)at))
+			return -1;
+	} else {
+		if (bpf_probe_read_user(&m32, sizeof(m32), (void *)at))
+			return -1;
+		m.name = m32.name;
+		m.namelen = m32.namelen;
+	}
+	on_message(D_CALL, sk, (void *)m.name, m.namelen, flags, true);
+	return 0;
+}
+
+#define SYS_BIND 2
+#define SYS_CONNECT 3
+#define SYS_ACCEPT 5
+#define SYS_SENDTO 11
+#define SYS_SENDMSG 16
+#define SYS_ACCEPT4 18
+#define SYS_SENDMMSG 20
+
+struct six {
+	__u64 v[6];
+};
+
+/*
+ * What a system call of sockets did. Where the kernel's own copy of an address
+ * says the same, it is read; a datagram's is only in the process's memory, which
+ * another thread may have changed since.
+ */
+static __always_inline void on_socket_call(enum call call, const struct six *a, __u32 abi, __s64 ret)
+{
+	__u16 protocol;
+	struct sock *sk;
+	__u32 i, size;
+
+	sk = sock_of(call == CALL_ACCEPT ? ret : (__s32)a->v[0]);
+	if (!sk) {
+		lose(D_CALL, SET_NETWORK);
+		return;
+	}
+	protocol = BPF_CORE_READ(sk, sk_protocol);
+	switch (call) {
+	case CALL_CONNECT:
+		/* inet_sock_set_state tells of those of TCP, when they begin. */
+		if (protocol != IPPROTO_TCP || !is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)))
+			on_sock(D_CALL, OP_CONNECT, sk, false);
+		return;
+	case CALL_ACCEPT:
+		on_sock(D_CALL, OP_ACCEPT, sk, true);
+		return;
+	case CALL_BIND:
+		on_sock(D_CALL, OP_BIND, sk, true);
+		return;
+	case CALL_SENDTO:
+		on_message(D_CALL, sk, (void *)a->v[4], a->v[5], 0, true);
+		return;
+	case CALL_SENDMSG:
+		if (on_user_message(sk, a->v[1], abi, 0))
+			lose(D_CALL, SET_NETWORK);
+		return;
+	case CALL_SENDMMSG:
+		size = abi == ABI_NATIVE ? MMSGHDR : MMSGHDR32;
+		for (i = 0; i < MAX_MESSAGES && i < ret; i++)
+			if (on_user_message(sk, a->v[1] + i * size, abi, 0))
+				lose(D_CALL, SET_NETWORK);
+		if (ret > MAX_MESSAGES)
+			lose(D_CALL, SET_NETWORK);
+		return;
+	default:
+		return;
+	}
+}
+
+static __always_inline enum call of_socketcall(__u64 n)
+{
+	switch (n) {
+	case SYS_BIND: return CALL_BIND;
+	case SYS_CONNECT: return CALL_CONNECT;
+	case SYS_ACCEPT: case SYS_ACCEPT4: return CALL_ACCEPT;
+	case SYS_SENDTO: return CALL_SENDTO;
+	case SYS_SENDMSG: return CALL_SENDMSG;
+	case SYS_SENDMMSG: return CALL_SENDMMSG;
+	}
+	return CALL_OTHER;
+}
+
+SEC("raw_tracepoint/sys_exit")
+int set_network_call(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct pt_regs *regs = (struct pt_regs *)ctx->args[0];
+	__u64 nr = syscall_of(regs);
+	__s64 ret = ctx->args[1];
+	struct six a = {};
+	__u32 abi, i, args[6] = {};
+	enum call call;
+
+	if (ret < 0 || !current_process())
+		return 0;
+	abi = abi_of(nr);
+	call = call_of(number_of(nr, abi), abi);
+	if (call == CALL_URING) {
+		if (begin(D_CALL, SET_NETWORK))
+			count(D_CALL, AROUND);
+		return 0;
+	}
+	if (call == CALL_SOCKET) {
+		call = of_socketcall(arg_of(regs, abi, 0));
+		if (call == CALL_OTHER)
+			return 0;
+		if (bpf_probe_read_user(args, sizeof(args), (void *)arg_of(regs, abi, 1))) {
+			lose(D_CALL, SET_NETWORK);
+			return 0;
+		}
+		for (i = 0; i < 6; i++)
+			a.v[i] = args[i];
+	} else if (call >= CALL_CONNECT && call <= CALL_SENDMMSG) {
+		a.v[0] = arg_of(regs, abi, 0);
+		a.v[1] = arg_of(regs, abi, 1);
+		a.v[4] = arg_of(regs, abi, 4);
+		a.v[5] = arg_of(regs, abi, 5);
+	} else {
+		return 0;
+	}
+	on_socket_call(call, &a, abi, ret);
+	return 0;
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* What a socket is, and the addresses of its two ends. */
+#ifndef PROBITY_SOCKETS_H
+#define PROBITY_SOCKETS_H
+
+#include "files.h"
+
+#define AF_UNSPEC 0
+#define AF_UNIX 1
+#define AF_INET 2
+#define AF_INET6 10
+#define SOCK_STREAM 1
+#define SOCK_DGRAM 2
+#define IPPROTO_TCP 6
+#define IPPROTO_MPTCP 262
+#define TCP_SYN_SENT 2
+#define MSG_FASTOPEN 0x20000000
+#define UNIX_PATH 108	/* of sun_path */
+
+struct in6_addr {
+	__u8 bytes[16];
+};
+
+struct sock_common {
+	__u32 skc_daddr;
+	__u32 skc_rcv_saddr;
+	__u16 skc_dport;	/* in network byte order */
+	__u16 skc_num;
+	__u16 skc_family;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+} __attribute__((preserve_access_index));
+
+struct sock {
+	struct sock_common __sk_common;
+	__u16 sk_type;
+	__u16 sk_protocol;
+} __attribute__((preserve_access_index));
+
+struct socket {
+	struct sock *sk;
+} __attribute__((preserve_access_index));
+
+struct msghdr {
+	void *msg_name;
+	int msg_namelen;
+	__u32 msg_flags;
+} __attribute__((preserve_access_index));
+
+struct unix_address {
+	int len;
+	char name[];	/* struct sockaddr_un */
+} __attribute__((preserve_access_index));
+
+struct unix_sock {
+	struct unix_address *addr;
+	struct sock *peer;
+} __attribute__((preserve_access_index));
+
+/* An address as a process gives it: any of sockaddr_in, _in6 and _un. */
+union given {
+	__u16 family;
+	struct {
+		__u16 family;
+		__u16 port;
+		__u32 addr;
+	} in;
+	struct {
+		__u16 family;
+		__u16 port;
+		__u32 flow;
+		__u64 addr[2];
+	} in6;
+	struct {
+		__u16 family;
+		char path[UNIX_PATH];
+	} un;
+	char bytes[128];
+};
+
+/* The socket that is open as fd in the current process, or NULL. */
+static __always_inline struct sock *sock_of(long fd)
+{
+	struct file *f = file_of(fd);
+	struct socket *s;
+
+	if (!f || BPF_CORE_READ(f, f_inode, i_sb, s_magic) != SOCKFS_MAGIC)
+		return 0;
+	s = BPF_CORE_READ(f, private_data);
+	return BPF_CORE_READ(s, sk);
+}
+
+#endif

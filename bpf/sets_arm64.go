@@ -1,0 +1,4 @@
+package bpf
+
+// callArchs are the architectures of system calls by enum abi of c/sets.h.
+var callArchs = [...]string{"aarch64", "arm"}
