@@ -3,7 +3,6 @@ package evidence
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"unicode/utf8"
 )
 
@@ -250,30 +249,8 @@ func (g *Gap) run() string         { return g.RunID }
 // RunOf returns the run that l is about, or "" for a node's or source's gap.
 func RunOf(l Line) string { return l.run() }
 
-// Encode returns the canonical bytes of a line, without a newline: compact
-// JSON, members in the order of the struct, no HTML escaping.
-func Encode(l Line) ([]byte, error) {
-	switch v := l.(type) {
-	case *Coverage:
-		v.Kind = KindCoverage
-		if v.Probes == nil {
-			v.Probes = []ProbeFold{} // a list in every language, never null
-		}
-	case *Observation:
-		v.Kind = KindObservation
-	case *Gap:
-		v.Kind = KindGap
-	}
-	b, err := marshal(l)
-	if err != nil {
-		return nil, fmt.Errorf("encode %s line: %w", l.kind(), err)
-	}
-	if len(b) >= MaxLineBytes {
-		return nil, fmt.Errorf("encode %s line: %d bytes, at most %d are allowed", l.kind(), len(b), MaxLineBytes-1)
-	}
-	return b, nil
-}
-
+// marshal is encoding/json's spelling of a value: of what is written once in a
+// chunk, and what the faster writer of lines is compared with.
 func marshal(v any) ([]byte, error) {
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)

@@ -137,56 +137,86 @@ func (s *Spool) header(clock evidence.Clock, seq uint64) evidence.Header {
 }
 
 // Append adds a run's lines to the open chunk; runID is "" for lines of the node
-// or of a source. build is called once, with the clock of the header that the
-// lines go under, and derives every time in them from it; where they are spread
-// over several chunks, all of these have the same clock. It must not call the
-// Spool. Append checks all lines before it takes the first, so it takes all or
-// none, and never waits for the disk.
+// or of a source. build is called with the clock of the header that the lines go
+// under, and derives every time in them from it; where they are spread over
+// several chunks, all of these have the same clock. It is called again where
+// that chunk was closed meanwhile, and then its last lines count. It must not
+// call the Spool. Append checks all lines before it takes the first, so it takes
+// all or none, and never waits for the disk. Lines are made and encoded without a
+// lock: those of several runs at once. Calls about one run must not overlap, or
+// their order is not said.
 func (s *Spool) Append(runID string, build func(evidence.Clock) []evidence.Line) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return fmt.Errorf("append evidence: %w", ErrClosed)
-	}
-	if err := s.append(runID, true, build); err != nil {
+	e := buffers.Get().(*encoder)
+	defer e.put()
+	if err := s.appendUnlocked(e, runID, build); err != nil {
 		return fmt.Errorf("append evidence: %w", err)
 	}
 	return nil
 }
 
-type encoded struct {
-	line  evidence.Line
-	bytes []byte
+// attempts is how often lines are made without the lock before they are made
+// with it, while nobody else can close the chunk.
+const attempts = 2
+
+func (s *Spool) appendUnlocked(e *encoder, runID string, build func(evidence.Clock) []evidence.Line) error {
+	for range attempts {
+		s.mu.Lock()
+		if s.closed {
+			s.mu.Unlock()
+			return ErrClosed
+		}
+		clock := s.clockFor(runID)
+		s.mu.Unlock()
+
+		if err := e.encode(runID, true, build(clock)); err != nil {
+			return err
+		}
+
+		s.mu.Lock()
+		switch {
+		case s.closed:
+			s.mu.Unlock()
+			return ErrClosed
+		case s.open == nil || s.open.header.Clock == clock:
+			err := s.take(clock, e)
+			s.mu.Unlock()
+			return err
+		}
+		s.mu.Unlock()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return ErrClosed
+	}
+	return s.append(e, runID, true, build)
 }
 
-// append is Append with mu held. oneRun refuses lines of other runs.
-func (s *Spool) append(runID string, oneRun bool, build func(evidence.Clock) []evidence.Line) error {
+// append makes and takes lines with mu held. oneRun refuses lines of other runs.
+func (s *Spool) append(e *encoder, runID string, oneRun bool, build func(evidence.Clock) []evidence.Line) error {
+	clock := s.clockFor(runID)
+	if err := e.encode(runID, oneRun, build(clock)); err != nil {
+		return err
+	}
+	return s.take(clock, e)
+}
+
+// clockFor returns the clock of the chunk that a run's lines would go into, with
+// mu held.
+func (s *Spool) clockFor(runID string) evidence.Clock {
 	if c := s.open; c != nil && c.full(runID) {
 		s.seal()
 	}
-	var clock evidence.Clock
 	if s.open != nil {
-		clock = s.open.header.Clock
-	} else {
-		clock = s.cfg.Clock()
+		return s.open.header.Clock
 	}
-	lines := build(clock)
-	enc := make([]encoded, 0, len(lines))
-	for _, l := range lines {
-		if r := evidence.RunOf(l); oneRun && r != "" && r != runID {
-			return fmt.Errorf("a line of run %s among those of %q", r, runID)
-		}
-		b, err := evidence.Encode(l)
-		if err != nil {
-			return err
-		}
-		if err := evidence.Validate(l); err != nil {
-			return fmt.Errorf("%s: %w", b[:min(len(b), 200)], err)
-		}
-		enc = append(enc, encoded{l, b})
-	}
-	for _, e := range enc {
-		if s.open != nil && !s.open.fits(e) {
+	return s.cfg.Clock()
+}
+
+// take adds encoded lines, whose times are the clock's, with mu held.
+func (s *Spool) take(clock evidence.Clock, e *encoder) error {
+	for _, l := range e.lines {
+		if s.open != nil && !s.open.fits(l) {
 			s.seal()
 		}
 		if s.open == nil {
@@ -198,7 +228,7 @@ func (s *Spool) append(runID string, oneRun bool, build func(evidence.Clock) []e
 			s.open = c
 			s.signal() // Run sets its timer
 		}
-		s.open.add(e)
+		s.open.add(l)
 	}
 	return nil
 }
@@ -407,7 +437,9 @@ func (s *Spool) signDrops() (runIDs []string) {
 	d := s.drops
 	s.drops = drops{}
 	s.seal() // the gaps' chunk holds nothing else, so that it can carry them back
-	if err := s.append("", false, func(c evidence.Clock) []evidence.Line { return d.gaps(c, s.state.instance) }); err != nil {
+	e := buffers.Get().(*encoder)
+	defer e.put()
+	if err := s.append(e, "", false, func(c evidence.Clock) []evidence.Line { return d.gaps(c, s.state.instance) }); err != nil {
 		s.cfg.Log.Error("sign the gap of dropped evidence", "lines", d.lines, "error", err)
 		s.drops = d
 		return nil

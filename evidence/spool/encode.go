@@ -1,0 +1,56 @@
+package spool
+
+import (
+	"fmt"
+	"sync"
+
+	"probity/evidence"
+)
+
+// encoder holds lines and their bytes on their way into a chunk, which copies
+// them.
+type encoder struct {
+	buf   []byte
+	lines []encoded
+}
+
+type encoded struct {
+	line  evidence.Line
+	bytes []byte // a part of encoder.buf
+}
+
+var buffers = sync.Pool{New: func() any { return new(encoder) }}
+
+// maxKeptBuffer is how large a buffer is kept for the next lines: those of a run
+// with ten thousand sites are rare.
+const maxKeptBuffer = 256 << 10
+
+func (e *encoder) put() {
+	clear(e.lines)
+	if cap(e.buf) <= maxKeptBuffer {
+		buffers.Put(e)
+	}
+}
+
+// encode checks and encodes all lines, instead of those before.
+func (e *encoder) encode(runID string, oneRun bool, lines []evidence.Line) error {
+	e.buf = e.buf[:0]
+	clear(e.lines)
+	e.lines = e.lines[:0]
+	for _, l := range lines {
+		if r := evidence.RunOf(l); oneRun && r != "" && r != runID {
+			return fmt.Errorf("a line of run %s among those of %q", r, runID)
+		}
+		at := len(e.buf)
+		var err error
+		if e.buf, err = evidence.Append(e.buf, l); err != nil {
+			return err
+		}
+		b := e.buf[at:] // stays as it is where buf grows into another array
+		if err := evidence.Validate(l); err != nil {
+			return fmt.Errorf("%s: %w", b[:min(len(b), 200)], err)
+		}
+		e.lines = append(e.lines, encoded{l, b})
+	}
+	return nil
+}
