@@ -158,13 +158,20 @@ func TestObjectsInTime(t *testing.T) {
 		t.Errorf("while another reads: complete %v, %q", complete, why)
 	}
 	<-sc.busy
-	sc.next = 40 // as if it had been left there
+	sc.next = [2]int{51, 40} // as if it had been left there, with the library found
+	sc.found = []elfFile{{"z.so", symbol.Identity{Soname: "libz.so.1", BuildID: "cc01"}}}
 	tree.Until = time.Time{}
 	if found, complete, why := tree.Objects(bySoname("*")); len(found) != 1 || !complete {
 		t.Errorf("%v, complete %v, %q", found, complete, why)
 	}
-	if !sc.done || sc.next != 51 {
+	if !sc.done || sc.next != [2]int{51, 51} {
 		t.Errorf("done %v after %d files", sc.done, sc.next)
+	}
+	// Libraries and programs are read before anything else.
+	for rel, want := range map[string]bool{"usr/lib/libz.so.1": true, "opt/x/bin/tool": true, "sbin/init": true, "usr/share/doc/bin.txt": false, "app/main.py": false, "cabin/x": true} {
+		if likely(rel) != want {
+			t.Errorf("%s: likely %v", rel, !want)
+		}
 	}
 	// Known now: no file is opened any more.
 	must(t, os.Remove(filepath.Join(layer, "f00")))

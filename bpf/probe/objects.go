@@ -147,7 +147,7 @@ type scan struct {
 	busy chan struct{} // holds one token while somebody reads
 
 	mu       sync.Mutex
-	next     int // regular files that were read
+	next     [2]int // how far the passes are, in regular files: likely ones, others
 	done     bool
 	found    []elfFile
 	doubtful []unread
@@ -201,28 +201,47 @@ func (s *scan) read(f image.LayerFiles, until time.Time, lim symbol.Limits) erro
 		return err
 	}
 	defer dir.Close()
-	f.Each(s.next, func(rel string) bool {
-		if !until.IsZero() && time.Now().After(until) {
-			err = errLate
-			return false
+	for pass := range s.next {
+		f.Each(s.next[pass], func(rel string) bool {
+			if likely(rel) == (pass == 0) {
+				err = s.look(dir, rel, until, lim)
+			}
+			if err == nil {
+				s.next[pass]++
+			}
+			return err == nil
+		})
+		if err != nil {
+			return err
 		}
-		id, rerr := readObject(dir, rel, lim)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		switch {
-		case len(s.found) == maxObjects || len(s.doubtful) == maxDoubtful:
-			err = errMany
-			return false
-		case rerr == nil:
-			s.found = append(s.found, elfFile{rel, id})
-		case doubted(rerr):
-			s.doubtful = append(s.doubtful, unread{rel, rerr})
-		}
-		s.next++
-		return true
-	})
-	s.done = err == nil
-	return err
+	}
+	s.done = true
+	return nil
+}
+
+// likely reports whether a file's path is such as programs and libraries have:
+// where there is no time for all files, these were read.
+func likely(rel string) bool {
+	dir, name := path.Split(rel)
+	return strings.Contains(name, ".so") || strings.HasSuffix(dir, "bin/")
+}
+
+func (s *scan) look(dir *image.OpenDir, rel string, until time.Time, lim symbol.Limits) error {
+	if !until.IsZero() && time.Now().After(until) {
+		return errLate
+	}
+	id, err := readObject(dir, rel, lim)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case len(s.found) == maxObjects || len(s.doubtful) == maxDoubtful:
+		return errMany
+	case err == nil:
+		s.found = append(s.found, elfFile{rel, id})
+	case doubted(err):
+		s.doubtful = append(s.doubtful, unread{rel, err})
+	}
+	return nil
 }
 
 func readObject(dir *image.OpenDir, rel string, lim symbol.Limits) (symbol.Identity, error) {
