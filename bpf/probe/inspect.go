@@ -86,7 +86,19 @@ func (in *Inspector) Inspect(m image.Match, q symbol.Query) (Facts, error) {
 		e.facts.ELF, e.facts.Symbols, e.err = symbol.Read(f, at.size, q, in.Limits)
 		e.facts.Digest = sync.OnceValues(func() (string, error) { return digest(m, at) })
 	})
+	if errors.Is(e.err, symbol.ErrTime) { // the machine was busy: it says little about the file
+		in.forget(e)
+	}
 	return e.facts, e.err
+}
+
+func (in *Inspector) forget(e *inspected) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if el := in.known[e.key]; el != nil && el.Value == e {
+		in.order.Remove(el)
+		delete(in.known, e.key)
+	}
 }
 
 func (in *Inspector) entry(k inspectKey) *inspected {

@@ -1,6 +1,9 @@
 package probe
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"reflect"
 	"testing"
 
@@ -37,5 +40,26 @@ func TestInspectorKey(t *testing.T) {
 				entry(q, typ.Field(i).Name)
 			}
 		}
+	}
+}
+
+// A file that could not be read in time may be readable later.
+func TestInspectorAgain(t *testing.T) {
+	self, err := os.Executable()
+	must(t, err)
+	layer := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(layer, "bin"), 0o755))
+	text, err := os.ReadFile(self)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(layer, "bin", "target"), text, 0o755))
+	in := &Inspector{Limits: symbol.Limits{Time: 1}}
+	matches, _, _ := one{layer, in}.Glob("")
+	q := symbol.Query{Names: []string{"main.main"}}
+	if _, err := in.Inspect(matches[0], q); !errors.Is(err, symbol.ErrTime) {
+		t.Fatalf("in no time: %v", err)
+	}
+	in.Limits.Time = 0
+	if facts, err := in.Inspect(matches[0], q); err != nil || !facts.ELF.HasEntry {
+		t.Errorf("%+v, %v", facts.ELF, err)
 	}
 }

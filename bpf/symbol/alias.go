@@ -4,9 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
-	"strings"
-	"unicode"
-	"unicode/utf8"
 )
 
 // Bounds of what is told of aliases. They are the file author's text and end
@@ -27,6 +24,9 @@ func (p *parser) aliases(places map[uint64]*place) error {
 	reads := p.lim.Matches
 	for i := range p.tables {
 		t := &p.tables[i]
+		if t.source == SourcePclntab {
+			continue // see place.names
+		}
 		err := p.eachFunction(t, func(e entry) error {
 			pl := places[e.off]
 			if pl == nil || !e.typed { // untyped: may be a mere label, or arm64's $x
@@ -41,7 +41,7 @@ func (p *parser) aliases(places map[uint64]*place) error {
 				return nil
 			}
 			reads--
-			name, ok, err := p.aliasName(t.str, e.name)
+			name, ok, err := p.aliasName(t, e.name)
 			if err != nil {
 				return err
 			}
@@ -58,19 +58,19 @@ func (p *parser) aliases(places map[uint64]*place) error {
 }
 
 // aliasName reads a name without its version; ok is whether it can be told.
-func (p *parser) aliasName(str extent, at uint32) (name string, ok bool, err error) {
+func (p *parser) aliasName(t *table, at uint32) (name string, ok bool, err error) {
 	var b [maxAliasName + 1]byte
-	n := min(uint64(len(b)), str.size-uint64(at)) // at < str.size, see eachFunction
-	if err := p.src.read(b[:n], str.off+uint64(at)); err != nil {
+	n := min(uint64(len(b)), t.str.size-uint64(at)) // at < t.str.size, see eachFunction
+	if err := t.src.read(b[:n], t.str.off+uint64(at)); err != nil {
 		return "", false, err
 	}
 	text, _, ended := bytes.Cut(b[:n], []byte{0})
 	if i := bytes.IndexByte(text, '@'); i > 0 {
 		text, ended = text[:i], true
 	}
-	if !ended || len(text) == 0 || !utf8.Valid(text) {
+	if !ended || len(text) == 0 {
 		return "", false, nil
 	}
 	s := string(text)
-	return s, strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0, nil
+	return s, printable(s), nil
 }

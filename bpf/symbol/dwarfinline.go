@@ -315,7 +315,7 @@ func (p *parser) bare(covered []Range) (n int, one string, err error) {
 			if !e.typed || k >= 0 && e.off < offs[k].End || n > 1000 {
 				return nil
 			}
-			name, ok, err := p.aliasName(t.str, e.name)
+			name, ok, err := p.aliasName(t, e.name)
 			if err != nil {
 				return err
 			}

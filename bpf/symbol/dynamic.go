@@ -77,7 +77,7 @@ func (p *parser) readDynamic() error {
 			return nil
 		}
 	}
-	p.tables = append(p.tables, table{what: "DT_SYMTAB", source: SourceDynsym, off: syms.off, count: count, str: str})
+	p.tables = append(p.tables, table{what: "DT_SYMTAB", source: SourceDynsym, src: &p.src, sections: p.sections, off: syms.off, count: count, str: str})
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"testing"
 
 	"probity/tests/need"
@@ -30,9 +31,11 @@ func FuzzRead(f *testing.F) {
 		}
 	}
 	want := []string{"wanted", "greet_hello", "greet_versioned", "_start", "main.main", "f"}
+	q := Query{Names: want, Globs: []string{"greet_*", "*::?*"}, Regexps: []string{"(e|f)+"}}
+	items := slices.Concat(q.Names, q.Globs, q.Regexps)
 	lim := Limits{FileSize: 1 << 20, Symbols: 10000, StringBytes: 1 << 20, Matches: 100}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		file, syms, err := read(bytes.NewReader(b), int64(len(b)), Query{Names: want}, lim, anything)
+		file, syms, err := read(bytes.NewReader(b), int64(len(b)), q, lim, anything)
 		if err != nil {
 			for _, sentinel := range []error{ErrNotELF, ErrTruncated, ErrTooLarge, ErrMalformed, ErrForeign} {
 				if errors.Is(err, sentinel) {
@@ -51,7 +54,7 @@ func FuzzRead(f *testing.F) {
 		}
 		for name, list := range byWanted(syms) {
 			for _, s := range list {
-				if s.Name != name || s.Offset >= uint64(len(b)) || !file.ExecutableOffset(s.Offset) || len(s.Alias) > maxAliases {
+				if !slices.Contains(items, name) || len(s.Name) > maxTold || len(s.Demangled) > maxTold || s.Offset >= uint64(len(b)) || !file.ExecutableOffset(s.Offset) || len(s.Alias) > maxAliases {
 					t.Errorf("%s: %+v", name, s)
 				}
 			}
@@ -76,8 +79,9 @@ func FuzzNames(f *testing.F) {
 		for i := range used {
 			used[i] = ^uint64(0)
 		}
-		got := map[uint32]hit{}
-		s := scan{matcher: m, used: used, hits: got, most: 1 << 20, window: make([]byte, 0, m.longest+streamBuffer)}
+		got := map[uint32][]match{}
+		p := &parser{lim: Limits{}.orDefaults()}
+		s := scan{matcher: m, p: p, used: used, hits: got, window: make([]byte, 0, m.longest+streamBuffer)}
 		for rest := []byte(text); len(rest) > 0; { // in pieces of 7
 			n := min(7, len(rest))
 			if err := s.piece(rest[:n]); err != nil {
@@ -85,30 +89,26 @@ func FuzzNames(f *testing.F) {
 			}
 			rest = rest[n:]
 		}
-		expect := map[uint32]hit{}
+		expect := map[uint32][]match{}
 		for i := range len(text) {
 			whole := text[i : i+bytes.IndexByte([]byte(text[i:]), 0)]
 			start := bytes.LastIndexByte([]byte(text[:i]), 0) + 1
-			h := hit{none, none}
 			for k, n := range m.names {
-				if n == whole {
-					h.whole = int32(k)
-				}
 				// The version begins at the first '@' of the whole string.
 				end := bytes.IndexByte([]byte(text[start:]), '@') + start
 				if end >= start && end < i+len(whole) && end > i && n == text[i:end] {
-					h.base = int32(k)
+					expect[uint32(i)] = slices.Insert(expect[uint32(i)], 0, match{item: int32(k), name: n})
 				}
-			}
-			if h != (hit{none, none}) {
-				expect[uint32(i)] = h
+				if n == whole {
+					expect[uint32(i)] = append(expect[uint32(i)], match{item: int32(k), name: n})
+				}
 			}
 		}
 		if len(got) != len(expect) {
 			t.Fatalf("%q in %q: %v, want %v", want, text, got, expect)
 		}
 		for off, h := range expect {
-			if got[off] != h {
+			if !slices.Equal(got[off], h) {
 				t.Fatalf("%q in %q at %d: %v, want %v", want, text, off, got[off], h)
 			}
 		}

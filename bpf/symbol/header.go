@@ -39,6 +39,11 @@ type parser struct {
 	goTableRead bool
 	tables      []table
 	rela        extent // DT_RELA
+
+	// What matching has cost so far.
+	matches int // names
+	kept    int // bytes of them
+	worked  int // bytes looked at since the time was
 }
 
 // extent is a part of the file, known to lie within it.

@@ -7,15 +7,7 @@ import (
 	"math/rand/v2"
 )
 
-const none = int32(-1)
-
-// hit says which wanted names begin at an offset of a string table: the one
-// that is the whole string from there to its end, and the one that is what
-// comes before the version ("memcpy" in "memcpy@@GLIBC_2.14", as linkers
-// write it into .symtab).
-type hit struct{ whole, base int32 }
-
-// matcher finds wanted names in string tables in one pass and without keeping
+// matcher finds exact names in string tables in one pass and without keeping
 // the table. Linkers let names share their tails ("write" is the end of
 // "__write"), so that a name can begin anywhere; from each end of a string the
 // matcher walks back and hashes, and asks only where the hash is one of the
@@ -68,11 +60,20 @@ func (m *matcher) build(width int) bool {
 
 func (m *matcher) step(h uint64, c byte) uint64 { return (h + uint64(c) + 1) * m.mult }
 
+// Bounds of what is kept of names.
+const (
+	// maxWhole is the longest name that is matched as a whole; exact raw
+	// names are matched whatever follows or precedes them.
+	maxWhole = 1 << 20
+	// maxKept is the sum of the lengths of all names that matched.
+	maxKept = 32 << 20
+)
+
 // match fills t.hits.
-func (p *parser) match(t *table, m *matcher) error {
-	if t.str.size > 0 {
+func (p *parser) match(t *table, w *wanted) error {
+	if t.str.size > 0 && !t.mixed {
 		var last [1]byte
-		if err := p.src.read(last[:], t.str.off+t.str.size-1); err != nil {
+		if err := t.src.read(last[:], t.str.off+t.str.size-1); err != nil {
 			return err
 		}
 		if last[0] != 0 {
@@ -90,17 +91,33 @@ func (p *parser) match(t *table, m *matcher) error {
 	if err != nil || !functions {
 		return err
 	}
-	t.hits = map[uint32]hit{}
-	s := scan{matcher: m, used: used, hits: t.hits, most: p.lim.Matches, window: make([]byte, 0, m.longest+streamBuffer)}
-	return p.src.stream(t.str.off, t.str.size, 1, s.piece)
+	t.hits = map[uint32][]match{}
+	s := scan{
+		matcher: w.exact, p: p, used: used, hits: t.hits, mixed: t.mixed,
+		window: make([]byte, 0, w.exact.longest+streamBuffer),
+	}
+	if !w.empty() {
+		s.ask, s.found = w.ask, func(m match) error { return s.add(s.asked, m) }
+	}
+	if err := t.src.stream(t.str.off, t.str.size, 1, s.piece); err != nil {
+		return err
+	}
+	if s.uses(s.start, s.base+uint64(len(s.window))) {
+		return fmt.Errorf("a name does not end: %w", ErrMalformed)
+	}
+	return nil
 }
 
 // scan is the state of one pass over one string table.
 type scan struct {
 	*matcher
-	used []uint64
-	hits map[uint32]hit
-	most int
+	p     *parser
+	used  []uint64
+	hits  map[uint32][]match
+	mixed bool // see table
+	ask   func(name []byte, found func(match) error) error
+	asked uint32            // the string offset of the name that ask was called with
+	found func(match) error // what ask was called with
 
 	window    []byte // the end of what went before, and the present piece
 	base      uint64 // string offset of window[0]
@@ -117,10 +134,10 @@ func (s *scan) piece(b []byte) error {
 		if end < 0 {
 			end = len(rest)
 		}
-		if !s.versioned {
+		if !s.versioned && !s.mixed {
 			if v := bytes.IndexByte(rest[:end], '@'); v >= 0 {
 				s.versioned = true
-				if err := s.back(at+v, true); err != nil {
+				if err := s.back(at + v); err != nil {
 					return err
 				}
 			}
@@ -129,21 +146,30 @@ func (s *scan) piece(b []byte) error {
 		if at == len(s.window) {
 			break // the string goes on
 		}
-		if err := s.back(at, false); err != nil {
+		if err := s.back(at); err != nil {
 			return err
+		}
+		if s.ask != nil {
+			if err := s.whole(at); err != nil {
+				return err
+			}
 		}
 		at++
 		s.start, s.versioned = s.base+uint64(at), false
 	}
-	if keep := min(len(s.window), s.longest); keep < len(s.window) {
+	keep := s.longest
+	if s.ask != nil {
+		keep = max(keep, int(min(s.base+uint64(len(s.window))-s.start, maxWhole)))
+	}
+	if keep < len(s.window) {
 		s.base += uint64(len(s.window) - keep)
 		s.window = s.window[:copy(s.window, s.window[len(s.window)-keep:])]
 	}
 	return nil
 }
 
-// back looks for names that end before window[end].
-func (s *scan) back(end int, version bool) error {
+// back looks for exact names that end before window[end].
+func (s *scan) back(end int) error {
 	from := max(0, end-s.longest)
 	if s.start > s.base {
 		from = max(from, int(s.start-s.base))
@@ -162,26 +188,64 @@ func (s *scan) back(end int, version bool) error {
 		if !ok || s.names[n] != string(s.window[i:end]) {
 			continue
 		}
-		if err := s.add(uint32(off), n, version); err != nil {
+		if err := s.add(uint32(off), match{item: n, name: s.names[n]}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *scan) add(off uint32, n int32, version bool) error {
-	h, ok := s.hits[off]
-	if !ok {
-		if len(s.hits) == s.most {
-			return fmt.Errorf("more than %d names match: %w", s.most, ErrTooLarge)
+// whole asks for each name that ends before window[end], without its version.
+func (s *scan) whole(end int) error {
+	from := s.start
+	to := s.base + uint64(end)
+	if first := max(s.base, to-min(to, maxWhole)); from < first {
+		if s.uses(from, first) {
+			return fmt.Errorf("a name of more than %d bytes: %w", maxWhole, ErrTooLarge)
 		}
-		h = hit{none, none}
+		from = first
 	}
-	if version {
-		h.base = n
-	} else {
-		h.whole = n
+	for off, ok := s.next(from, to); ok; off, ok = s.next(off+1, to) {
+		name := s.window[off-s.base : end]
+		if v := bytes.IndexByte(name, '@'); v > 0 && !s.mixed {
+			name = name[:v]
+		}
+		if err := s.p.work(len(name)); err != nil {
+			return err
+		}
+		s.asked = uint32(off)
+		if err := s.ask(name, s.found); err != nil {
+			return err
+		}
 	}
-	s.hits[off] = h
+	return nil
+}
+
+// next finds the first string offset in a range that is a function's name.
+func (s *scan) next(from, to uint64) (uint64, bool) {
+	for from < to {
+		if word := s.used[from/64] >> (from % 64); word != 0 {
+			from += uint64(bits.TrailingZeros64(word))
+			return from, from < to
+		}
+		from = (from/64 + 1) * 64
+	}
+	return 0, false
+}
+
+func (s *scan) uses(from, to uint64) bool {
+	_, ok := s.next(from, to)
+	return ok
+}
+
+func (s *scan) add(off uint32, m match) error {
+	if s.p.matches == s.p.lim.Matches {
+		return fmt.Errorf("more than %d names match: %w", s.p.lim.Matches, ErrTooLarge)
+	}
+	s.p.matches++
+	if s.p.kept += len(m.name) + len(m.full); s.p.kept > maxKept {
+		return fmt.Errorf("the names that match have more than %d bytes: %w", maxKept, ErrTooLarge)
+	}
+	s.hits[off] = append(s.hits[off], m)
 	return nil
 }

@@ -4,9 +4,21 @@ import "slices"
 
 // Query says what is looked for in a file. The zero value looks for nothing:
 // [Read] then returns what is known of the file alone.
+//
+// Functions of C++ and Rust are found by their raw name and by each of three
+// demangled forms: the one that c++filt prints ("int ns::max<int>(int, int)"),
+// the name without parameters ("ns::max<int>"), and that without template
+// arguments ("ns::max"). Rust's have no hash, as in
+// "<my::Type as core::fmt::Debug>::fmt".
 type Query struct {
-	Names   []string // exact
-	Globs   []string
+	// Names are exact. Space that does not keep two words apart does not
+	// count in a demangled form.
+	Names []string
+	// Globs match a whole name or form: * is any text, ? one character, [a-z]
+	// and [^a-z] one of a class, and \ takes the next character as it is. A
+	// Go function "main.Max[...]" is "main.Max\[...]".
+	Globs []string
+	// Regexps are in the syntax of RE2, and match anywhere in a name or form.
 	Regexps []string
 	Markers []string // USDT, "provider:name"
 
@@ -41,8 +53,11 @@ func rank(source string) int {
 
 // Symbol is one function that an item of the Query matches, at one place.
 type Symbol struct {
-	Name      string // as in the table, without a version unless one was asked for
-	Demangled string // Name as its author wrote it; "" if that is the same
+	// Name is as in the table, without a version unless one was asked for. What
+	// is not printable in a name that was not asked for is escaped as in Go,
+	// and what would be longer than 4 KiB is cut off and ends with "...".
+	Name      string
+	Demangled string // as c++filt prints it; "" if that is the same, or longer than 4 KiB, or not printable
 	Wanted    string // the item of the Query that it matches
 	Source    string // one of the Source constants
 	Offset    uint64 // in the file

@@ -61,6 +61,7 @@ func (r *Resolver) Resolve(offs ...uint64) ([]Location, error) {
 	if len(ask) == 0 {
 		return out, nil
 	}
+	r.p.begin()
 	found, err := r.p.locate(ask)
 	if err != nil {
 		return nil, err
@@ -86,8 +87,8 @@ func (r *Resolver) Resolve(offs ...uint64) ([]Location, error) {
 type function struct {
 	name        string
 	start, size uint64 // file offset; 0 if the table does not say the size
-	str         extent
-	at          uint32 // where the name is in str
+	table       *table
+	at          uint32 // where the name is in its strings
 }
 
 func (f function) whole() Range { return Range{f.start, f.start + f.size} }
@@ -109,7 +110,7 @@ func (p *parser) locate(offs []uint64) (map[uint64]function, error) {
 				return nil
 			}
 			if b := best[k]; !have[k] || e.off > b.start || e.off == b.start && e.size > b.size {
-				best[k], have[k] = function{start: e.off, size: e.size, str: t.str, at: e.name}, true
+				best[k], have[k] = function{start: e.off, size: e.size, table: t, at: e.name}, true
 			}
 			return nil
 		})
@@ -126,7 +127,7 @@ func (p *parser) locate(offs []uint64) (map[uint64]function, error) {
 		if !have[i] || f.size > 0 && off-f.start >= f.size || !p.sameSegment(f.start, off) {
 			continue
 		}
-		name, ok, err := p.aliasName(f.str, f.at)
+		name, ok, err := p.aliasName(f.table, f.at)
 		if err != nil {
 			return nil, err
 		}

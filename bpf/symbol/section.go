@@ -153,7 +153,7 @@ func (p *parser) addSectionTables() error {
 			return fmt.Errorf("section %d: %v overlaps its names: %w", i, s.typ, ErrMalformed)
 		}
 		source := [...]string{SourceSymtab, SourceDynsym}[k]
-		p.tables = append(p.tables, table{what: s.typ.String(), source: source, off: s.off, count: s.size / s.entsize, str: extent{str.off, str.size}})
+		p.tables = append(p.tables, table{what: s.typ.String(), source: source, src: &p.src, sections: p.sections, off: s.off, count: s.size / s.entsize, str: extent{str.off, str.size}})
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 )
 
 // source is the file: the only place that reads it. A read that does not lie
@@ -12,6 +13,17 @@ type source struct {
 	r    io.ReaderAt
 	size uint64
 	buf  []byte // of stream; streams do not nest
+
+	deadline time.Time // no read begins after it, unless it is zero
+	limit    time.Duration
+}
+
+// onTime says whether there is time left.
+func (s *source) onTime() error {
+	if !s.deadline.IsZero() && time.Now().After(s.deadline) {
+		return fmt.Errorf("more than %v: %w", s.limit, ErrTime)
+	}
+	return nil
 }
 
 // within says whether n bytes at off lie in the file.
@@ -25,6 +37,9 @@ func (s *source) within(off, n uint64) error {
 // read fills b from off.
 func (s *source) read(b []byte, off uint64) error {
 	if err := s.within(off, uint64(len(b))); err != nil {
+		return err
+	}
+	if err := s.onTime(); err != nil {
 		return err
 	}
 	n, err := s.r.ReadAt(b, int64(off)) // off <= size, an int64
@@ -63,4 +78,19 @@ func (s *source) stream(off, n uint64, unit int, fn func(piece []byte) error) er
 		n -= uint64(len(piece))
 	}
 	return nil
+}
+
+// begin starts the time of Limits.Time.
+func (p *parser) begin() {
+	p.src.deadline, p.src.limit = time.Now().Add(p.lim.Time), p.lim.Time
+}
+
+// work is called with the number of bytes that a step looks at, and fails when
+// the time is over.
+func (p *parser) work(n int) error {
+	if p.worked += n; p.worked < streamBuffer {
+		return nil
+	}
+	p.worked = 0
+	return p.src.onTime()
 }

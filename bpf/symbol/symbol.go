@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 )
 
 // Callers decide by these; each error that [Read] returns wraps one of them,
@@ -43,6 +44,9 @@ var (
 	ErrTruncated = errors.New("truncated ELF")
 	// ErrTooLarge: a bound of Limits was reached.
 	ErrTooLarge = errors.New("ELF past the bounds")
+	// ErrTime: Limits.Time was over, so that another attempt may do better.
+	// It is an ErrTooLarge.
+	ErrTime = fmt.Errorf("out of time: %w", ErrTooLarge)
 	// ErrMalformed: it contradicts itself, so that what a loader would make
 	// of it can't be told.
 	ErrMalformed = errors.New("malformed ELF")
@@ -74,6 +78,8 @@ type Limits struct {
 	// Matches is the number of symbols returned, over all names. Default
 	// 65,536.
 	Matches int
+	// Time for one file. Default 10 s.
+	Time time.Duration
 }
 
 func (l Limits) orDefaults() Limits {
@@ -100,6 +106,9 @@ func (l Limits) orDefaults() Limits {
 	}
 	if l.Matches <= 0 {
 		l.Matches = 1 << 16
+	}
+	if l.Time <= 0 {
+		l.Time = 10 * time.Second
 	}
 	return l
 }
@@ -144,15 +153,16 @@ type File struct {
 
 // Read reads an ELF file of size bytes. It returns the functions that q wants,
 // from .symtab and from the dynamic symbol table, in the order of q's items
-// and for each of them by offset; an item that matches nothing has no Symbol,
-// and one that several functions match (static functions of several files bear
-// the same name) has several. Names are asked for without a version: "memcpy"
-// finds each memcpy@VERSION.
+// (names, globs, regular expressions) and for each of them by offset; an item
+// that matches nothing has no Symbol, and one that several functions match
+// (static functions of several files bear the same name) has several. Names are
+// matched without a version: "memcpy" finds each memcpy@VERSION.
 //
-// Besides what grows with q and with the matches, Read holds at most 2 MiB
-// and an eighth of the largest string table, whatever is in the file. A file
-// that exhausts all of the default limits takes it some two seconds; who has
-// less time gives it an r that fails when the time is over, and gets r's error.
+// Besides what grows with q and with the matches (whose names have 32 MiB at
+// most), Read holds at most 2 MiB, the longest name (1 MiB) and an eighth of
+// the largest string table, whatever is in the file. It takes no longer than
+// Limits.Time and what one step more takes, less than two seconds; who can be
+// interrupted gives it an r that fails then, and gets r's error.
 func Read(r io.ReaderAt, size int64, q Query, lim Limits) (*File, []Symbol, error) {
 	return read(r, size, q, lim, native)
 }
@@ -198,6 +208,7 @@ func open(r io.ReaderAt, size int64, lim Limits, runs func(elf.Machine, elf.Clas
 		return nil, fmt.Errorf("file of %d bytes, %d are taken: %w", size, lim.FileSize, ErrTooLarge)
 	}
 	p := &parser{src: source{r: r, size: uint64(size)}, lim: lim}
+	p.begin()
 	if err := p.readHeader(runs); err != nil {
 		return nil, fmt.Errorf("ELF header: %w", err)
 	}

@@ -5,15 +5,23 @@ import (
 	"debug/elf"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
+
+	"probity/bpf/symbol/demangle"
 )
 
 // table is one symbol table and its string table.
 type table struct {
 	what       string
 	source     string // one of the Source constants
+	src        *source
 	off, count uint64
 	str        extent
-	hits       map[uint32]hit // string offset -> which wanted name begins there
+	mixed      bool                             // between the names there may be other data, and they have no versions
+	each       func(fn func(entry) error) error // of a table that has another form than ELF's
+	sections   []section                        // that the symbols refer to
+	hits       map[uint32][]match               // string offset -> what its name matches
 }
 
 // entry is one symbol of a table that is a function in executable text.
@@ -34,8 +42,16 @@ func (p *parser) symbolSize() uint64 {
 
 // eachFunction calls fn with the functions of a table.
 func (p *parser) eachFunction(t *table, fn func(entry) error) error {
+	if t.each != nil {
+		return t.each(func(e entry) error {
+			if uint64(e.name) >= t.str.size {
+				return fmt.Errorf("a name at %d of %d bytes: %w", e.name, t.str.size, ErrMalformed)
+			}
+			return fn(e)
+		})
+	}
 	size := int(p.symbolSize())
-	return p.src.stream(t.off, t.count*uint64(size), size, func(b []byte) error {
+	return t.src.stream(t.off, t.count*uint64(size), size, func(b []byte) error {
 		for ; len(b) > 0; b = b[size:] {
 			var value, n uint64
 			var info byte
@@ -46,7 +62,7 @@ func (p *parser) eachFunction(t *table, fn func(entry) error) error {
 				value, n, info, shndx = uint64(le.Uint32(b[4:])), uint64(le.Uint32(b[8:])), b[12], le.Uint16(b[14:])
 			}
 			typ := elf.ST_TYPE(info)
-			if typ != elf.STT_FUNC && typ != elf.STT_GNU_IFUNC && (typ != elf.STT_NOTYPE || !p.textSection(shndx)) {
+			if typ != elf.STT_FUNC && typ != elf.STT_GNU_IFUNC && (typ != elf.STT_NOTYPE || !textSection(t.sections, shndx)) {
 				continue
 			}
 			switch elf.SectionIndex(shndx) {
@@ -75,64 +91,56 @@ func (p *parser) eachFunction(t *table, fn func(entry) error) error {
 // textSection reports whether an untyped symbol (assembler source often has
 // no other) may be code: where there are section headers, executable segments
 // of older linkers hold read-only data as well.
-func (p *parser) textSection(shndx uint16) bool {
-	if len(p.sections) == 0 || shndx >= uint16(elf.SHN_LORESERVE) {
+func textSection(sections []section, shndx uint16) bool {
+	if len(sections) == 0 || shndx >= uint16(elf.SHN_LORESERVE) {
 		return true
 	}
-	return int(shndx) < len(p.sections) && p.sections[shndx].exec
+	return int(shndx) < len(sections) && sections[shndx].exec
 }
 
 // place is a file offset that at least one wanted name stands for.
 type place struct {
-	names  []int32  // indices of the wanted names
-	others []string // other names there, as far as they are listed
+	claims []claim
+	others []string // names there that nothing matches, as far as they are listed
 	shared bool     // whether there are any
 	ifunc  bool
-	source string
 }
 
-// claim is one wanted name at one file offset.
+// claim is one item at one place.
 type claim struct {
-	off  uint64
-	name int32
+	match
+	source string
+	size   uint64
 }
 
-// find looks the wanted names up in all tables, and those that selfHashed
+// find looks for what q wants in all tables, and for the names that selfHashed
 // needs, which are returned apart. It passes over each symbol table three
 // times and over each string table once, and keeps only what matched.
 func (p *parser) find(q Query) (syms []Symbol, own map[string][]Symbol, err error) {
 	if err := p.bounded(); err != nil {
 		return nil, nil, err
 	}
-	if len(q.Globs)+len(q.Regexps) > 0 {
-		return nil, nil, fmt.Errorf("globs and regular expressions are not matched yet: %w", ErrTooLarge)
+	w, err := newWanted(q)
+	if err != nil {
+		return nil, nil, err
 	}
 	slices.SortStableFunc(p.tables, func(a, b table) int { return cmp.Compare(rank(a.source), rank(b.source)) })
-	m := newMatcher(slices.Concat(q.Names, selfHashNames))
 	for i := range p.tables {
-		if err := p.match(&p.tables[i], m); err != nil {
+		if err := p.match(&p.tables[i], w); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", p.tables[i].what, err)
 		}
 	}
-	places, sizes, err := p.claims()
+	places, err := p.claims()
 	if err != nil {
 		return nil, nil, err
 	}
 	if err := p.aliases(places); err != nil {
 		return nil, nil, err
 	}
-	all := results(places, sizes, m.names)
-	own = map[string][]Symbol{}
-	for _, n := range selfHashNames {
-		if s, ok := all[n]; ok {
-			own[n] = s
-		}
-	}
-	seen := map[string]bool{}
-	for _, n := range q.Names {
-		if !seen[n] {
-			seen[n] = true
-			syms = append(syms, all[n]...)
+	syms, own = results(places, w)
+	for i := range syms {
+		if err := p.complete(&syms[i]); err != nil {
+			return nil, nil, err
 		}
 	}
 	return syms, own, nil
@@ -153,61 +161,69 @@ func (p *parser) bounded() error {
 	return nil
 }
 
-// claims collects the places of the names that matched, and the sizes that the
-// tables give them.
-func (p *parser) claims() (map[uint64]*place, map[claim]uint64, error) {
-	places, sizes := map[uint64]*place{}, map[claim]uint64{}
+// claims collects the places of what matched.
+func (p *parser) claims() (map[uint64]*place, error) {
+	places, count := map[uint64]*place{}, 0
 	for i := range p.tables {
 		t := &p.tables[i]
 		if len(t.hits) == 0 {
 			continue
 		}
 		err := p.eachFunction(t, func(e entry) error {
-			h, ok := t.hits[e.name]
+			hits, ok := t.hits[e.name]
 			if !ok {
 				return nil
 			}
 			pl := places[e.off]
 			if pl == nil {
-				pl = &place{source: t.source}
+				pl = &place{}
 				places[e.off] = pl
 			}
 			pl.ifunc = pl.ifunc || e.ifunc
-			for _, n := range [...]int32{h.whole, h.base} {
-				if n == none {
+			for _, m := range hits {
+				if err := p.work(len(pl.claims)); err != nil {
+					return err
+				}
+				if i := slices.IndexFunc(pl.claims, func(c claim) bool { return c.item == m.item && c.name == m.name }); i >= 0 {
+					pl.claims[i].size = max(pl.claims[i].size, e.size) // the table before has the better source
 					continue
 				}
-				c := claim{e.off, n}
-				size, ok := sizes[c]
-				if !ok {
-					if len(sizes) == p.lim.Matches {
-						return fmt.Errorf("more than %d symbols match: %w", p.lim.Matches, ErrTooLarge)
-					}
-					pl.names = append(pl.names, n)
+				if count == p.lim.Matches {
+					return fmt.Errorf("more than %d symbols match: %w", p.lim.Matches, ErrTooLarge)
 				}
-				sizes[c] = max(size, e.size)
+				count++
+				pl.claims = append(pl.claims, claim{m, t.source, e.size})
 			}
 			return nil
 		})
 		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", t.what, err)
+			return nil, fmt.Errorf("%s: %w", t.what, err)
 		}
 	}
-	return places, sizes, nil
+	return places, nil
 }
 
-// results turns places into the symbols of each name, by offset.
-func results(places map[uint64]*place, sizes map[claim]uint64, names []string) map[string][]Symbol {
-	out := map[string][]Symbol{}
+// results turns places into symbols, those that the query asked for in the
+// order of its items and then of their offsets. own has the others, by name.
+func results(places map[uint64]*place, w *wanted) (syms []Symbol, own map[string][]Symbol) {
+	type result struct {
+		item int32
+		Symbol
+	}
+	var all []result
 	for off, pl := range places {
-		here := slices.Clone(pl.others)
-		for _, n := range pl.names {
-			here = append(here, names[n])
-		}
-		slices.Sort(here)
-		here = slices.Compact(here)
-		for _, i := range pl.names {
-			s := Symbol{Name: names[i], Wanted: names[i], Source: pl.source, Offset: off, Size: sizes[claim{off, i}], Kind: KindFunc}
+		// The best source first: one symbol for each item.
+		slices.SortFunc(pl.claims, func(a, b claim) int {
+			return cmp.Or(cmp.Compare(a.item, b.item), cmp.Compare(rank(a.source), rank(b.source)), cmp.Compare(a.name, b.name))
+		})
+		here := pl.names()
+		for i, c := range pl.claims {
+			if i > 0 && pl.claims[i-1].item == c.item {
+				last := &all[len(all)-1]
+				last.Size = max(last.Size, c.size)
+				continue
+			}
+			s := Symbol{Name: c.name, Demangled: c.full, Wanted: w.items[c.item], Source: c.source, Offset: off, Size: c.size, Kind: KindFunc}
 			for _, n := range here[:min(len(here), maxAliases+1)] {
 				if n != s.Name && len(s.Alias) < maxAliases {
 					s.Alias = append(s.Alias, n)
@@ -219,11 +235,67 @@ func results(places map[uint64]*place, sizes map[claim]uint64, names []string) m
 			case pl.shared || len(here) > 1:
 				s.Kind = KindAlias
 			}
-			out[s.Name] = append(out[s.Name], s)
+			all = append(all, result{c.item, s})
 		}
 	}
-	for _, list := range out {
-		slices.SortFunc(list, func(a, b Symbol) int { return cmp.Compare(a.Offset, b.Offset) })
+	slices.SortFunc(all, func(a, b result) int { return cmp.Or(cmp.Compare(a.item, b.item), cmp.Compare(a.Offset, b.Offset)) })
+	own = map[string][]Symbol{}
+	type key struct {
+		wanted string
+		off    uint64
 	}
-	return out
+	seen := map[key]bool{} // the same text may be a name and a glob
+	for _, r := range all {
+		if int(r.item) < len(w.exact.names) && slices.Contains(selfHashNames, r.Wanted) {
+			own[r.Wanted] = append(own[r.Wanted], r.Symbol)
+		}
+		if k := (key{r.Wanted, r.Offset}); w.asked(r.item) && !seen[k] {
+			seen[k] = true
+			syms = append(syms, r.Symbol)
+		}
+	}
+	return syms, own
+}
+
+// names returns all names of a place, sorted, as far as they can be told.
+func (pl *place) names() []string {
+	names := slices.Clone(pl.others)
+	better := slices.ContainsFunc(pl.claims, func(c claim) bool { return c.source != SourcePclntab })
+	for _, c := range pl.claims {
+		// Go's runtime has other names for functions of the linker's table
+		// (it knows no ABI): that makes no alias.
+		if c.source == SourcePclntab && better {
+			continue
+		}
+		names = append(names, c.name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// maxTold is the longest name that is told, in bytes.
+const maxTold = 4 << 10
+
+// complete fills in what the name says, and makes it one that can be told.
+func (p *parser) complete(s *Symbol) error {
+	if s.Demangled == "" && demangle.Mangled([]byte(s.Name)) {
+		if err := p.work(1 << 10); err != nil {
+			return err
+		}
+		if f, err := demangle.Of(s.Name); err == nil {
+			s.Demangled = f.Full
+		}
+	}
+	if len(s.Demangled) > maxTold || !printable(s.Demangled) {
+		s.Demangled = ""
+	}
+	if s.Name != s.Wanted && (len(s.Name) > maxTold || !printable(s.Name)) { // the file author's text
+		cut := s.Name[:min(len(s.Name), maxTold/4)] // a byte becomes 4 at most, a character 10
+		s.Name = strings.Trim(strconv.QuoteToGraphic(cut), `"`)
+		if len(cut) < maxTold/4 {
+			return nil
+		}
+		s.Name += "..."
+	}
+	return nil
 }

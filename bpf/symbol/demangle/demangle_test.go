@@ -30,6 +30,7 @@ var known = []struct{ name, full, plain, bare, clone string }{
 	{"_ZN4core3fmt9Formatter9write_str17h0123456789abcdefE", "core::fmt::Formatter::write_str", "core::fmt::Formatter::write_str", "core::fmt::Formatter::write_str", ""},
 	{"_ZN67_$LT$my..Type$u20$as$u20$core..iter..traits..iterator..Iterator$GT$4next17h1a2b3c4d5e6f7a8bE", "<my::Type as core::iter::traits::iterator::Iterator>::next", "<my::Type as core::iter::traits::iterator::Iterator>::next", "<my::Type as core::iter::traits::iterator::Iterator>::next", ""},
 	{"_ZN2my4main28_$u7b$$u7b$closure$u7d$$u7d$17h0123456789abcdefE.llvm.42", "my::main::{{closure}}", "my::main::{{closure}}", "my::main::{{closure}}", ".llvm.42"},
+	{"_ZN2my8__hidden17h0123456789abcdefE", "my::__hidden", "my::__hidden", "my::__hidden", ""},
 	{"_RNvCs1234_7mycrate4main", "mycrate::main", "mycrate::main", "mycrate::main", ""},
 	{"_RNvMCs1234_7mycrateNtB2_3Foo3bar", "<mycrate::Foo>::bar", "<mycrate::Foo>::bar", "<mycrate::Foo>::bar", ""},
 	{"_RNvXCs1234_7mycrateNtB2_3FooNtB2_5Trait3run", "<mycrate::Foo as mycrate::Trait>::run", "<mycrate::Foo as mycrate::Trait>::run", "<mycrate::Foo as mycrate::Trait>::run", ""},

@@ -15,7 +15,8 @@
 // over to a newer version: the field fuel and the calls of burn; that printing
 // an elaborated type or a string literal goes through printState.print, which
 // notices cycles; that a Rust number that begins with 0 ends there (RFC 2603,
-// decimal-number); and that its entry points are not exported.
+// decimal-number), and that the legacy mangling keeps the underscore that an
+// identifier begins with; and that its entry points are not exported.
 package demangle
 
 import (
