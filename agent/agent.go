@@ -66,7 +66,8 @@ type Agent struct {
 	admin *handoff.Listener
 	hooks *handoff.Listener
 
-	ahead chan container.Notice // containers that are only created, to be looked at
+	ahead   chan container.Notice // containers that are only created, to be looked at
+	catchUp chan appeared         // what runs in containers and may not be armed
 
 	// work are the goroutines of single runs: arming, watching, sealing.
 	work sync.WaitGroup
@@ -74,6 +75,7 @@ type Agent struct {
 	mu       sync.Mutex
 	table    lifecycle.Table
 	live     map[string]*live
+	armedIn  map[uint64]*live // by cgroup id, those that are armed
 	letGo    map[string]int64 // containers let go by their source, and when
 	busy     int              // notices being carried out, runs being sealed
 	changed  chan struct{}    // closed and replaced when live or busy change
@@ -92,9 +94,9 @@ func New(cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a := &Agent{
-		cfg: cfg, log: cfg.Log, live: map[string]*live{}, changed: make(chan struct{}),
+		cfg: cfg, log: cfg.Log, live: map[string]*live{}, armedIn: map[uint64]*live{}, changed: make(chan struct{}),
 		sources: map[string]string{}, letGo: map[string]int64{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
-		ahead: make(chan container.Notice, 64),
+		ahead: make(chan container.Notice, 64), catchUp: make(chan appeared, 256),
 	}
 	defer func() {
 		if err != nil {
@@ -160,7 +162,7 @@ func (a *Agent) openKernel() error {
 	if err != nil {
 		return err
 	}
-	a.ring = newRing(r, a.witness, a.log)
+	a.ring = newRing(r, a.event, a.witness.Undecodable, a.log)
 	a.engine = probe.NewEngine(a.obj, probe.Config{
 		Kernel: a.kernel, Linger: a.cfg.Linger, BootTime: cgroup.BootTime, Log: a.log.With("in", "probe"),
 	})
@@ -255,11 +257,7 @@ func (a *Agent) stopRuns() {
 		GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, Count: evidence.Loss{N: 1}, Detail: "the agent stopped",
 	}, func(g *evidence.Gap, now evidence.Time) { g.From = now })
 	for _, l := range runs {
-		if l.handle != nil {
-			if err := l.handle.Close(); err != nil {
-				a.log.Warn("disarm", "run", l.id, "err", err)
-			}
-		}
+		a.disarm(l)
 	}
 }
 

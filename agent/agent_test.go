@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -55,15 +56,15 @@ type node struct {
 
 func newNode(t *testing.T, opts bpf.Options) *node {
 	t.Helper()
-	return newNodeWith(t, Config{BPF: opts})
+	return newNodeWith(t, Config{BPF: opts}, wanted)
 }
 
-func newNodeWith(t *testing.T, cfg Config) *node {
+func newNodeWith(t *testing.T, cfg Config, policies string) *node {
 	t.Helper()
 	need.BPF(t)
 	dir := t.TempDir()
 	must(t, os.Mkdir(dir+"/policies.d", 0o755))
-	must(t, os.WriteFile(dir+"/policies.d/test.yaml", []byte(wanted), 0o600))
+	must(t, os.WriteFile(dir+"/policies.d/test.yaml", []byte(policies), 0o600))
 	ready := make(chan struct{})
 	cfg.Node, cfg.State, cfg.Policies, cfg.HookSocket, cfg.AdminSocket = "test", dir+"/state", dir+"/policies.d", dir+"/hook.sock", dir+"/admin.sock"
 	cfg.NRISockets, cfg.ContainerdAddress, cfg.PodmanRoot, cfg.Version = []string{"none"}, dir+"/no.sock", dir+"/no", "test"
@@ -86,6 +87,17 @@ func newNodeWith(t *testing.T, cfg Config) *node {
 // observation of each probe of a container, and all gaps.
 func (n *node) lines(id string) (map[string]*evidence.Observation, []*evidence.Gap) {
 	n.t.Helper()
+	all, gaps := n.allLines(id)
+	obs := map[string]*evidence.Observation{}
+	for _, o := range all {
+		obs[o.ProbeID] = o
+	}
+	return obs, gaps
+}
+
+// allLines is lines with every observation.
+func (n *node) allLines(id string) (obs []*evidence.Observation, gaps []*evidence.Gap) {
+	n.t.Helper()
 	n.stop()
 	key, err := os.ReadFile(filepath.Join(n.cfg.State, "node.pub"))
 	must(n.t, err)
@@ -96,8 +108,6 @@ func (n *node) lines(id string) (map[string]*evidence.Observation, []*evidence.G
 	for _, f := range report.Findings {
 		n.t.Error(f)
 	}
-	obs := map[string]*evidence.Observation{}
-	var gaps []*evidence.Gap
 	files, err := filepath.Glob(n.cfg.Spool + "/ready/*/*.ndjson")
 	must(n.t, err)
 	for _, f := range files {
@@ -110,7 +120,7 @@ func (n *node) lines(id string) (map[string]*evidence.Observation, []*evidence.G
 			switch l := l.(type) {
 			case *evidence.Observation:
 				if l.ContainerID == id {
-					obs[l.ProbeID] = l
+					obs = append(obs, l)
 				}
 			case *evidence.Gap:
 				if l.ContainerID == id && l.Scope != evidence.ScopeNode { // but that the agent stopped
@@ -143,6 +153,7 @@ type box struct {
 	cgroup string
 	cmd    *exec.Cmd
 	in     io.WriteCloser
+	out    *bufio.Reader
 	end    func()
 }
 
@@ -181,6 +192,9 @@ func newBox(t *testing.T, depth int, args ...string) *box {
 	}
 	b.in, err = b.cmd.StdinPipe()
 	must(t, err)
+	out, err := b.cmd.StdoutPipe()
+	must(t, err)
+	b.out = bufio.NewReader(out)
 	must(t, b.cmd.Start())
 	b.end = sync.OnceFunc(func() {
 		b.in.Close()

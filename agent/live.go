@@ -36,15 +36,16 @@ type live struct {
 	released int64
 
 	// Set before armed is closed, and not changed afterwards.
-	handle   *probe.Handle // nil if nothing could be armed
-	cgroup   string        // its path; empty if it has none of its own
-	cgroupID uint64
+	handle *probe.Handle // nil if nothing could be armed
+	notice container.Notice
+	probes []policy.Probe
 
 	checking sync.Mutex // one health check at a time
 	// What the patrol found at its last look at all processes, and when the
 	// last look began that found nothing. Guarded by checking.
 	found  []probe.Trouble
 	looked int64
+	late   late
 }
 
 // notify applies one notice. For a notice with a barrier it returns when the
@@ -167,6 +168,9 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	a.witness.Armed(start)
 	a.mu.Lock()
 	close(l.armed)
+	if l.handle != nil {
+		a.armedIn[run.Notice.Identity.CgroupID] = l
+	}
 	released := l.released
 	a.mu.Unlock()
 	if released == 0 && !held {
@@ -260,8 +264,7 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	}
 	a.log.Debug("armed", "run", l.id, "container", l.container, "sites", len(h.Sites),
 		"after", time.Duration(h.ArmedAt-n.At), "identified", time.Duration(began-n.At), "found", time.Duration(found-began), "planned", time.Duration(planned-found), "attached", time.Duration(h.ArmedAt-planned))
-	l.handle, l.looked = h, h.ArmedAt
-	l.cgroup, l.cgroupID = n.Identity.CgroupPath, n.Identity.CgroupID
+	l.handle, l.looked, l.notice, l.probes = h, h.ArmedAt, n, probes
 	start.Sites, start.Searches, start.Arm, start.ArmedAt = h.Sites, h.Searches, h, h.ArmedAt
 	return start
 }
@@ -336,13 +339,12 @@ func (a *Agent) seal(l *live, at int64) {
 	if !sealed {
 		return // the agent stops, and needs the counters for the run's last lines
 	}
-	if l.handle != nil {
-		if err := l.handle.Close(); err != nil {
-			a.log.Warn("disarm", "run", l.id, "err", err)
-		}
-	}
+	a.disarm(l)
 	a.mu.Lock()
 	delete(a.live, l.id)
+	if cg := l.notice.Identity.CgroupID; a.armedIn[cg] == l {
+		delete(a.armedIn, cg)
+	}
 	a.mu.Unlock()
 }
 
@@ -359,7 +361,9 @@ func (a *Agent) check(l *live) {
 	l.checking.Lock()
 	defer l.checking.Unlock()
 	at := cgroup.BootTime()
-	a.witness.Checked(l.id, at, append(l.handle.Check(), l.found...))
+	troubles := append(l.handle.Check(), l.found...)
+	a.witness.Checked(l.id, at, troubles)
+	a.changedFiles(l, at, troubles)
 }
 
 func (a *Agent) run(id string) *live {

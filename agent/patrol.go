@@ -55,18 +55,18 @@ func (a *Agent) patrolRun(l *live, rest func() bool) {
 	default:
 		return
 	}
-	if l.handle == nil || l.cgroup == "" {
+	if l.handle == nil {
 		return
 	}
 	began := cgroup.BootTime()
-	pids, _, err := a.cgroups.Procs(l.cgroup, l.cgroupID)
+	pids, _, err := a.cgroups.Procs(l.notice.Identity.CgroupPath, l.notice.Identity.CgroupID)
 	if err != nil {
 		a.log.Debug("list a container's processes", "container", l.container, "err", err)
 	}
 	var troubles []probe.Trouble
 	told := map[string]bool{}
 	for _, pid := range pids {
-		got, err := a.look(l, pid)
+		got, err := a.look(l, pid, l.looked)
 		if err != nil {
 			if !errors.Is(err, process.ErrGone) {
 				a.log.Debug("look at a process", "container", l.container, "pid", pid, "err", err)
@@ -96,21 +96,29 @@ func (a *Agent) patrolRun(l *live, rest func() bool) {
 	}
 }
 
-// look looks at one process, if it still is one of the run's.
-func (a *Agent) look(l *live, pid int) (probe.Looked, error) {
+// look looks at one process, if it still is one of the run's, and arms what it
+// has mapped of files that appeared since the boot time from.
+func (a *Agent) look(l *live, pid int, from int64) (probe.Looked, error) {
 	p, err := process.Open(pid)
 	if err != nil {
 		return probe.Looked{}, err
 	}
 	defer p.Close()
 	path, _, err := a.cgroups.OfPid(pid)
+	own := l.notice.Identity.CgroupPath
 	switch {
 	case errors.Is(err, cgroup.ErrGone):
 		return probe.Looked{}, process.ErrGone
 	case err != nil:
 		return probe.Looked{}, err
-	case path != l.cgroup && !strings.HasPrefix(path, l.cgroup+"/"):
+	case path != own && !strings.HasPrefix(path, own+"/"):
 		return probe.Looked{}, process.ErrGone // it has left, or is another with its number
 	}
-	return l.handle.Look(p)
+	l.checking.Lock()
+	defer l.checking.Unlock()
+	got, err := l.handle.Look(p)
+	if err == nil {
+		a.mapped(l, p, got.Other, from)
+	}
+	return got, err
 }

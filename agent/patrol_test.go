@@ -12,7 +12,7 @@ import (
 // A container that takes the breakpoint out of its own memory runs unseen; the
 // evidence says from when on, and does not claim that nothing was executed.
 func TestUnarmedMapping(t *testing.T) {
-	n := newNodeWith(t, Config{Health: 20 * time.Millisecond})
+	n := newNodeWith(t, Config{Health: 20 * time.Millisecond}, wanted)
 	b := newBox(t, 1, "hide", "never")
 	n.notify(context.Background(), b.notice("c1"), yes)
 	armed := n.witness.Live()[0].ArmedAt

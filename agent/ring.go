@@ -11,22 +11,22 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"probity/bpf"
-	"probity/evidence/witness"
 )
 
-// ring reads the kernel's ring buffer and hands each event to the witness.
+// ring reads the kernel's ring buffer and hands each event on.
 type ring struct {
-	reader  *ringbuf.Reader
-	witness *witness.Witness
-	log     *slog.Logger
+	reader *ringbuf.Reader
+	take   func(bpf.Event)
+	bad    func(error) // takes why a record could not be decoded
+	log    *slog.Logger
 
 	mu      sync.Mutex
 	waiting []chan struct{} // drains that have not been served
 	closed  bool
 }
 
-func newRing(r *ringbuf.Reader, w *witness.Witness, log *slog.Logger) *ring {
-	return &ring{reader: r, witness: w, log: log}
+func newRing(r *ringbuf.Reader, take func(bpf.Event), bad func(error), log *slog.Logger) *ring {
+	return &ring{reader: r, take: take, bad: bad, log: log}
 }
 
 // run reads until the ring is closed.
@@ -46,7 +46,7 @@ func (r *ring) run() error {
 		case errors.Is(err, ringbuf.ErrFlushed):
 			// A drain may have been asked for after this flush had read the
 			// ring, so read once more what is there now, without waiting.
-			serving = append(serving, r.take()...)
+			serving = append(serving, r.asked()...)
 			r.reader.SetDeadline(time.Unix(1, 0))
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			serveAll(serving)
@@ -60,15 +60,15 @@ func (r *ring) run() error {
 			e, err := bpf.Decode(rec.RawSample)
 			if err != nil {
 				r.log.Error("an event of the kernel was not understood", "err", err)
-				r.witness.Undecodable(err)
+				r.bad(err)
 				continue
 			}
-			r.witness.Event(e)
+			r.take(e)
 		}
 	}
 }
 
-func (r *ring) take() []chan struct{} {
+func (r *ring) asked() []chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	w := r.waiting

@@ -39,10 +39,12 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 			}
 		}()
 		g.Go(func() error { return a.engine.Run(ctx) })
+		g.Go(func() error { return a.engine.Guard(ctx) })
 		g.Go(func() error { return a.sweep(ctx) })
 	}
 	g.Go(func() error { return a.health(ctx) })
 	g.Go(func() error { return a.patrol(ctx) })
+	g.Go(func() error { return a.catchingUp(ctx) })
 	g.Go(func() error { return a.lookAhead(ctx) })
 	g.Go(func() error { return a.serveAdmin(ctx, a.admin) })
 	if a.hooks != nil {

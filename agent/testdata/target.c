@@ -3,8 +3,10 @@
  * drops the pages of all of them, and with them what was changed there. */
 #define _DEFAULT_SOURCE
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define NOINLINE __attribute__((noinline, noclone, used))
@@ -16,11 +18,35 @@ NOINLINE void never(void) { sink--; }
 
 static void hide(void (*f)(void)) { madvise((void *)((uintptr_t)f & -4096UL), 4096, MADV_DONTNEED); }
 
+/* Runs a program for each line "PATH ARGUMENT", and says so. */
+static int serve(void)
+{
+	char line[512], path[256], arg[64];
+	int status;
+
+	while (fgets(line, sizeof(line), stdin)) {
+		if (sscanf(line, "%255s %63s", path, arg) != 2)
+			return 2;
+		pid_t child = fork();
+		if (!child) {
+			execl(path, path, "now", arg, (char *)NULL);
+			_exit(127);
+		}
+		if (waitpid(child, &status, 0) != child)
+			return 3;
+		printf("%s %d\n", path, WEXITSTATUS(status));
+		fflush(stdout);
+	}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	char c;
 
-	if (read(0, &c, 1) != 1)
+	int now = argc > 1 && !strcmp(argv[1], "now");
+
+	if (!now && read(0, &c, 1) != 1)
 		return 1;
 	for (int i = 1; i < argc; i++)
 		if (!strcmp(argv[i], "hello"))
@@ -29,6 +55,10 @@ int main(int argc, char **argv)
 			never();
 		else if (!strcmp(argv[i], "hide"))
 			hide(hello), hide(never);
+		else if (!strcmp(argv[i], "serve"))
+			return serve();
+	if (now)
+		return 0;
 	/* Lives until its standard input is closed. */
 	return read(0, &c, 1) != 0;
 }

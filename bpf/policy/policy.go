@@ -17,7 +17,11 @@
 package policy
 
 import (
+	"path"
+	"strings"
 	"time"
+
+	"github.com/bmatcuk/doublestar/v4"
 
 	"probity/runtime/container"
 )
@@ -136,4 +140,21 @@ func (s *Set) Select(id container.Identity) []Probe {
 		}
 	}
 	return probes
+}
+
+// MayBe reports whether the file of that path may be one that the probe is for.
+// It errs by saying yes: a symlink on the way gives a file other paths, but
+// seldom another name, and for a target that is not named by its path any file
+// may be it.
+func (p Probe) MayBe(file string) bool {
+	switch {
+	case p.Library != "" || p.BuildID != "" || p.Program != "":
+		return true
+	case p.File == "":
+		return false
+	case strings.ContainsAny(p.File, "{["): // which may hold a '/'
+		return true
+	}
+	ok, err := doublestar.Match(path.Base(p.File), path.Base(file))
+	return err != nil || ok // an error: the policy was not made by Parse
 }

@@ -9,8 +9,43 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"probity/bpf/symbol"
 	"probity/evidence"
+	"probity/runtime/image"
 )
+
+// Appeared is the file tree of one file, which a process of a container has
+// mapped. It is a Finder.
+type Appeared struct {
+	*image.Mapped
+	*Inspector
+	Runs Command // what the container starts
+}
+
+var _ Finder = Appeared{}
+
+// Command implements Finder.
+func (a Appeared) Command() Command { return a.Runs }
+
+// Lookup implements Finder.
+func (a Appeared) Lookup(path string) (m image.Match, exec bool, err error) {
+	if path != a.Path {
+		return image.Match{}, false, fmt.Errorf("%s: %w", path, image.ErrNoFile)
+	}
+	return a.Match, true, nil
+}
+
+// Objects implements Finder.
+func (a Appeared) Objects(want func(symbol.Identity) bool) (matches []image.Match, complete bool, why string) {
+	id, err := a.identify(a.Match)
+	switch {
+	case err != nil:
+		return nil, false, err.Error()
+	case want(id):
+		matches = []image.Match{a.Match}
+	}
+	return matches, true, ""
+}
 
 // siteKey says which site of a container one is, over all plans for it. The
 // same path, copied up or overwritten since, is another file.

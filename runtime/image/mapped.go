@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/bmatcuk/doublestar/v4"
 	"golang.org/x/sys/unix"
 )
 
@@ -122,4 +123,16 @@ func memfdDevice() (uint64, error) {
 		return 0, fmt.Errorf("stat a memfd: %w", err)
 	}
 	return st.Dev, nil
+}
+
+// Glob is [View.Glob] for this file alone.
+func (m *Mapped) Glob(pattern string) (matches []Match, complete bool, why string) {
+	ok, err := doublestar.Match(pattern, m.Path)
+	switch {
+	case err != nil:
+		return nil, false, err.Error()
+	case ok:
+		matches = []Match{m.Match}
+	}
+	return matches, true, ""
 }

@@ -1,0 +1,294 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"probity/bpf"
+	"probity/bpf/policy"
+	"probity/bpf/probe"
+	"probity/evidence"
+	"probity/runtime/cgroup"
+	"probity/runtime/image"
+	"probity/runtime/process"
+)
+
+// Bounds on what one container can make the agent look at.
+const (
+	maxOthers = 4096 // files that it has mapped and in which nothing is armed
+	maxExecs  = 4096 // paths that it has executed
+	// maxReplan is the longest time between two searches of a container whose
+	// files have changed in a way that a search does not mend.
+	maxReplan = 5 * time.Minute
+)
+
+// late is what is known of files that came into a container after its start.
+// Guarded by live.checking, but for execs.
+type late struct {
+	others map[process.File]bool
+	mapped []*image.Mapped
+	full   bool // others is
+
+	good    int64         // when no file was found changed
+	changed string        // the files that a search could not mend, as it was last
+	wait    time.Duration // until the next search for them
+	next    time.Time
+
+	execs map[string]bool // guarded by Agent.mu
+}
+
+// appeared is something that runs in a container and may not be armed.
+type appeared struct {
+	l    *live
+	pid  int    // of a process that has just called execve; 0: search the container
+	path string // as it was passed to execve
+	from int64  // boot time from which on it may have run unseen
+	why  evidence.GapReason
+}
+
+// event takes one event of the kernel: detail for the witness, and news for who
+// arms what appears.
+func (a *Agent) event(e bpf.Event) {
+	a.witness.Event(e)
+	if e.Kind != bpf.EventExec {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.armedIn[e.Cgroup]
+	if l == nil || l.late.execs[e.Path] || len(l.late.execs) == maxExecs {
+		return
+	}
+	if l.late.execs == nil {
+		l.late.execs = map[string]bool{}
+	}
+	l.late.execs[e.Path] = true
+	a.soon(appeared{l: l, pid: e.Pid, path: e.Path, from: e.Ns, why: evidence.GapUnarmedMapping})
+}
+
+// soon has something looked at. When there is too much of it, the patrol and
+// the next health check will come by.
+func (a *Agent) soon(x appeared) {
+	select {
+	case a.catchUp <- x:
+	default:
+	}
+}
+
+// catchingUp looks at what appears, one after the other.
+func (a *Agent) catchingUp(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case x := <-a.catchUp:
+			select {
+			case <-x.l.armed:
+			default:
+				continue // it is being looked at as a whole
+			}
+			if x.l.handle == nil || x.l.ctx.Err() != nil {
+				continue
+			}
+			if x.pid != 0 {
+				a.executed(x)
+				continue
+			}
+			x.l.checking.Lock()
+			a.search(x)
+			x.l.checking.Unlock()
+		}
+	}
+}
+
+// executed looks at a program that a container has executed for the first time.
+func (a *Agent) executed(x appeared) {
+	if _, err := a.look(x.l, x.pid, x.from); err != nil && !errors.Is(err, process.ErrGone) {
+		a.log.Debug("look at a process", "container", x.l.container, "pid", x.pid, "err", err)
+	}
+	x.l.checking.Lock()
+	defer x.l.checking.Unlock()
+	if mayBe(x.l.probes, x.path) && !has(x.l.handle, x.path) {
+		a.search(x) // it may have ended, or be part of the writable layer
+	}
+}
+
+// mayBe reports whether a path, as a process has named it, may be that of a
+// file which a probe is for.
+func mayBe(probes []policy.Probe, path string) bool {
+	return slices.ContainsFunc(probes, func(p policy.Probe) bool { return p.MayBe(path) })
+}
+
+func has(h *probe.Handle, path string) bool {
+	for i := range h.Sites {
+		if f := h.Sites[i].File; f != nil && f.Match.Path == path {
+			return true
+		}
+	}
+	return false
+}
+
+// mapped arms what a process has mapped of files that are on no layer. With
+// l.checking held.
+func (a *Agent) mapped(l *live, p *process.Process, other []process.Mapping, from int64) {
+	for _, m := range other {
+		if l.late.others[m.File] {
+			continue
+		}
+		if len(l.late.others) == maxOthers {
+			if !l.late.full {
+				l.late.full = true
+				a.witness.UnarmedMapping(l.id, "", from, 0, fmt.Sprintf("more than %d files were mapped in which nothing is armed: further ones are not looked at", maxOthers))
+			}
+			return
+		}
+		if l.late.others == nil {
+			l.late.others = map[process.File]bool{}
+		}
+		l.late.others[m.File] = true
+		f, err := image.OpenMapped(p.Pid, p.Link(m), m.Path, m.File.Dev)
+		switch {
+		case errors.Is(err, image.ErrInRoot):
+			if mayBe(l.probes, m.Path) && !has(l.handle, m.Path) {
+				a.soon(appeared{l: l, from: from, why: evidence.GapUnarmedMapping})
+			}
+		case err != nil:
+			if p.Alive() == nil && mayBe(l.probes, m.Path) {
+				a.witness.UnarmedMapping(l.id, m.Path, from, 0, err.Error())
+			}
+		default:
+			plan := probe.MakePlan(l.probes, probe.Appeared{Mapped: f, Inspector: a.inspect, Runs: command(l.notice)}, probe.On(a.kernel))
+			if !a.add(l, fmt.Sprintf("/proc/%d/root", p.Pid), plan, from, evidence.GapUnarmedMapping) {
+				f.Close()
+				continue
+			}
+			l.late.mapped = append(l.late.mapped, f)
+		}
+	}
+}
+
+// add arms what is new in a plan, and reports whether anything is.
+func (a *Agent) add(l *live, root string, plan probe.Plan, from int64, why evidence.GapReason) bool {
+	more, err := a.engine.Add(l.ctx, l.handle, root, plan)
+	if err != nil {
+		a.log.Warn("arm what appeared", "container", l.container, "err", err)
+		return false
+	}
+	if len(more) == 0 {
+		return false
+	}
+	for _, s := range more {
+		a.log.Debug("appeared", "container", l.container, "path", s.File.Match.Path, "symbol", s.Symbol, "armed", s.Armed, "reason", s.Reason, "detail", s.Detail)
+	}
+	a.witness.Add(l.id, more, nil, from, why)
+	return true
+}
+
+// changedFiles has a container searched whose files are not what was armed.
+// With l.checking held.
+func (a *Agent) changedFiles(l *live, at int64, troubles []probe.Trouble) {
+	var paths []string
+	from := at
+	for _, t := range troubles {
+		switch t.Reason {
+		case evidence.GapFileChanged, evidence.GapLinkLost:
+			paths = append(paths, t.Path)
+		}
+	}
+	if len(paths) == 0 {
+		l.late.changed, l.late.good = "", at
+		return
+	}
+	if l.late.good != 0 {
+		from = l.late.good
+	}
+	all := strings.Join(paths, "\x00")
+	if now := time.Now(); all != l.late.changed {
+		l.late.changed, l.late.wait, l.late.next = all, a.cfg.Health, now
+	} else if now.Before(l.late.next) {
+		return
+	}
+	l.late.wait = min(2*l.late.wait, maxReplan)
+	l.late.next = time.Now().Add(l.late.wait)
+	a.soon(appeared{l: l, from: from, why: evidence.GapFileChanged})
+}
+
+// search plans the whole container again, as it is now, and arms what is new.
+// With l.checking held.
+func (a *Agent) search(x appeared) {
+	l := x.l
+	pid, root, err := a.rootOf(l)
+	if err != nil {
+		a.log.Debug("search a container again", "container", l.container, "err", err)
+		return
+	}
+	defer root.Close()
+	n := l.notice
+	n.Pid, n.Rootfs = pid, ""
+	rootfs, err := a.finder.Rootfs(l.ctx, n, n.Identity.Image)
+	if err == nil {
+		var view *image.View
+		if view, err = a.layers.View(l.ctx, rootfs); err == nil {
+			plan := probe.MakePlan(l.probes, probe.Tree{
+				View: view, Inspector: a.inspect, Runs: command(l.notice), Until: time.Now().Add(a.cfg.Health),
+			}, probe.On(a.kernel))
+			if a.add(l, fmt.Sprintf("/proc/self/fd/%d", root.Fd()), plan, x.from, x.why) {
+				a.witness.Checked(l.id, cgroup.BootTime(), append(l.handle.Check(), l.found...))
+			}
+			return
+		}
+	}
+	a.log.Debug("search a container again", "container", l.container, "err", err)
+}
+
+// rootOf opens the root directory of a living process of the container, its
+// first one if that lives. Which process it was of is certain.
+func (a *Agent) rootOf(l *live) (pid int, root *os.File, err error) {
+	pids, _, err := a.cgroups.Procs(l.notice.Identity.CgroupPath, l.notice.Identity.CgroupID)
+	if err != nil {
+		return 0, nil, err
+	}
+	if alive(l.init) {
+		pids = append([]int{l.notice.Pid}, pids...)
+	}
+	for _, pid := range pids {
+		p, err := process.Open(pid)
+		if err != nil {
+			continue
+		}
+		root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY, 0)
+		alive := p.Alive()
+		p.Close()
+		switch {
+		case err != nil:
+		case alive == nil:
+			return pid, root, nil
+		default:
+			root.Close()
+		}
+	}
+	return 0, nil, fmt.Errorf("container %s has no process any more", l.container)
+}
+
+// disarm takes the run's sites away.
+func (a *Agent) disarm(l *live) {
+	if l.handle == nil {
+		return
+	}
+	l.checking.Lock()
+	defer l.checking.Unlock()
+	err := l.handle.Close()
+	for _, f := range l.late.mapped {
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		a.log.Warn("disarm", "run", l.id, "err", err)
+	}
+}

@@ -1,0 +1,136 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"probity/evidence"
+)
+
+// exec has a box that serves run a program with an argument, and waits for its end.
+func (b *box) exec(path, arg string) {
+	b.t.Helper()
+	_, err := fmt.Fprintf(b.in, "%s %s\n", path, arg)
+	must(b.t, err)
+	line, err := b.out.ReadString('\n')
+	must(b.t, err)
+	if line != path+" 0\n" {
+		b.t.Fatalf("%s %s: %q", path, arg, line)
+	}
+}
+
+const latePolicy = `name: late
+probes:
+  - id: late
+    type: uprobe
+    file: /{bin,opt}/*
+    symbols: [hello]
+`
+
+// What appears in a container that runs is armed as soon as it is seen; the
+// first execution was not seen, and the gap says so; the second is counted.
+func TestWhatAppears(t *testing.T) {
+	for name, c := range map[string]struct {
+		path   string
+		origin string
+		gap    evidence.GapReason
+		make   func(t *testing.T, b *box, path string)
+	}{
+		"a downloaded program": {"/opt/tool", "upper", evidence.GapUnarmedMapping, func(t *testing.T, b *box, path string) {
+			b.copyTo(path)
+		}},
+		"a program touched": {"/bin/target", "upper", evidence.GapFileChanged, func(t *testing.T, b *box, path string) {
+			must(t, os.Chtimes(b.dir+"/merged"+path, time.Now(), time.Now()))
+		}},
+		"a program replaced": {"/bin/target", "upper", evidence.GapFileChanged, func(t *testing.T, b *box, path string) {
+			b.copyTo(path + ".new")
+			must(t, os.Rename(b.dir+"/merged"+path+".new", b.dir+"/merged"+path))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNodeWith(t, Config{Health: 50 * time.Millisecond}, latePolicy)
+			b := newBox(t, 1, "serve")
+			must(t, os.Mkdir(filepath.Join(b.dir, "merged/opt"), 0o755))
+			n.notify(context.Background(), b.notice("c1"), yes)
+			b.run()
+			c.make(t, b, c.path)
+			sites := n.sites()
+			// It runs unseen until it is armed. With the first execution the
+			// agent learns of what nobody has told it.
+			for end := time.Now().Add(20 * time.Second); n.sites() == sites; {
+				if time.Now().After(end) {
+					t.Fatalf("%s was not armed", c.path)
+				}
+				b.exec(c.path, "hello")
+			}
+			before := n.hits(c.path, c.origin)
+			b.exec(c.path, "hello")
+			b.exec(c.path, "hello")
+			if got := n.hits(c.path, c.origin) - before; got != 2 {
+				t.Errorf("counted %d of two executions", got)
+			}
+			b.end()
+			must(t, n.waitIdle(context.Background()))
+			var late *evidence.Observation
+			all, gaps := n.allLines("c1")
+			for _, o := range all {
+				if o.Path == c.path && o.Origin == c.origin {
+					late = o
+				}
+			}
+			if late == nil || late.State != evidence.Hit || late.Complete || len(late.Gaps) == 0 || late.Gaps[0].Reason != c.gap || late.Gaps[0].DurationNs == 0 {
+				t.Fatalf("%+v", late)
+			}
+			found := false
+			for _, g := range gaps {
+				found = found || g.Reason == c.gap && !g.To.IsZero()
+			}
+			if !found {
+				t.Errorf("no gap %s that ended among %d", c.gap, len(gaps))
+			}
+		})
+	}
+}
+
+// sites is how many sites of the only run were armed so far.
+func (n *node) sites() int {
+	l := n.onlyRun()
+	l.checking.Lock()
+	defer l.checking.Unlock()
+	armed := 0
+	for _, s := range l.handle.Sites {
+		if s.Armed {
+			armed++
+		}
+	}
+	return armed
+}
+
+// hits reads the kernel's counters of the files of that path and origin.
+func (n *node) hits(path, origin string) uint64 {
+	n.t.Helper()
+	l := n.onlyRun()
+	l.checking.Lock()
+	defer l.checking.Unlock()
+	var sum uint64
+	for _, s := range l.handle.Sites {
+		if s.File != nil && s.File.Match.Path == path && s.File.Match.Origin == origin && s.Armed {
+			c, err := l.handle.Counter(s)
+			must(n.t, err)
+			sum += c.Count
+		}
+	}
+	return sum
+}
+
+// copyTo puts a copy of the target into the box.
+func (b *box) copyTo(path string) {
+	b.t.Helper()
+	data, err := target()
+	must(b.t, err)
+	must(b.t, os.WriteFile(b.dir+"/merged"+path, data, 0o755))
+}
