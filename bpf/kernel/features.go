@@ -23,22 +23,35 @@ func (f *Facts) features() {
 	f.FetchAtomics = answer(fetchAtomics())
 }
 
-// fetchAtomics loads a program that adds and reads in one instruction.
+// fetchAtomics runs a program that adds to 5 and takes what was there, in one
+// instruction. To load it is not enough: a verifier that does not know the bit
+// could take the instruction for one that only adds.
 func fetchAtomics() error {
+	add := asm.FetchAdd.Mem(asm.RFP, asm.R1, asm.DWord, -8)
+	add.Constant = 0x01 // BPF_ADD|BPF_FETCH: the library (0.22.0) writes the immediate that it finds, which is 0
 	prog, err := ebpf.NewProgramWithOptions(&ebpf.ProgramSpec{
 		Name: "probity_fetch", Type: ebpf.SocketFilter, License: "Dual BSD/GPL",
 		Instructions: asm.Instructions{
-			asm.Mov.Imm(asm.R1, 1),
+			asm.Mov.Imm(asm.R1, 5),
 			asm.StoreMem(asm.RFP, -8, asm.R1, asm.DWord),
-			asm.FetchAdd.Mem(asm.RFP, asm.R1, asm.DWord, -8),
-			asm.Mov.Imm(asm.R0, 0),
+			asm.Mov.Imm(asm.R1, 1),
+			add,
+			asm.Mov.Reg(asm.R0, asm.R1),
 			asm.Return(),
 		},
 	}, ebpf.ProgramOptions{LogDisabled: true})
 	if err != nil {
-		return fmt.Errorf("load a program: %w", err)
+		return fmt.Errorf("load a program: %w", cause(err))
 	}
-	return prog.Close()
+	defer prog.Close()
+	got, err := prog.Run(&ebpf.RunOptions{Data: make([]byte, 64), Repeat: 1})
+	if err != nil {
+		return fmt.Errorf("run a program: %w", cause(err))
+	}
+	if got != 5 {
+		return fmt.Errorf("the kernel takes such a program, and gives it %d for 5", got)
+	}
+	return nil
 }
 
 func tracefs() error {

@@ -64,6 +64,9 @@ func TestLook(t *testing.T) {
 	if !f.StackBuildID.Yes || !f.Semaphores.Yes || !f.RingBuffer.Yes {
 		t.Errorf("build-ids of stacks: %v, semaphores: %v, ring buffer: %v", f.StackBuildID, f.Semaphores, f.RingBuffer)
 	}
+	if major, minor, ok := version(f.Release); ok && (major > 5 || major == 5 && minor >= 12) && !f.FetchAtomics.Yes {
+		t.Errorf("fetching atomics on %s: %v", f.Release, f.FetchAtomics)
+	}
 	t.Logf("%s: took %v, uretprobe system call: %s %s", f.Release, time.Duration(f.TookNs), f.UretprobeSyscall, f.UretprobeReason)
 	for _, p := range f.Types {
 		t.Logf("%-14s %-14s %s", p.ProbeType, p.Mechanism, p.Reason)
