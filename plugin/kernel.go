@@ -64,6 +64,7 @@ func printKernel(w io.Writer, f kernel.Facts) error {
 	fmt.Fprintf(t, "lockdown\t%s\n", f.Lockdown)
 	fmt.Fprintf(t, "kprobe blacklist\t%s\n", f.KprobeBlacklist)
 	fmt.Fprintf(t, "uretprobe system call\t%s\n", orWhy(uretprobeWords(f.UretprobeSyscall), f.UretprobeReason))
+	fmt.Fprintf(t, "sites in a container\tat most %d\n", f.MaxSites)
 	for _, a := range []struct {
 		what   string
 		answer kernel.Answer

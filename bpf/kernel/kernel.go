@@ -48,6 +48,10 @@ type Facts struct {
 	FetchAtomics Answer `json:"fetchAtomics"` // 5.12
 	FuncIP       Answer `json:"funcIP"`       // bpf_get_func_ip in kprobes and uprobes (5.15)
 	StackBuildID Answer `json:"stackBuildId"` // user stacks as build-id and offset
+	// MaxSites is how many places in files may be armed in one container:
+	// without uprobe_multi each costs a link of its own, and to detach one takes
+	// the kernel up to a quarter of a second.
+	MaxSites int `json:"maxSites"`
 	// CountsMisses is whether a skipped run of a uprobe's or tracepoint's
 	// program is always counted. [Facts.Type] has the answer for each type.
 	CountsMisses Answer `json:"countsMisses"`
@@ -146,6 +150,12 @@ const (
 	SyscallUnknown UretprobeSyscall = "unknown"
 )
 
+// The values of MaxSites.
+const (
+	SitesMulti  = 20000
+	SitesSingle = 256
+)
+
 // Answer is yes, or no with the reason.
 type Answer struct {
 	Yes    bool   `json:"yes"`
@@ -198,6 +208,7 @@ func Look() (Facts, error) {
 		Tracefs:         answer(tracefs()),
 		Lockdown:        lockdown(),
 		KprobeBlacklist: kprobeBlacklist(),
+		MaxSites:        SitesSingle,
 	}
 	f.BTF = BTFSource{Source: noBTF}
 	if f.KernelBTF.Yes {

@@ -95,6 +95,9 @@ func whole(t *testing.T, f Facts) {
 	if len(f.Types) != len(Types) || len(f.Sets) != len(Sets) {
 		t.Fatalf("%d probe types and %d sets, want %d and %d", len(f.Types), len(f.Sets), len(Types), len(Sets))
 	}
+	if want := map[bool]int{true: SitesMulti, false: SitesSingle}[f.UprobeMulti.Yes]; f.MaxSites != want {
+		t.Errorf("%d sites, want %d", f.MaxSites, want)
+	}
 	for i, p := range f.Types {
 		if p.ProbeType != Types[i] {
 			t.Errorf("%s is where %s should be", p.ProbeType, Types[i])

@@ -168,7 +168,9 @@ func (f *Facts) conclude(ts *trials, plain outcome, runErr, hookErr error) error
 
 	up, usdt, tp := f.Type("uprobe"), f.Type("usdt"), f.Type("tracepoint")
 	f.UprobeMulti = Answer{Yes: up.Mechanism == UprobeMulti}
-	if !f.UprobeMulti.Yes {
+	if f.UprobeMulti.Yes {
+		f.MaxSites = SitesMulti
+	} else {
 		f.UprobeMulti.Reason = up.Reason
 	}
 	f.CountsMisses = Answer{Yes: up.CountsMisses && (tp.CountsMisses || !tp.Supported)}

@@ -30,7 +30,7 @@ type Config struct {
 	// Linger is how long links of a file stay after its last container has
 	// gone, so that the next start of the image finds them (30 s).
 	Linger time.Duration
-	// MaxSites bounds the sites of one container (20000; 256 where the kernel
+	// MaxSites bounds the sites of one container (Kernel.MaxSites: 20000; 256 where the kernel
 	// has no uprobe_multi, because each costs a link of its own).
 	MaxSites int
 	// BootTime is CLOCK_BOOTTIME in nanoseconds. Required.
@@ -64,9 +64,9 @@ func NewEngine(obj *bpf.Objects, cfg Config) *Engine {
 		cfg.Linger = 30 * time.Second
 	}
 	if cfg.MaxSites == 0 {
-		cfg.MaxSites = 20000
-		if _, err := obj.UprobeMulti(); err != nil {
-			cfg.MaxSites = 256
+		cfg.MaxSites = max(cfg.Kernel.MaxSites, kernel.SitesSingle)
+		if _, err := obj.UprobeMulti(); err != nil { // it may have been switched off by option
+			cfg.MaxSites = kernel.SitesSingle
 		}
 	}
 	if cfg.Log == nil {

@@ -150,13 +150,16 @@ func symbols(names ...string) policy.Probe {
 	return policy.Probe{ID: "p", Type: "uprobe", File: "/bin/target", Symbols: names}
 }
 
+// look is done once: the kernel stays the same.
+var look = sync.OnceValues(kernel.Look)
+
 func newEngine(t testing.TB, o bpf.Options, c Config) *Engine {
 	t.Helper()
 	need.BPF(t)
 	obj, err := bpf.Load(o)
 	must(t, err)
 	c.BootTime = cgroup.BootTime
-	c.Kernel, err = kernel.Look()
+	c.Kernel, err = look()
 	must(t, err)
 	e := NewEngine(obj, c)
 	t.Cleanup(func() {
@@ -375,6 +378,22 @@ func TestOverBudget(t *testing.T) {
 	if !h.Sites[0].Armed || h.Sites[1].Armed || h.Sites[1].Reason != evidence.OverBudget {
 		t.Errorf("%+v", h.Sites)
 	}
+}
+
+// How many sites a container may have is a fact of the kernel, unless its way
+// of many at once was switched off.
+func TestSitesByFacts(t *testing.T) {
+	t.Run("many in one link", func(t *testing.T) {
+		e := newEngine(t, bpf.Options{}, Config{})
+		if want := e.cfg.Kernel.MaxSites; e.cfg.MaxSites != want || want < kernel.SitesSingle {
+			t.Errorf("%d sites, the kernel allows %d", e.cfg.MaxSites, want)
+		}
+	})
+	t.Run("a link each", func(t *testing.T) {
+		if e := newEngine(t, bpf.Options{ForceSingle: true}, Config{}); e.cfg.MaxSites != kernel.SitesSingle {
+			t.Errorf("%d sites with a link each, want %d", e.cfg.MaxSites, kernel.SitesSingle)
+		}
+	})
 }
 
 func TestMapFull(t *testing.T) {
