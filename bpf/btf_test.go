@@ -30,8 +30,14 @@ func TestWithoutKernelTypes(t *testing.T) {
 	if err != nil {
 		t.Fatalf("without types: %v", err)
 	}
-	if prog, err := without.UprobeSingle(7); err != nil || prog == nil {
-		t.Errorf("uprobes without types: %v", err)
+	for name, load := range map[string]func(uint32) (*Program, error){
+		"uprobe": without.UprobeSingle, "kprobe": without.Kprobe, "tracepoint": without.Tracepoint, "raw tracepoint": without.RawTracepoint,
+	} {
+		if prog, err := load(7); err != nil {
+			t.Errorf("%s without types: %v", name, err)
+		} else if err := prog.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 	l := without.AttachLineage()
 	if l.ExecErr != nil || l.Exec != ExecTracepoint || l.ProcessErr != nil {
