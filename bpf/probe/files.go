@@ -101,6 +101,11 @@ func (p *planner) targets() (matches []image.Match, none string) {
 
 func (p *planner) query() symbol.Query {
 	q := symbol.Query{Names: p.pr.Symbols, Globs: p.pr.SymbolGlobs, Regexps: p.pr.SymbolRegexps, Markers: p.pr.Markers}
+	for _, o := range p.pr.Offsets {
+		if !o.Entry {
+			q.Offsets = append(q.Offsets, o.Value)
+		}
+	}
 	q.Inlined = len(q.Names)+len(q.Globs)+len(q.Regexps) > 0
 	q.Returns = q.Inlined && p.pr.Type == policy.Uretprobe
 	return q
@@ -270,6 +275,8 @@ func guard(s Site, facts Facts) Site {
 		s.Reason, s.Detail = evidence.WouldBreakTarget, "the instruction lies in text that verifies its own hash"
 	case !facts.ELF.ExecutableOffset(s.Offset):
 		s.Reason, s.Detail = evidence.UnprobeableInstruction, "the offset does not lie in an executable segment of the file"
+	case facts.ELF.Misplaced[s.Offset] != "":
+		s.Reason, s.Detail = evidence.UnprobeableInstruction, facts.ELF.Misplaced[s.Offset]
 	}
 	return s
 }

@@ -21,6 +21,7 @@ type Query struct {
 	// Regexps are in the syntax of RE2, and match anywhere in a name or form.
 	Regexps []string
 	Markers []string // USDT, "provider:name"
+	Offsets []uint64 // in the file, at which instructions should begin
 
 	Returns bool // fill Symbol.Returns
 	Inlined bool // also find what was inlined elsewhere

@@ -141,6 +141,11 @@ type File struct {
 
 	GoVersion string   // the toolchain that built it, "go1.26.1"; "" if that can't be told
 	Markers   []Marker // those that the Query wants
+	// Misplaced are those of the Query's offsets and of the markers' at which
+	// no instruction begins, with what is there: a breakpoint would change the
+	// instruction around it into another one. An offset of which nothing can be
+	// said is not among them.
+	Misplaced map[uint64]string
 
 	// SelfHashed is the text that a program compares with a checksum of
 	// itself, in which a breakpoint would make it stop: Go's FIPS 140 module
@@ -194,6 +199,9 @@ func read(r io.ReaderAt, size int64, q Query, lim Limits, runs func(elf.Machine,
 	}
 	if err := p.findMarkers(f, q.Markers); err != nil {
 		return nil, nil, fmt.Errorf("markers: %w", err)
+	}
+	if err := p.placed(f, q); err != nil {
+		return nil, nil, fmt.Errorf("instructions: %w", err)
 	}
 	return f, syms, nil
 }
