@@ -31,17 +31,19 @@ const (
 
 var selfHashNames = []string{boringStart, boringEnd, boringCheck}
 
-// selfHashed fills f.SelfHashed, and completes f.Go. When in doubt it takes
-// all of the text: a probe that is not set harms nobody.
-func (p *parser) selfHashed(f *File, own map[string][]Symbol) error {
-	fips, buildinfo, unsure, err := p.goMarks(f.Go)
-	if err != nil {
-		return err
-	}
-	f.Go = f.Go || fips != nil || buildinfo != nil
-	whole := unsure
-	if fips != nil {
-		r, ok, err := p.fipsText(*fips)
+// goMarks are the places of what the Go toolchain leaves; how much of the file
+// follows in the same section or segment is their size.
+type goMarks struct {
+	fips, buildinfo *extent
+	unsure          bool // a Go program that was too large to be searched whole
+}
+
+// selfHashed fills f.SelfHashed. When in doubt it takes all of the text: a
+// probe that is not set harms nobody.
+func (p *parser) selfHashed(f *File, marks goMarks, own map[string][]Symbol) error {
+	whole, buildinfo := marks.unsure, marks.buildinfo
+	if marks.fips != nil {
+		r, ok, err := p.fipsText(*marks.fips)
 		if err != nil {
 			return err
 		}
@@ -75,42 +77,41 @@ func (p *parser) selfHashed(f *File, own map[string][]Symbol) error {
 	return nil
 }
 
-// goMarks finds where fipsinfo and buildinfo begin; how much of the file
-// follows in the same section or segment is their size. unsure: it is a Go
-// program and was too large to be searched whole.
-func (p *parser) goMarks(isGo bool) (fips, buildinfo *extent, unsure bool, err error) {
-	if fips, err = p.marked(fipsSection, fipsMagic); err != nil {
-		return nil, nil, false, err
+// findGoMarks finds the marks of the Go toolchain.
+func (p *parser) findGoMarks(isGo bool) (m goMarks, err error) {
+	if m.fips, err = p.marked(fipsSection, fipsMagic); err != nil {
+		return m, err
 	}
-	if buildinfo, err = p.marked(buildinfoSection, buildinfoMagic); err != nil {
-		return nil, nil, false, err
+	if m.buildinfo, err = p.marked(buildinfoSection, buildinfoMagic); err != nil {
+		return m, err
 	}
-	isGo = isGo || buildinfo != nil
-	if fips != nil || !isGo && len(p.sections) > 0 {
-		return fips, buildinfo, false, nil
+	isGo = isGo || m.buildinfo != nil
+	if m.fips != nil || !isGo && len(p.sections) > 0 {
+		return m, nil
 	}
 	// Go before 1.24, or without section headers (then perhaps not Go).
 	budget := uint64(maxDataScan)
 	for _, s := range p.loads {
-		if !s.write || fips != nil {
+		if !s.write || m.fips != nil {
 			continue
 		}
 		if s.filesz > budget {
-			return fips, buildinfo, isGo || buildinfo != nil, nil
+			m.unsure = isGo || m.buildinfo != nil
+			return m, nil
 		}
 		budget -= s.filesz
 		offs, err := p.search(extent{s.off, s.filesz}, fipsMagic, buildinfoMagic)
 		if err != nil {
-			return nil, nil, false, err
+			return m, err
 		}
 		if at, ok := offs[fipsMagic]; ok {
-			fips = &extent{at, s.off + s.filesz - at}
+			m.fips = &extent{at, s.off + s.filesz - at}
 		}
-		if at, ok := offs[buildinfoMagic]; ok && buildinfo == nil {
-			buildinfo = &extent{at, s.off + s.filesz - at}
+		if at, ok := offs[buildinfoMagic]; ok && m.buildinfo == nil {
+			m.buildinfo = &extent{at, s.off + s.filesz - at}
 		}
 	}
-	return fips, buildinfo, false, nil
+	return m, nil
 }
 
 // marked finds a section of this name that begins with magic.

@@ -187,11 +187,23 @@ func read(r io.ReaderAt, size int64, q Query, lim Limits, runs func(elf.Machine,
 	if p.entry != 0 { // 0 is "no entry" (gABI, ELF header)
 		f.Entry, f.HasEntry = p.executable(p.entry)
 	}
+	marks, err := p.findGoMarks(f.Go)
+	if err != nil {
+		return nil, nil, fmt.Errorf("marks of Go: %w", err)
+	}
+	f.Go = f.Go || marks.fips != nil || marks.buildinfo != nil
+	p.goCode = f.Go
+	if f.GoVersion, err = p.goVersion(marks.buildinfo); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", buildinfoSection, err)
+	}
+	if err := p.addPclntab(); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", goTableSection, err)
+	}
 	syms, own, err := p.find(q)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := p.selfHashed(f, own); err != nil {
+	if err := p.selfHashed(f, marks, own); err != nil {
 		return nil, nil, fmt.Errorf("self-hashing text: %w", err)
 	}
 	if syms, err = p.describe(f, q, syms); err != nil {

@@ -264,11 +264,14 @@ func wordByte(c byte) bool {
 	return c == '_' || c >= '0' && c <= '9' || c|0x20 >= 'a' && c|0x20 <= 'z' || c >= 0x80
 }
 
-// formed reports whether a name may be one of the forms of a mangled one. Names
-// of Go and of other languages have dots and slashes before any bracket.
+// formed reports whether a name may be one of the forms of a mangled one, and is
+// none itself. Names of Go and of other languages have dots and slashes before any bracket.
 func formed(name string) bool {
 	if strings.Contains(name, "::") {
 		return true
+	}
+	if strings.HasPrefix(name, "_Z") || strings.HasPrefix(name, "_R") { // no other name may begin so
+		return false
 	}
 	head := name
 	if i := strings.IndexAny(name, "(<"); i > 0 {

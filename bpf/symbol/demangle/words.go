@@ -20,18 +20,17 @@ __alignof__ __uuidof _GLOBAL_ __alloc_token_ Ua9enable_ifI
 i8 i16 i32 i64 i128 isize u8 u16 u32 u64 u128 usize f16 f32 f64 f128 str mut dyn unsafe extern closure shim
 `
 
-var own = strings.Fields(words)
+var own = func() map[string]bool {
+	m := map[string]bool{}
+	for _, w := range strings.Fields(words) {
+		m[w] = true
+	}
+	return m
+}()
 
 // Own reports whether a word of a form may be there although the mangled name
 // does not spell it out.
-func Own(word string) bool {
-	for _, w := range own {
-		if w == word {
-			return true
-		}
-	}
-	return false
-}
+func Own(word string) bool { return own[word] }
 
 // OwnPart is Own for what may be a part of the word.
 func OwnPart(part string) bool { return strings.Contains(words, part) }
