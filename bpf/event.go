@@ -62,6 +62,12 @@ func Decode(b []byte) (Event, error) {
 			return Event{}, err
 		}
 		return Event{Kind: kind, Cgroup: e.Cgroup, Ns: int64(e.Ns), Pid: int(e.Pid), Tid: int(e.Tid)}, nil
+	case EventCall:
+		var e setsCallEvent
+		if err := exact(b, &e); err != nil {
+			return Event{}, err
+		}
+		return Event{Kind: kind, Cgroup: e.Cgroup, Ns: int64(e.Ns)}, nil
 	default:
 		return Event{}, fmt.Errorf("%w: type %d is not known", ErrDecode, kind)
 	}

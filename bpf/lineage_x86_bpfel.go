@@ -18,6 +18,8 @@ type lineageProcess struct {
 	Cgroup  uint64
 	Level   uint32
 	Session uint32
+	Fresh   uint32
+	Pad     uint32
 }
 
 type lineageRun struct {

@@ -20,6 +20,7 @@ const (
 	probesEventTypeEVENT_EXEC probesEventType = 2
 	probesEventTypeEVENT_LOST probesEventType = 3
 	probesEventTypeEVENT_SET  probesEventType = 4
+	probesEventTypeEVENT_CALL probesEventType = 5
 )
 
 type probesExecEvent struct {
@@ -62,6 +63,8 @@ type probesProcess struct {
 	Cgroup  uint64
 	Level   uint32
 	Session uint32
+	Fresh   uint32
+	Pad     uint32
 }
 
 type probesRun struct {

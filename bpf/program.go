@@ -146,5 +146,6 @@ func (o *Objects) Misses() (uint64, error) {
 	for p := range o.progs.copies {
 		add(p.Program)
 	}
-	return n, errors.Join(errs...)
+	of, err := o.sets.misses()
+	return n + of, errors.Join(append(errs, err)...)
 }

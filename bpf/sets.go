@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
@@ -99,7 +100,6 @@ type setHooks struct {
 	promised uint64 // sum of the quotas
 	attached [numSets]*setLinks
 	rooms    map[uint64]*setRoom // by cgroup
-	missed   uint64              // by programs that are detached
 }
 
 // setRoom is one container's maps.
@@ -159,8 +159,8 @@ func (h *setHooks) prepare() error {
 const noPrealloc = 1 // BPF_F_NO_PREALLOC of linux/bpf.h
 
 // PutSets begins to fill the sets of a container. quotas has the sets with the
-// most entries that each may have; 0 is the default. The sets must have been
-// armed. It is [ErrNoSpace] if all containers together would be promised more
+// most entries that each may have; 0 is the default. Those that are not armed are
+// armed now. It is [ErrNoSpace] if all containers together would be promised more
 // than there is, and [ErrTaken] if the cgroup has sets already.
 func (o *Objects) PutSets(cgroup uint64, quotas map[Set]uint32) (err error) {
 	h := &o.sets
@@ -178,8 +178,8 @@ func (o *Objects) PutSets(cgroup uint64, quotas map[Set]uint32) (err error) {
 		if int(s) >= numSets {
 			return fmt.Errorf("add sets: there is no %s", s)
 		}
-		if h.attached[s] == nil {
-			return fmt.Errorf("add sets: %s is not armed", s)
+		if _, err := h.arm(s); err != nil {
+			return err
 		}
 		if q == 0 {
 			q = s.DefaultQuota()
@@ -244,6 +244,7 @@ func (o *Objects) DeleteSets(cgroup uint64) error {
 	h.promised -= uint64(room.total)
 	for s := range room.quotas {
 		h.attached[s].refs--
+		h.attached[s].idle = time.Now()
 	}
 	return h.forget(cgroup, room)
 }

@@ -3,6 +3,8 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -19,6 +21,8 @@ type setHook struct {
 	prog   string
 	kind   hookKind
 	target string
+	fresh  bool   // only for processes that have just become the container's
+	or     string // a program for the same place, where the kernel refuses this one
 }
 
 type hookKind int
@@ -30,74 +34,101 @@ const (
 	atRawTracepoint
 )
 
+// What a container's first program opens and maps in its execve, for the ways
+// that would have seen it earlier, when it was not the container's yet.
+var (
+	firstMappings = setHook{prog: setsProgSetLibrariesExec, kind: atRawTracepoint, target: "sched_process_exec", fresh: true, or: setsProgSetLibrariesList}
+	firstFile     = setHook{prog: setsProgSetFilesExec, kind: atRawTracepoint, target: "sched_process_exec", fresh: true}
+)
+
 // setForms are the ways to see each set, best first. docs/sets.md says what
 // each of them sees and what it does not.
 var setForms = [numSets][]setForm{
 	SetExec: {
-		{"rawTracepoint", "rawTracepoint", []setHook{{setsProgSetExecRaw, atRawTracepoint, "sched_process_exec"}}},
+		{"rawTracepoint", "rawTracepoint", []setHook{{prog: setsProgSetExecRaw, kind: atRawTracepoint, target: "sched_process_exec"}}},
 	},
 	SetLibraries: {
-		{"fentry", "fentry", []setHook{{setsProgSetLibrariesFentry, atFunction, "perf_event_mmap"}}},
-		{"kprobe", "kprobe", []setHook{{setsProgSetLibrariesKprobe, atKprobe, "perf_event_mmap"}}},
+		{"fentry", "fentry", []setHook{{prog: setsProgSetLibrariesFentry, kind: atFunction, target: "perf_event_mmap"}, firstMappings}},
+		{"kprobe", "kprobe", []setHook{{prog: setsProgSetLibrariesKprobe, kind: atKprobe, target: "perf_event_mmap"}, firstMappings}},
 		{"rawTracepoint", "rawTracepoint", []setHook{
-			{setsProgSetLibrariesCall, atRawTracepoint, "sys_exit"},
-			{setsProgSetLibrariesExec, atRawTracepoint, "sched_process_exec"},
+			{prog: setsProgSetLibrariesCall, kind: atRawTracepoint, target: "sys_exit"},
+			{prog: setsProgSetLibrariesExec, kind: atRawTracepoint, target: "sched_process_exec"},
 		}},
 	},
 	SetSyscalls: {
-		{"rawTracepoint", "rawTracepoint", []setHook{{setsProgSetSyscallsRaw, atRawTracepoint, "sys_enter"}}},
+		{"rawTracepoint", "rawTracepoint", []setHook{{prog: setsProgSetSyscallsRaw, kind: atRawTracepoint, target: "sys_enter"}}},
 	},
 	SetNetwork: {
 		{"fentry", "fentry", []setHook{
-			{setsProgSetConnectFentry, atFunction, "security_socket_connect"},
-			{setsProgSetBindFentry, atFunction, "security_socket_bind"},
-			{setsProgSetSendFentry, atFunction, "security_socket_sendmsg"},
-			{setsProgSetAcceptFentry, atFunction, "security_sock_graft"},
+			{prog: setsProgSetConnectFentry, kind: atFunction, target: "security_socket_connect"},
+			{prog: setsProgSetBindFentry, kind: atFunction, target: "security_socket_bind"},
+			{prog: setsProgSetSendFentry, kind: atFunction, target: "security_socket_sendmsg"},
+			{prog: setsProgSetAcceptFentry, kind: atFunction, target: "security_sock_graft"},
 		}},
 		{"kprobe", "kprobe", []setHook{
-			{setsProgSetConnectKprobe, atKprobe, "security_socket_connect"},
-			{setsProgSetBindKprobe, atKprobe, "security_socket_bind"},
-			{setsProgSetSendKprobe, atKprobe, "security_socket_sendmsg"},
-			{setsProgSetAcceptKprobe, atKprobe, "security_sock_graft"},
+			{prog: setsProgSetConnectKprobe, kind: atKprobe, target: "security_socket_connect"},
+			{prog: setsProgSetBindKprobe, kind: atKprobe, target: "security_socket_bind"},
+			{prog: setsProgSetSendKprobe, kind: atKprobe, target: "security_socket_sendmsg"},
+			{prog: setsProgSetAcceptKprobe, kind: atKprobe, target: "security_sock_graft"},
 		}},
 		{"rawTracepoint", "rawTracepoint", []setHook{
-			{setsProgSetConnectRaw, atRawTracepoint, "inet_sock_set_state"},
-			{setsProgSetNetworkCall, atRawTracepoint, "sys_exit"},
+			{prog: setsProgSetConnectRaw, kind: atRawTracepoint, target: "inet_sock_set_state"},
+			{prog: setsProgSetNetworkCall, kind: atRawTracepoint, target: "sys_exit"},
 		}},
 	},
 	SetFiles: {
-		{"fentry", "fexit", []setHook{{setsProgSetFilesFexit, atFunction, "do_filp_open"}}},
-		{"kprobe", "kretprobe", []setHook{{setsProgSetFilesKretprobe, atKretprobe, "do_filp_open"}}},
+		{"fentry", "fexit", []setHook{{prog: setsProgSetFilesFexit, kind: atFunction, target: "do_filp_open"}, firstFile}},
+		{"kprobe", "kretprobe", []setHook{{prog: setsProgSetFilesKretprobe, kind: atKretprobe, target: "do_filp_open"}, firstFile}},
 		{"rawTracepoint", "rawTracepoint", []setHook{
-			{setsProgSetFilesCall, atRawTracepoint, "sys_exit"},
-			{setsProgSetFilesExec, atRawTracepoint, "sched_process_exec"},
+			{prog: setsProgSetFilesCall, kind: atRawTracepoint, target: "sys_exit"},
+			{prog: setsProgSetFilesExec, kind: atRawTracepoint, target: "sched_process_exec"},
 		}},
 	},
 }
 
-// setLinks is one set that is armed, for all containers.
+// setLinks is one set as this kernel shows it, for all containers. Its programs
+// stay loaded: the verifier takes longer over them than attaching takes.
 type setLinks struct {
-	typ   string
-	refs  int // containers
-	progs []*ebpf.Program
-	links []link.Link
+	form  setForm
+	note  string // why it is not a better way
+	refs  int    // containers
+	idle  time.Time
+	progs []*ebpf.Program // one for each of the form's hooks
+	links []link.Link     // empty: not attached
 }
 
-// ArmSet attaches what sees the set, unless it is attached, and says of which
-// probe type that is: fentry, fexit, kprobe, kretprobe or rawTracepoint. What
-// this kernel does not offer is an error that says why for each way.
-func (o *Objects) ArmSet(s Set) (typ string, err error) {
-	if int(s) >= numSets {
-		return "", fmt.Errorf("arm: there is no %s", s)
-	}
+// SetWay says how a set is seen.
+type SetWay struct {
+	Type string // probe type: fentry, fexit, kprobe, kretprobe or rawTracepoint
+	Note string // why it is not by a better way; empty if it is the best
+}
+
+// ArmSet attaches what sees the set, unless it is attached, and says how it is
+// seen. What this kernel does not offer is an error that says why for each way.
+func (o *Objects) ArmSet(s Set) (SetWay, error) {
 	h := &o.sets
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	l, err := h.arm(s)
+	if err != nil {
+		return SetWay{}, err
+	}
+	return SetWay{l.form.typ, l.note}, nil
+}
+
+func (h *setHooks) arm(s Set) (*setLinks, error) {
+	if int(s) >= numSets {
+		return nil, fmt.Errorf("arm: there is no %s", s)
+	}
 	if err := h.prepare(); err != nil {
-		return "", err
+		return nil, err
 	}
 	if l := h.attached[s]; l != nil {
-		return l.typ, nil
+		if len(l.links) > 0 {
+			return l, nil
+		}
+		l.idle = time.Now()
+		return l, l.attach()
 	}
 	var errs []error
 	for _, f := range setForms[s] {
@@ -105,41 +136,63 @@ func (o *Objects) ArmSet(s Set) (typ string, err error) {
 			errs = append(errs, fmt.Errorf("%s: switched off by option", f.typ))
 			continue
 		}
-		l, err := h.attach(f)
+		l, err := h.take(f)
 		if err == nil {
+			if err := errors.Join(errs...); err != nil {
+				l.note = strings.ReplaceAll(err.Error(), "\n", "; ")
+			}
 			h.attached[s] = l
-			return l.typ, nil
+			return l, nil
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", f.typ, err))
 	}
-	return "", fmt.Errorf("arm the set %s: %w", s, errors.Join(errs...))
+	return nil, fmt.Errorf("arm the set %s: %w", s, errors.Join(errs...))
 }
 
-func (h *setHooks) attach(f setForm) (_ *setLinks, err error) {
-	l := &setLinks{typ: f.typ}
+// take loads and attaches all of a form.
+func (h *setHooks) take(f setForm) (_ *setLinks, err error) {
+	l := &setLinks{form: f, idle: time.Now()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.close())
 		}
 	}()
 	for _, k := range f.hooks {
-		p, err := h.obj.load(k.prog, func(s *ebpf.CollectionSpec) error {
-			if k.kind == atFunction {
-				s.Programs[k.prog].AttachTo = k.target
+		p, err := h.load(k, k.prog)
+		if err != nil && k.or != "" {
+			var also error
+			if p, also = h.load(k, k.or); also == nil {
+				err = nil
 			}
-			return nil
-		})
+			err = errors.Join(err, also)
+		}
 		if err != nil {
 			return nil, err
 		}
 		l.progs = append(l.progs, p)
-		at, err := k.attach(p)
+	}
+	return l, l.attach()
+}
+
+// attach attaches every hook, or none.
+func (l *setLinks) attach() error {
+	for i, k := range l.form.hooks {
+		at, err := k.attach(l.progs[i])
 		if err != nil {
-			return nil, fmt.Errorf("attach to %s: %w", k.target, err)
+			return errors.Join(fmt.Errorf("attach to %s: %w", k.target, err), l.detach())
 		}
 		l.links = append(l.links, at)
 	}
-	return l, nil
+	return nil
+}
+
+func (h *setHooks) load(k setHook, prog string) (*ebpf.Program, error) {
+	return h.obj.load(prog, func(s *ebpf.CollectionSpec) error {
+		if k.kind == atFunction {
+			s.Programs[prog].AttachTo = k.target
+		}
+		return s.Variables[setsVarFreshOnly].Set(k.fresh)
+	})
 }
 
 func (k setHook) attach(p *ebpf.Program) (link.Link, error) {
@@ -155,15 +208,21 @@ func (k setHook) attach(p *ebpf.Program) (link.Link, error) {
 	}
 }
 
-func (l *setLinks) close() error {
+func (l *setLinks) detach() error {
 	var errs []error
 	for _, k := range l.links {
 		errs = append(errs, k.Close())
 	}
+	l.links = nil
+	return errors.Join(errs...)
+}
+
+func (l *setLinks) close() error {
+	errs := []error{l.detach()}
 	for _, p := range l.progs {
 		errs = append(errs, p.Close())
 	}
-	l.links, l.progs = nil, nil
+	l.progs = nil
 	return errors.Join(errs...)
 }
 
@@ -179,13 +238,10 @@ func (l *setLinks) misses() (n uint64, err error) {
 	return n, nil
 }
 
-// SetMisses is how often the kernel says it skipped a program of sets since
-// Load. It does not count what a kretprobe misses for want of an instance.
-func (o *Objects) SetMisses() (uint64, error) {
-	h := &o.sets
+// misses does not have what a kretprobe misses for want of an instance.
+func (h *setHooks) misses() (total uint64, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	total := h.missed
 	for _, l := range h.attached {
 		if l == nil {
 			continue
@@ -199,20 +255,16 @@ func (o *Objects) SetMisses() (uint64, error) {
 	return total, nil
 }
 
-// TrimSets detaches what no container uses.
-func (o *Objects) TrimSets() error {
+// TrimSets detaches what no container has used for so long.
+func (o *Objects) TrimSets(idle time.Duration) error {
 	h := &o.sets
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var errs []error
-	for s, l := range h.attached {
-		if l == nil || l.refs > 0 {
-			continue
+	for _, l := range h.attached {
+		if l != nil && l.refs == 0 && time.Since(l.idle) >= idle {
+			errs = append(errs, l.detach())
 		}
-		n, err := l.misses()
-		h.missed += n
-		errs = append(errs, err, l.close())
-		h.attached[s] = nil
 	}
 	return errors.Join(errs...)
 }

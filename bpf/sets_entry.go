@@ -14,6 +14,10 @@ import (
 // EventSet announces a new entry of a set: see [SetEntry.Decode].
 const EventSet = EventKind(probesEventTypeEVENT_SET)
 
+// EventCall says that a container made a system call for the first time: see
+// [Objects.SystemCalls].
+const EventCall = EventKind(probesEventTypeEVENT_CALL)
+
 // SetKey tells the entries of one container apart.
 type SetKey struct {
 	Set      Set

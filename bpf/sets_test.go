@@ -358,7 +358,7 @@ func TestSetFiles(t *testing.T) {
 		act(t, s, "open", dir+"/a", dir+"/b")
 		r.want(t, SetFiles, map[string]uint64{
 			"read " + dir + "/a": 1, "read " + dir + "/b": 1, "write " + dir + "/b": 1,
-			"exec " + real(t, self(t)): 0,
+			"exec " + real(t, self(t)): 1, "exec " + real(t, "/bin/sh"): 1, // the container's first program
 		})
 		for _, x := range r.entries(t, SetFiles) {
 			if x.Access() == "write" && x.Path() == dir+"/a" || strings.Contains(x.Path(), "missing") {
@@ -446,8 +446,14 @@ func TestSetAround(t *testing.T) {
 
 func TestSetSyscalls(t *testing.T) {
 	r := newSetRoom(t, Options{}, map[Set]uint32{SetSyscalls: 0})
+	events, err := r.obj.Reader()
+	must(t, err)
+	defer events.Close()
 	s := r.shell(t)
 	s.do(t, "/bin/true")
+	if e := next(t, events, EventCall); e.Cgroup != r.id || e.Ns == 0 {
+		t.Errorf("%+v", e)
+	}
 	calls, err := r.obj.SystemCalls(r.id)
 	must(t, err)
 	if len(calls) != 1 || calls[0].Arch != callArchs[0] || calls[0].FirstNs == 0 || calls[0].LastNs < calls[0].FirstNs {
@@ -599,18 +605,24 @@ func TestSetEvent(t *testing.T) {
 // Sets are in the kernel as long as some container has them.
 func TestPutSets(t *testing.T) {
 	obj := load(t, Options{SetEntries: 100})
-	if err := obj.PutSets(1, map[Set]uint32{SetExec: 10}); err == nil {
-		t.Error("a set that is not armed can be had")
-	}
 	if _, err := obj.ArmSet(Set(9)); err == nil {
 		t.Error("there is no set 9")
 	}
 	for range 2 {
-		typ, err := obj.ArmSet(SetExec)
+		way, err := obj.ArmSet(SetExec)
 		must(t, err)
-		if typ != "rawTracepoint" {
-			t.Errorf("exec is seen by %s", typ)
+		if way != (SetWay{Type: "rawTracepoint"}) {
+			t.Errorf("exec is seen by %+v", way)
 		}
+	}
+	attached := func() bool { return len(obj.sets.attached[SetExec].links) > 0 }
+	must(t, obj.TrimSets(time.Hour))
+	if !attached() {
+		t.Error("detached before its time")
+	}
+	must(t, obj.TrimSets(0))
+	if attached() {
+		t.Error("attached although no container has it")
 	}
 	must(t, obj.PutSets(1, map[Set]uint32{SetExec: 60}))
 	if err := obj.PutSets(1, map[Set]uint32{SetExec: 1}); !errors.Is(err, ErrTaken) {
@@ -620,25 +632,25 @@ func TestPutSets(t *testing.T) {
 		t.Errorf("more than there is: %v", err)
 	}
 	must(t, obj.PutSets(2, map[Set]uint32{SetExec: 40}))
-	must(t, obj.TrimSets())
 	must(t, obj.DeleteSets(1))
 	must(t, obj.DeleteSets(1))
-	must(t, obj.TrimSets())
-	if obj.sets.attached[SetExec] == nil {
+	must(t, obj.TrimSets(0))
+	if !attached() {
 		t.Error("detached while a container has it")
 	}
 	if _, err := obj.SetCounts(1); err == nil {
 		t.Error("a container that was deleted has counts")
 	}
 	must(t, obj.DeleteSets(2))
-	must(t, obj.TrimSets())
-	if obj.sets.attached[SetExec] != nil || obj.sets.promised != 0 {
+	must(t, obj.TrimSets(0))
+	if attached() || obj.sets.promised != 0 {
 		t.Error("attached although no container has it")
 	}
-	_, err := obj.ArmSet(SetExec)
-	must(t, err)
 	must(t, obj.PutSets(1, map[Set]uint32{SetExec: 100}))
 	must(t, obj.DeleteSets(1))
+	if _, err := obj.Misses(); err != nil {
+		t.Error(err)
+	}
 }
 
 func entryBytes(path, arg string) []byte {

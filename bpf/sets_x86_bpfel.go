@@ -30,6 +30,15 @@ const (
 	setsAccessACCESS_EXEC  setsAccess = 3
 )
 
+type setsCallEvent struct {
+	_      structs.HostLayout
+	Type   uint32
+	Abi    uint32
+	Cgroup uint64
+	Ns     uint64
+	Number uint64
+}
+
 type setsMapping uint32
 
 const (
@@ -65,6 +74,8 @@ type setsProcess struct {
 	Cgroup  uint64
 	Level   uint32
 	Session uint32
+	Fresh   uint32
+	Pad     uint32
 }
 
 type setsRun struct {
@@ -100,6 +111,8 @@ type setsSetCount struct {
 	_      structs.HostLayout
 	Quota  uint32
 	Used   uint32
+	Guests uint32
+	Pad    uint32
 	Full   uint64
 	Lost   uint64
 	Around uint64
@@ -207,12 +220,15 @@ const (
 	setsProgSetLibrariesExec   = "set_libraries_exec"
 	setsProgSetLibrariesFentry = "set_libraries_fentry"
 	setsProgSetLibrariesKprobe = "set_libraries_kprobe"
+	setsProgSetLibrariesList   = "set_libraries_list"
 	setsProgSetNetworkCall     = "set_network_call"
 	setsProgSetSendFentry      = "set_send_fentry"
 	setsProgSetSendKprobe      = "set_send_kprobe"
 	setsProgSetSyscallsRaw     = "set_syscalls_raw"
+	setsVarFreshOnly           = "fresh_only"
 	setsVarUnusedAbi           = "unused_abi"
 	setsVarUnusedAccess        = "unused_access"
+	setsVarUnusedCallEvent     = "unused_call_event"
 	setsVarUnusedMapping       = "unused_mapping"
 	setsVarUnusedOperation     = "unused_operation"
 	setsVarUnusedPathFlags     = "unused_path_flags"
@@ -279,6 +295,7 @@ type setsProgramSpecs struct {
 	SetLibrariesExec   *ebpf.ProgramSpec `ebpf:"set_libraries_exec"`
 	SetLibrariesFentry *ebpf.ProgramSpec `ebpf:"set_libraries_fentry"`
 	SetLibrariesKprobe *ebpf.ProgramSpec `ebpf:"set_libraries_kprobe"`
+	SetLibrariesList   *ebpf.ProgramSpec `ebpf:"set_libraries_list"`
 	SetNetworkCall     *ebpf.ProgramSpec `ebpf:"set_network_call"`
 	SetSendFentry      *ebpf.ProgramSpec `ebpf:"set_send_fentry"`
 	SetSendKprobe      *ebpf.ProgramSpec `ebpf:"set_send_kprobe"`
@@ -304,8 +321,10 @@ type setsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type setsVariableSpecs struct {
+	FreshOnly       *ebpf.VariableSpec `ebpf:"fresh_only"`
 	UnusedAbi       *ebpf.VariableSpec `ebpf:"unused_abi"`
 	UnusedAccess    *ebpf.VariableSpec `ebpf:"unused_access"`
+	UnusedCallEvent *ebpf.VariableSpec `ebpf:"unused_call_event"`
 	UnusedMapping   *ebpf.VariableSpec `ebpf:"unused_mapping"`
 	UnusedOperation *ebpf.VariableSpec `ebpf:"unused_operation"`
 	UnusedPathFlags *ebpf.VariableSpec `ebpf:"unused_path_flags"`
@@ -363,8 +382,10 @@ func (m *setsMaps) Close() error {
 //
 // It can be passed to loadSetsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type setsVariables struct {
+	FreshOnly       *ebpf.Variable `ebpf:"fresh_only"`
 	UnusedAbi       *ebpf.Variable `ebpf:"unused_abi"`
 	UnusedAccess    *ebpf.Variable `ebpf:"unused_access"`
+	UnusedCallEvent *ebpf.Variable `ebpf:"unused_call_event"`
 	UnusedMapping   *ebpf.Variable `ebpf:"unused_mapping"`
 	UnusedOperation *ebpf.Variable `ebpf:"unused_operation"`
 	UnusedPathFlags *ebpf.Variable `ebpf:"unused_path_flags"`
@@ -393,6 +414,7 @@ type setsPrograms struct {
 	SetLibrariesExec   *ebpf.Program `ebpf:"set_libraries_exec"`
 	SetLibrariesFentry *ebpf.Program `ebpf:"set_libraries_fentry"`
 	SetLibrariesKprobe *ebpf.Program `ebpf:"set_libraries_kprobe"`
+	SetLibrariesList   *ebpf.Program `ebpf:"set_libraries_list"`
 	SetNetworkCall     *ebpf.Program `ebpf:"set_network_call"`
 	SetSendFentry      *ebpf.Program `ebpf:"set_send_fentry"`
 	SetSendKprobe      *ebpf.Program `ebpf:"set_send_kprobe"`
@@ -417,6 +439,7 @@ func (p *setsPrograms) Close() error {
 		p.SetLibrariesExec,
 		p.SetLibrariesFentry,
 		p.SetLibrariesKprobe,
+		p.SetLibrariesList,
 		p.SetNetworkCall,
 		p.SetSendFentry,
 		p.SetSendKprobe,

@@ -106,6 +106,7 @@ var Sets = []string{SetExec, SetLibraries, SetSyscalls, SetNetwork, SetFiles}
 // observation has a member for (path, fileDigest, buildId, origin, layerDiffId).
 type Entry struct {
 	Parent    *Process `json:"parent,omitempty"`    // exec: of the first process
+	Argument  string   `json:"argument,omitempty"`  // exec: the path as given to execve, if it is another
 	Device    string   `json:"device,omitempty"`    // exec, libraries, files: MAJOR:MINOR of the file
 	Inode     Uint64   `json:"inode,omitempty"`     // and its inode
 	Mapped    string   `json:"mapped,omitempty"`    // libraries: how
@@ -121,7 +122,7 @@ type Entry struct {
 // members may say.
 var (
 	Mappings   = []string{"private", "privateWritable", "shared", "sharedWritable"}
-	Operations = []string{"connect", "accept", "bind", "dns"}
+	Operations = []string{"connect", "accept", "bind", "send", "dns"}
 	Protocols  = []string{"tcp", "udp", "sctp", "icmp", "raw", "stream", "dgram", "seqpacket", "other"}
 	Families   = []string{"ipv4", "ipv6", "unix", "other"}
 	Accesses   = []string{"read", "write", "exec"}
@@ -334,6 +335,8 @@ func (e *Entry) validate(set string) error {
 	switch {
 	case e.Parent != nil && set != SetExec:
 		return fmt.Errorf("parent: on an entry of %s", set)
+	case e.Argument != "" && set != SetExec:
+		return fmt.Errorf("argument: on an entry of %s", set)
 	case e.Mapped != "" && set != SetLibraries:
 		return fmt.Errorf("mapped: on an entry of %s", set)
 	case e.Access != "" && set != SetFiles:
@@ -354,6 +357,7 @@ func (e *Entry) validate(set string) error {
 				return fmt.Errorf("parent: %w", err)
 			}
 		}
+		return optional("argument", e.Argument, MaxPath)
 	case SetLibraries:
 		return oneOf("mapped", e.Mapped, Mappings)
 	case SetFiles:

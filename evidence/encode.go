@@ -140,6 +140,7 @@ func (w *writer) entry(e *Entry) {
 	w.b = append(w.b, `,"entry":`...)
 	at := len(w.b)
 	w.process(`,"parent":`, e.Parent)
+	w.optional(`,"argument":`, e.Argument)
 	w.optional(`,"device":`, e.Device)
 	w.number64(`,"inode":`, e.Inode)
 	w.optional(`,"mapped":`, e.Mapped)

@@ -187,6 +187,7 @@ func (q *quick) entry(key string, into **Entry) {
 	*into = e
 	q.enter()
 	q.process(`"parent":`, &e.Parent)
+	wanted(q, `"argument":`, &e.Argument)
 	wanted(q, `"device":`, &e.Device)
 	q.number64(`"inode":`, &e.Inode)
 	wanted(q, `"mapped":`, &e.Mapped)

@@ -79,8 +79,13 @@ static __always_inline int on_exec(const char *filename)
 		p.level = i;
 		tell_exec(cgroup, r, p.session, now, filename);
 	}
-	if (!p.cgroup || (known && known->cgroup == p.cgroup))
+	if (!p.cgroup)
 		return 0;
+	if (known && known->cgroup == p.cgroup) {
+		known->fresh = 0;
+		return 0;
+	}
+	p.fresh = 1;
 	if (bpf_map_update_elem(&processes, &tgid, &p, BPF_ANY)) {
 		r = bpf_map_lookup_elem(&runs, &p.cgroup);
 		if (r)
@@ -141,6 +146,7 @@ static __always_inline void on_fork(__u32 child)
 		return;
 	}
 	p = *parent;
+	p.fresh = 0;
 	if (bpf_map_update_elem(&processes, &child, &p, BPF_ANY)) {
 		r = bpf_map_lookup_elem(&runs, &p.cgroup);
 		if (r)

@@ -15,6 +15,7 @@ enum event_type {
 	EVENT_EXEC = 2,	/* an execve in a container succeeded */
 	EVENT_LOST = 3,	/* a process of a container left its cgroup subtree */
 	EVENT_SET = 4,	/* a new entry of a set: see sets.h */
+	EVENT_CALL = 5,	/* a system call that the container had not used before: sets.h */
 };
 
 /* How a process came into its container. */
@@ -55,6 +56,8 @@ struct process {
 	__u64 cgroup;
 	__u32 level;
 	__u32 session;	/* enum session */
+	__u32 fresh;	/* its last execve is the one by which it became the container's */
+	__u32 pad;
 };
 
 struct settings {

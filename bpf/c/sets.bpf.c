@@ -25,6 +25,7 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 const struct set_event *unused_set_event __attribute__((unused));
+const struct call_event *unused_call_event __attribute__((unused));
 const struct set_state *unused_set_state __attribute__((unused));
 const enum set *unused_set __attribute__((unused));
 const enum abi *unused_abi __attribute__((unused));
@@ -87,6 +88,20 @@ struct {
 	__uint(key_size, sizeof(__u32));
 	__uint(value_size, sizeof(struct draft));
 } drafts SEC(".maps");
+
+/*
+ * What a process did in its execve is over when lineage learns that the execve
+ * made it the container's. Hooks that see such things as they happen have one
+ * beside them that makes up for those, and looks at nothing else.
+ */
+const volatile bool fresh_only = false;
+
+static __always_inline bool is_due(void)
+{
+	struct process *p = current_process();
+
+	return p && (!fresh_only || p->fresh);
+}
 
 /* What is to be counted for the containers that a process is in. */
 enum outcome { NOTED, LOST, AROUND };
@@ -264,6 +279,7 @@ __noinline int account(__u32 n, __u64 cgroup, __u32 outcome)
 	__u32 zero = 0, set;
 	struct draft *d;
 	void *inner;
+	bool guest;
 	long err;
 
 	d = bpf_map_lookup_elem(&drafts, &n);
@@ -295,8 +311,12 @@ __noinline int account(__u32 n, __u64 cgroup, __u32 outcome)
 	e = bpf_map_lookup_elem(inner, &d->event.key);
 	if (e)
 		goto again;
-	/* Processors that race here go past the quota, by one entry each at most. */
-	if (c->used >= c->quota) {
+	/*
+	 * Processors that race here go past the quota, by one entry each at most.
+	 * Others decide who connects to a container: they get half of its share.
+	 */
+	guest = set == SET_NETWORK && d->event.key.what == OP_ACCEPT;
+	if (c->used >= c->quota || (guest && c->guests >= c->quota / 2)) {
 		__sync_fetch_and_add(&c->full, 1);
 		return 0;
 	}
@@ -309,6 +329,8 @@ __noinline int account(__u32 n, __u64 cgroup, __u32 outcome)
 	err = bpf_map_update_elem(inner, &d->event.key, e, BPF_NOEXIST);
 	if (!err) {
 		__sync_fetch_and_add(&c->used, 1);
+		if (guest)
+			__sync_fetch_and_add(&c->guests, 1);
 		tell(d, cgroup);
 		return 0;
 	}
@@ -614,7 +636,7 @@ int set_libraries_exec(struct bpf_raw_tracepoint_args *ctx)
 	__u64 start, ip;
 	bool failed;
 
-	if (!current_process())
+	if (!is_due())
 		return 0;
 	start = BPF_CORE_READ((struct task_struct___mm *)task, mm, start_code);
 	regs = (struct pt_regs *)bpf_task_pt_regs(task);
@@ -630,6 +652,47 @@ int set_libraries_exec(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/*
+ * The same before bpf_find_vma: until 6.0 the mappings are a list. Nobody else
+ * can change it yet. They are told one by one, for the verifier's sake.
+ */
+struct vm_area_struct___list {
+	struct vm_area_struct *vm_next;
+} __attribute__((preserve_access_index));
+
+struct mm_struct___list {
+	struct vm_area_struct *mmap;
+} __attribute__((preserve_access_index));
+
+#define MAX_FIRST 24	/* mappings that are looked at: program, interpreter, stack, vdso */
+
+__noinline __u64 next_vma(__u64 at)
+{
+	struct vm_area_struct *vma = (struct vm_area_struct *)at;
+
+	on_mapping(D_LIBRARY_EXEC, vma);
+	return (__u64)BPF_CORE_READ((struct vm_area_struct___list *)vma, vm_next);
+}
+
+SEC("raw_tracepoint/sched_process_exec")
+int set_libraries_list(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct___mm *task = (struct task_struct___mm *)bpf_get_current_task();
+	struct mm_struct___list *mm;
+	__u64 vma;
+	__u32 i;
+
+	if (!is_due())
+		return 0;
+	mm = (struct mm_struct___list *)BPF_CORE_READ(task, mm);
+	vma = (__u64)BPF_CORE_READ(mm, mmap);
+	for (i = 0; i < MAX_FIRST && vma; i++)
+		vma = next_vma(vma);
+	if (vma)
+		lose(D_LIBRARY_EXEC, SET_LIBRARIES);
+	return 0;
+}
+
 /* syscalls */
 
 /* Notes a call for one container. */
@@ -637,6 +700,7 @@ __noinline int note_call(__u64 cgroup, __u64 abi, __u64 nr)
 {
 	struct set_calls *calls;
 	struct set_state *st;
+	struct call_event *e;
 	__u32 zero = 0;
 	void *inner;
 
@@ -661,6 +725,17 @@ __noinline int note_call(__u64 cgroup, __u64 abi, __u64 nr)
 	if (!calls->first_ns)
 		calls->first_ns = calls->last_ns;
 	__sync_fetch_and_add(&st->sets[SET_SYSCALLS].used, 1);
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		count_ring_full(cgroup);
+		return 0;
+	}
+	e->type = EVENT_CALL;
+	e->abi = abi;
+	e->cgroup = cgroup;
+	e->ns = calls->last_ns;
+	e->number = nr;
+	bpf_ringbuf_submit(e, 0);
 	return 0;
 }
 
@@ -767,13 +842,17 @@ int set_files_call(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* Beside set_files_call, which sees no file that the kernel opens to execute it. */
+/*
+ * Beside set_files_call, which sees no file that the kernel opens to execute it,
+ * and for what the others see before the process is the container's.
+ */
 SEC("raw_tracepoint/sched_process_exec")
 int set_files_exec(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct linux_binprm *bprm = (struct linux_binprm *)ctx->args[2];
 
-	on_open(D_FILE_EXEC, BPF_CORE_READ(bprm, file));
+	if (is_due())
+		on_open(D_FILE_EXEC, BPF_CORE_READ(bprm, file));
 	return 0;
 }
 
@@ -861,9 +940,13 @@ static __always_inline void on_given(__u32 n, __u32 op, struct sock *sk, const v
 	count(n, NOTED);
 }
 
-/* An entry about the other end of a socket, or its own, as the kernel has it. */
-static __always_inline void on_sock(__u32 n, __u32 op, struct sock *sk, bool own)
+/*
+ * An entry about a socket's ends, as the kernel has them: the other end's
+ * address, but the own port of what was accepted; the own ones of bind.
+ */
+static __always_inline void on_sock(__u32 n, __u32 op, struct sock *sk)
 {
+	bool own = op == OP_BIND;
 	struct unix_address *ua;
 	struct set_key *k;
 	struct draft *d;
@@ -883,14 +966,14 @@ static __always_inline void on_sock(__u32 n, __u32 op, struct sock *sk, bool own
 			BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_daddr);
 		set_address6(k, addr);
 	} else if (k->family == AF_UNIX) {
-		if (!own)
+		if (op == OP_CONNECT) /* who connects has no name as a rule */
 			sk = BPF_CORE_READ((struct unix_sock *)sk, peer);
 		ua = sk ? BPF_CORE_READ((struct unix_sock *)sk, addr) : 0;
 		if (ua)
 			set_path(d, n, (__s64)BPF_CORE_READ(ua, len) - 2, (void *)ua + bpf_core_field_offset(struct unix_address, name) + 2, false);
 	}
 	if (is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)))
-		k->port = own ? BPF_CORE_READ(sk, __sk_common.skc_num) : bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+		k->port = op != OP_CONNECT ? BPF_CORE_READ(sk, __sk_common.skc_num) : bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
 	count(n, NOTED);
 }
 
@@ -954,7 +1037,7 @@ int set_send_fentry(__u64 *ctx)
 SEC("fentry/security_sock_graft")
 int set_accept_fentry(__u64 *ctx)
 {
-	on_sock(D_ACCEPT, OP_ACCEPT, (void *)ctx[0], true);
+	on_sock(D_ACCEPT, OP_ACCEPT, (void *)ctx[0]);
 	return 0;
 }
 
@@ -979,7 +1062,7 @@ int set_send_kprobe(struct kprobe_regs *ctx)
 SEC("kprobe/security_sock_graft")
 int set_accept_kprobe(struct kprobe_regs *ctx)
 {
-	on_sock(D_ACCEPT, OP_ACCEPT, (void *)ctx->FIRST_PARM, true);
+	on_sock(D_ACCEPT, OP_ACCEPT, (void *)ctx->FIRST_PARM);
 	return 0;
 }
 
@@ -988,7 +1071,7 @@ SEC("raw_tracepoint/inet_sock_set_state")
 int set_connect_raw(struct bpf_raw_tracepoint_args *ctx)
 {
 	if ((int)ctx->args[2] == TCP_SYN_SENT)
-		on_sock(D_CONNECT, OP_CONNECT, (struct sock *)ctx->args[0], false);
+		on_sock(D_CONNECT, OP_CONNECT, (struct sock *)ctx->args[0]);
 	return 0;
 }
 
@@ -1058,13 +1141,13 @@ static __always_inline void on_socket_call(enum call call, const struct six *a, 
 	case CALL_CONNECT:
 		/* inet_sock_set_state tells of those of TCP, when they begin. */
 		if (protocol != IPPROTO_TCP || !is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)))
-			on_sock(D_CALL, OP_CONNECT, sk, false);
+			on_sock(D_CALL, OP_CONNECT, sk);
 		return;
 	case CALL_ACCEPT:
-		on_sock(D_CALL, OP_ACCEPT, sk, true);
+		on_sock(D_CALL, OP_ACCEPT, sk);
 		return;
 	case CALL_BIND:
-		on_sock(D_CALL, OP_BIND, sk, true);
+		on_sock(D_CALL, OP_BIND, sk);
 		return;
 	case CALL_SENDTO:
 		on_message(D_CALL, sk, (void *)a->v[4], a->v[5], 0, true);

@@ -111,10 +111,20 @@ struct set_event {
 	struct set_entry entry;
 };
 
+struct call_event {
+	__u32 type;
+	__u32 abi;	/* enum abi */
+	__u64 cgroup;
+	__u64 ns;
+	__u64 number;
+};
+
 /* One set of one container. */
 struct set_count {
 	__u32 quota;	/* entries that it may have; 0: it is not armed */
 	__u32 used;	/* entries that it has */
+	__u32 guests;	/* of these, what others cause: accepted connections */
+	__u32 pad;
 	__u64 full;	/* events that were no entry's and found the quota used up */
 	__u64 lost;	/* events whose file or address could not be read, or that found no memory */
 	__u64 around;	/* operations of io_uring that this way to see the set does not show */

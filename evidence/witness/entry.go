@@ -19,7 +19,8 @@ const (
 
 // Entry is one thing that a set saw: an executable that was run, a file that was
 // mapped or opened, a connection. Only the first of equal ones needs to be told;
-// two are equal if all but At, Last, Count, Process, Parent and Detail are.
+// two are equal if all but At, Last, Count, Process (its Session apart), Parent and
+// Detail are.
 type Entry struct {
 	Set     string // one of evidence.Sets, but not syscalls
 	At      int64  // boot time of the first time, or of this one
@@ -79,7 +80,7 @@ func (r *run) findSets(from int) {
 // appendKey appends what tells an entry from others: its texts, each after its
 // length, so that a NUL in one does not make two alike.
 func (e *Entry) appendKey(b []byte) []byte {
-	for _, s := range [...]string{e.Path, e.FileDigest, e.BuildID, e.Origin, e.LayerDiffID, e.Device, e.Mapped, e.Operation, e.Protocol, e.Family, e.Address, e.Access} {
+	for _, s := range [...]string{e.Path, e.FileDigest, e.BuildID, e.Origin, e.LayerDiffID, e.Argument, e.Process.Session, e.Device, e.Mapped, e.Operation, e.Protocol, e.Family, e.Address, e.Access} {
 		b = append(strconv.AppendInt(b, int64(len(s)), 36), ':')
 		b = append(b, s...)
 	}
