@@ -142,8 +142,6 @@ func (p *planner) functions(one Site, facts Facts) {
 			continue
 		}
 		slices.SortStableFunc(syms, func(a, b symbol.Symbol) int { return cmp.Compare(a.Offset, b.Offset) })
-		// The resolver of an IFUNC runs once, when it is bound: its hit would not
-		// be one of the function. Where what it chooses from is known, that is armed.
 		resolved := map[string]bool{}
 		for _, sym := range syms {
 			resolved[sym.Implements] = true
@@ -176,6 +174,13 @@ func (p *planner) function(s Site, sym symbol.Symbol, facts Facts) {
 	s.InlinedIn, s.Implements = sym.InlinedIn, sym.Implements
 	s.Offset, s.HasOffset = sym.Offset, true
 
+	if sym.Kind == symbol.KindIFunc {
+		// It runs once, when the function is bound: its hit would be taken for one
+		// of the function.
+		s.Reason, s.Detail = evidence.UnprobeableInstruction, "this is a resolver, which chooses the function's code when it is bound; what it chooses from is not known"
+		p.add(s)
+		return
+	}
 	inlined := sym.Kind == symbol.KindInlined
 	breaks := p.machine.noUretprobe
 	if facts.ELF.Go {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"probity/bpf/kernel"
 	"probity/bpf/policy"
@@ -410,7 +411,7 @@ func TestPlanKinds(t *testing.T) {
 		f.Symbols = []symbol.Symbol{inlined, resolver, impl, again}
 	})
 	got := p.Sites
-	// The last of them stands for a function of the same name in another unit.
+	// The resolver is left out. The last but one has the same name in another unit.
 	if len(got) != 4 || got[0].Kind != symbol.KindFunc || got[1].Implements != "hello" || got[1].Symbol != "hello_avx2" || got[2].InlinedIn != "main" || len(got[2].InlinedAt) != 1 || got[2].Inline != symbol.InlineAt ||
 		got[3].Symbol != "gone" || got[3].Reason != evidence.SymbolNotFound || got[3].HasOffset {
 		t.Errorf("%+v", told(got))
@@ -484,4 +485,23 @@ func TestPlanIsBounded(t *testing.T) {
 	if n := len(p.Sites); n != maxSites+2 || p.Sites[n-2].Reason != evidence.OverBudget || p.Sites[n-1].Reason != evidence.OverBudget || !p.Searches[0].Complete || p.Searches[1].Complete || p.Searches[2].Complete {
 		t.Errorf("%d sites, searches %+v", n, p.Searches)
 	}
+}
+
+// The first bytes of a file are its author's: whatever they are, what is said of
+// them is text of a bounded length.
+func FuzzManagedFile(f *testing.F) {
+	for _, head := range []string{"#!/bin/sh\n", "#!/usr/bin/env -S A=1 python3\n", "#!", "#! \t\n", "#!\xff\x00", "\xca\xfe\xba\xbe", "PK\x03\x04", "\x7fELF"} {
+		f.Add("/a/b.py", head)
+		f.Add("/a/b", head)
+	}
+	f.Fuzz(func(t *testing.T, file, head string) {
+		head = head[:min(len(head), headBytes)]
+		got := managedFile(file, head)
+		if len(got) > 4*headBytes+512 || !utf8.ValidString(got) {
+			t.Errorf("%q", got)
+		}
+		if strings.HasPrefix(head, "#!") && shebang(head) != "" && got == "" {
+			t.Error("a script is not managed code")
+		}
+	})
 }

@@ -140,10 +140,22 @@ func (c *checker) line(line string) (evidence.Line, error) {
 	if o.Confidence.Inputs.ProbeType != string(o.ProbeType) {
 		return nil, fmt.Errorf("confidence: computed for %.40q, but the line's probeType is %s", o.Confidence.Inputs.ProbeType, o.ProbeType)
 	}
+	if want := symbolInput(o); want != "" && o.Confidence.Version == score.Version && o.Confidence.Inputs.Symbol != want {
+		return nil, fmt.Errorf("confidence: computed for the symbol %.40q, but the line's is %s", o.Confidence.Inputs.Symbol, want)
+	}
 	if v, known := score.Of(o.Confidence); known && v != o.Confidence.Value {
 		return nil, fmt.Errorf("confidence: %v, but its inputs give %v", o.Confidence.Value, v)
 	}
 	return l, nil
+}
+
+// symbolInput is what a confidence must have been computed from, where the line
+// says it.
+func symbolInput(o *evidence.Observation) string {
+	if o.Function != "" {
+		return score.SymbolKernel
+	}
+	return o.SymbolKind
 }
 
 // statement compares what was signed with what the bytes say.

@@ -22,10 +22,28 @@ type Row struct {
 	ImageDigest   string                  `json:"imageDigest,omitempty"`
 	ProbeID       string                  `json:"probeId"`
 	ProbeType     evidence.ProbeType      `json:"probeType"`
+	Requested     evidence.ProbeType      `json:"requestedProbeType"`
 	Symbol        string                  `json:"symbol,omitempty"`
+	SymbolKind    string                  `json:"symbolKind,omitempty"`
+	Inline        string                  `json:"inline,omitempty"`
+	Demangled     string                  `json:"demangled,omitempty"`
+	Wanted        string                  `json:"wanted,omitempty"`
+	InlinedIn     string                  `json:"inlinedIn,omitempty"`
+	InlinedAt     []evidence.Instance     `json:"inlinedAt,omitempty"`
+	InlinedAtMore evidence.Uint64         `json:"inlinedAtMore,omitempty"`
+	Implements    string                  `json:"implements,omitempty"`
+	Function      string                  `json:"function,omitempty"` // of the kernel
+	Duration      *evidence.Duration      `json:"duration,omitempty"`
+	Stack         *evidence.Stack         `json:"stack,omitempty"`
+	Set           string                  `json:"set,omitempty"`
+	Entry         *evidence.Entry         `json:"entry,omitempty"`   // of the set; absent on the set's own row
+	Entries       evidence.Uint64         `json:"entries,omitempty"` // that the set has
+	SystemCalls   []evidence.SystemCalls  `json:"systemCalls,omitempty"`
+	IOUring       bool                    `json:"ioUring,omitempty"`
 	Event         string                  `json:"event,omitempty"`
 	Path          string                  `json:"path,omitempty"`
 	FileDigest    string                  `json:"fileDigest,omitempty"`
+	BuildID       string                  `json:"buildId,omitempty"`
 	Offset        *evidence.Uint64        `json:"offset,omitempty"`
 	State         evidence.State          `json:"state"`
 	Reason        evidence.NotArmedReason `json:"reason,omitempty"`
@@ -37,9 +55,10 @@ type Row struct {
 	Final         bool                    `json:"final"`
 	FirstAt       evidence.Time           `json:"firstAt,omitzero"`
 	LastAt        evidence.Time           `json:"lastAt,omitzero"`
+	Process       *evidence.Process       `json:"process,omitempty"` // of the first hit
 	From          evidence.Time           `json:"from"`
-	// ProbeState is the state of the row's probe as a whole, by the run's latest
-	// coverage line. SearchReason says why not all files were searched for the
+	// ProbeState is the state of the row's probe as a whole: the fold of the run's
+	// latest coverage line and of all rows of the probe. SearchReason says why not all files were searched for the
 	// probe's sites; then nothing is claimed of the container, only of this site.
 	ProbeState   evidence.State `json:"probeState,omitempty"`
 	SearchReason string         `json:"searchReason,omitempty"`
@@ -55,6 +74,10 @@ type GapRow struct {
 	RunID       string             `json:"runId,omitempty"`
 	ContainerID string             `json:"containerId,omitempty"`
 	Path        string             `json:"path,omitempty"`
+	ProbeID     string             `json:"probeId,omitempty"`
+	Symbol      string             `json:"symbol,omitempty"` // or kernel function
+	Offset      *evidence.Uint64   `json:"offset,omitempty"`
+	ProbeType   evidence.ProbeType `json:"probeType,omitempty"`
 	Count       evidence.Loss      `json:"count"`
 	From        evidence.Time      `json:"from"`
 	To          evidence.Time      `json:"to,omitzero"` // absent while open
@@ -75,9 +98,10 @@ func (p position) after(q position) bool {
 }
 
 type siteKey struct {
-	run, probe, path, file, symbol, event string
-	offset                                uint64
-	hasOffset                             bool
+	run, probe, path, file, build, symbol, event, function string
+	offset                                                 uint64
+	hasOffset                                              bool
+	entry                                                  string // what tells an entry of a set from others; "" for all else
 }
 
 type latestSite struct {
@@ -92,12 +116,12 @@ type latestRun struct {
 	pod    string
 	image  string
 	to     evidence.Time
+	final  bool
 }
 
 type latestGap struct {
-	at            position
-	first         position // of its first line: a site's later lines know of it
-	probe, symbol string
+	at    position
+	first position // of its first line: a site's later lines know of it
 	GapRow
 }
 
@@ -111,7 +135,12 @@ func (g *latestGap) began(at position) {
 // gap leaves open which one is meant.
 func (g *latestGap) about(r *Row) bool {
 	is := func(of, site string) bool { return of == "" || of == site }
-	return g.RunID == r.RunID && is(g.Path, r.Path) && is(g.probe, r.ProbeID) && is(g.symbol, r.Symbol)
+	name := r.Symbol
+	if r.Function != "" {
+		name = r.Function
+	}
+	return g.RunID == r.RunID && is(g.Path, r.Path) && is(g.ProbeID, r.ProbeID) && is(g.Symbol, name) && is(string(g.ProbeType), string(r.ProbeType)) &&
+		(g.Offset == nil || r.Offset != nil && *g.Offset == *r.Offset)
 }
 
 // fold keeps the latest line of everything. It copies what it keeps.
@@ -171,7 +200,10 @@ func (f *fold) add(c *Chunk) {
 }
 
 func (f *fold) site(at position, o *evidence.Observation) {
-	k := siteKey{run: o.RunID, probe: o.ProbeID, path: o.Path, file: o.FileDigest, symbol: o.Symbol, event: o.Event}
+	k := siteKey{run: o.RunID, probe: o.ProbeID, path: o.Path, file: o.FileDigest, symbol: o.Symbol, event: o.Event, function: o.Function}
+	if o.Entry != nil {
+		k.build, k.entry = o.BuildID, entryKey(o.Entry)
+	}
 	if o.Offset != nil {
 		k.offset, k.hasOffset = uint64(*o.Offset), true
 	}
@@ -186,6 +218,11 @@ func (f *fold) site(at position, o *evidence.Observation) {
 		Offset: o.Offset, State: evidence.State(f.keep(string(o.State))), Reason: evidence.NotArmedReason(f.keep(string(o.Reason))),
 		Detail: f.keep(o.Detail), Count: o.Count, Complete: o.Complete, Confidence: o.Confidence.Value, Final: o.Final,
 		FirstAt: o.FirstAt, LastAt: o.LastAt, From: o.From, To: o.To,
+		Requested: evidence.ProbeType(f.keep(string(o.RequestedProbeType))), SymbolKind: f.keep(o.SymbolKind), Inline: f.keep(o.Inline),
+		Demangled: f.keep(o.Demangled), Wanted: f.keep(o.Wanted), InlinedIn: f.keep(o.InlinedIn), InlinedAtMore: o.InlinedAtMore,
+		Implements: f.keep(o.Implements), Function: f.keep(o.Function), Duration: f.duration(o.Duration), Set: f.keep(o.Set), Entries: o.Entries, IOUring: o.IOUring,
+		BuildID: f.keep(o.BuildID), Process: f.process(o.Process), InlinedAt: f.instances(o.InlinedAt), Stack: f.stack(o.Stack),
+		Entry: f.entry(o.Entry), SystemCalls: f.calls(o.SystemCalls),
 	}
 	for _, g := range o.Gaps {
 		r.Gaps = append(r.Gaps, evidence.GapReason(f.keep(string(g.Reason))))
@@ -194,7 +231,10 @@ func (f *fold) site(at position, o *evidence.Observation) {
 		have.at, have.Row = at, r
 		return
 	}
-	k.run, k.probe, k.path, k.file, k.symbol, k.event = r.RunID, r.ProbeID, r.Path, r.FileDigest, r.Symbol, r.Event
+	k.run, k.probe, k.path, k.file, k.symbol, k.event, k.function = r.RunID, r.ProbeID, r.Path, r.FileDigest, r.Symbol, r.Event, r.Function
+	if r.Entry != nil {
+		k.build = r.BuildID
+	}
 	f.sites[k] = &latestSite{at, r}
 }
 
@@ -206,7 +246,7 @@ func (f *fold) run(at position, c *evidence.Coverage) {
 	} else if !at.after(have.at) {
 		return
 	}
-	have.at, have.to = at, c.To
+	have.at, have.to, have.final = at, c.To, c.Final
 	have.name, have.image, have.pod = f.keep(c.ContainerName), f.keep(c.Image), ""
 	have.probes = have.probes[:0]
 	for _, p := range c.Probes {
@@ -227,8 +267,9 @@ func (f *fold) gap(at position, g *evidence.Gap) {
 		have.began(at)
 		return
 	}
-	have.at, have.probe, have.symbol = at, f.keep(g.ProbeID), f.keep(g.Symbol)
+	have.at = at
 	have.GapRow = GapRow{
+		ProbeID: f.keep(g.ProbeID), Symbol: f.keep(g.Symbol), Offset: g.Offset, ProbeType: evidence.ProbeType(f.keep(string(g.ProbeType))),
 		GapID: f.keep(g.GapID), Scope: f.keep(g.Scope), Reason: evidence.GapReason(f.keep(string(g.Reason))),
 		Source: f.keep(g.Source), RunID: f.keep(g.RunID), ContainerID: f.keep(g.ContainerID), Path: f.keep(g.Path),
 		Count: g.Count, From: g.From, To: g.To, Detail: f.keep(g.Detail),
@@ -295,6 +336,7 @@ func (f *fold) fill(rep *Report) {
 	for _, s := range f.inOrder() {
 		rep.Rows = append(rep.Rows, f.row(s, byRun[s.RunID]))
 	}
+	foldProbes(rep.Rows)
 	for _, g := range f.gaps {
 		rep.Gaps = append(rep.Gaps, g.GapRow)
 	}
@@ -343,7 +385,39 @@ func (f *fold) row(s *latestSite, gaps []*latestGap) Row {
 		}
 	}
 	r.To = end
+	if r.Entry != nil && run != nil && run.final && run.at.after(s.at) {
+		r.Final = true // an entry that was not seen again has no last line of its own
+	}
 	return r
+}
+
+// foldProbes brings what coverage lines say of probes, at most once an hour, up to
+// the rows: it may only get weaker, or a hit.
+func foldProbes(rows []Row) {
+	states := map[[2]string][]evidence.State{}
+	for i := range rows {
+		if r := &rows[i]; r.ProbeState != "" {
+			k := [2]string{r.RunID, r.ProbeID}
+			if states[k] == nil {
+				states[k] = append(states[k], r.ProbeState)
+			}
+			states[k] = append(states[k], r.State)
+		}
+	}
+	folded := map[[2]string]evidence.State{}
+	for i := range rows {
+		r := &rows[i]
+		if r.ProbeState == "" {
+			continue
+		}
+		k := [2]string{r.RunID, r.ProbeID}
+		st, ok := folded[k]
+		if !ok {
+			st = evidence.FoldSites(r.SearchReason == "", states[k])
+			folded[k] = st
+		}
+		r.ProbeState = st
+	}
 }
 
 // inOrder sorts the sites: runs by their beginning, and a run's by probe and
@@ -374,11 +448,12 @@ func (f *fold) inOrder() []*latestSite {
 	type ranking struct {
 		rank   int
 		offset uint64
+		entry  string
 		site   *latestSite
 	}
 	order := make([]ranking, 0, len(f.sites))
 	for k, s := range f.sites {
-		order = append(order, ranking{runs[s.RunID].rank, k.offset, s})
+		order = append(order, ranking{runs[s.RunID].rank, k.offset, k.entry, s})
 	}
 	slices.SortFunc(order, func(x, y ranking) int {
 		if x.rank != y.rank {
@@ -391,7 +466,10 @@ func (f *fold) inOrder() []*latestSite {
 		if c := strings.Compare(a.Path, b.Path); c != 0 {
 			return c
 		}
-		return cmp.Or(cmp.Compare(x.offset, y.offset), strings.Compare(a.Symbol, b.Symbol), strings.Compare(a.FileDigest, b.FileDigest), strings.Compare(a.Event, b.Event))
+		return cmp.Or(
+			cmp.Compare(x.offset, y.offset), strings.Compare(a.Symbol, b.Symbol), strings.Compare(a.FileDigest, b.FileDigest), strings.Compare(a.Event, b.Event),
+			strings.Compare(a.Function, b.Function), strings.Compare(x.entry, y.entry), strings.Compare(a.BuildID, b.BuildID),
+		)
 	})
 	out := make([]*latestSite, len(order))
 	for i, o := range order {

@@ -22,7 +22,7 @@ func (r Report) WriteTable(w io.Writer) error {
 		t.line("CONTAINER\tIMAGE\tPROBE\tSITE\tTYPE\tSTATE\tCOUNT\tCONF\tFROM\tTO")
 		for _, x := range r.Rows {
 			t.line(strings.Join([]string{
-				x.container(), x.image(), clean(x.ProbeID), x.site(), clean(string(x.ProbeType)), x.state(), x.count(),
+				x.container(), x.image(), clean(x.ProbeID), x.site(), x.probeType(), x.state(), x.count(),
 				strconv.FormatFloat(x.Confidence, 'f', 2, 64), second(x.From), x.until(),
 			}, "\t"))
 		}
@@ -34,6 +34,7 @@ func (r Report) WriteTable(w io.Writer) error {
 		}
 		p.line("")
 	}
+	r.details(p)
 	if incomplete := r.incomplete(); len(incomplete) > 0 {
 		p.line("Probes for which not all files were searched: what was not searched may have been executed:")
 		for _, s := range incomplete {
@@ -121,10 +122,29 @@ func (r Row) image() string {
 	return clean(r.Image + " " + digest)
 }
 
+// site says what the row is about.
 func (r Row) site() string {
+	switch {
+	case r.Set != "" && r.Entry == nil:
+		return clean(r.setItself())
+	case r.Set != "":
+		return clean(r.entry())
+	case r.Function != "":
+		return clean("kernel function " + r.Function)
+	}
 	var parts []string
-	if r.Symbol != "" {
-		parts = append(parts, r.Symbol)
+	if name := r.name(); name != "" {
+		switch {
+		case r.SymbolKind == "inlined" && r.InlinedIn != "":
+			name += " inlined in " + r.InlinedIn
+		case r.SymbolKind == "inlined":
+			name += " inlined"
+		case r.Requested == evidence.Uretprobe && r.ProbeType == evidence.Uprobe && r.State != evidence.NotArmed:
+			name = "return of " + name
+		case r.Implements != "":
+			name += " (an implementation of " + r.Implements + ")"
+		}
+		parts = append(parts, name)
 	}
 	if r.Event != "" {
 		parts = append(parts, r.Event)
@@ -140,6 +160,68 @@ func (r Row) site() string {
 		return "-"
 	}
 	return clean(strings.Join(parts, " "))
+}
+
+// name is the symbol as a person reads it.
+func (r Row) name() string {
+	if r.Demangled != "" {
+		return r.Demangled
+	}
+	return r.Symbol
+}
+
+func (r Row) setItself() string {
+	s := "all of " + r.Set
+	switch {
+	case r.Set == evidence.SetSyscalls && r.Count != nil:
+		return "all of system calls: " + plural(int(*r.Count), "number")
+	case r.Entries == 1:
+		return s + ": 1 entry"
+	case r.Entries > 1:
+		return fmt.Sprintf("%s: %d entries", s, r.Entries)
+	}
+	return s
+}
+
+func (r Row) entry() string {
+	e := r.Entry
+	switch r.Set {
+	case evidence.SetNetwork:
+		to := e.Address
+		switch {
+		case e.Port != 0 && r.Entry.Family == "ipv6":
+			to = fmt.Sprintf("[%s]:%d", to, e.Port)
+		case e.Port != 0:
+			to = fmt.Sprintf("%s:%d", to, e.Port)
+		}
+		return strings.TrimSpace(fmt.Sprintf("%s %s %s", e.Operation, e.Protocol, to))
+	case evidence.SetFiles:
+		return e.Access + " " + r.Path
+	case evidence.SetLibraries:
+		return "map " + r.Path + " (" + e.Mapped + ")"
+	case evidence.SetExec:
+		if e.Parent != nil {
+			return "exec " + r.Path + " by " + process(e.Parent)
+		}
+	}
+	return r.Set + " " + r.Path
+}
+
+// process is a process as a person reads it.
+func process(p *evidence.Process) string {
+	s := fmt.Sprintf("%s[%d]", p.Comm, p.Pid)
+	if p.Session == evidence.SessionExec {
+		s += " of an exec session"
+	}
+	return s
+}
+
+// probeType says what was used, and what had been asked for if it is not that.
+func (r Row) probeType() string {
+	if r.Requested == r.ProbeType || r.Requested == "" || r.Requested == evidence.UnknownProbe {
+		return clean(string(r.ProbeType))
+	}
+	return clean(string(r.ProbeType) + " (for " + string(r.Requested) + ")")
 }
 
 // state carries what qualifies it: a reason, or the gaps.
@@ -187,8 +269,20 @@ func (g GapRow) text() string {
 	case g.Source != "":
 		s += " of " + g.Source
 	}
+	if g.ProbeID != "" {
+		s += ", probe " + g.ProbeID
+	}
+	if g.Symbol != "" {
+		s += ", " + g.Symbol
+	}
+	if g.ProbeType != "" {
+		s += ", sites of type " + string(g.ProbeType)
+	}
 	if g.Path != "" {
 		s += " in " + g.Path
+		if g.Offset != nil {
+			s += fmt.Sprintf("+0x%x", uint64(*g.Offset))
+		}
 	}
 	s += ", from " + second(g.From)
 	if g.To.IsZero() {

@@ -70,6 +70,19 @@ func vectorLines(t testing.TB) (evidence.Header, []evidence.Line) {
 func chunk(t testing.TB, s *sign.Signer, seq uint64, lines []evidence.Line, edit func(string) string) (name string, data []byte) {
 	t.Helper()
 	h, _ := vectorLines(t)
+	return sealed(t, h, s, seq, lines, edit)
+}
+
+// chunk2 does the same for version 2.
+func chunk2(t testing.TB, seq uint64, lines []evidence.Line) (name string, data []byte) {
+	t.Helper()
+	h, _ := vectorLines(t)
+	h.Format = evidence.Format2
+	return sealed(t, h, signer(t), seq, lines, nil)
+}
+
+func sealed(t testing.TB, h evidence.Header, s *sign.Signer, seq uint64, lines []evidence.Line, edit func(string) string) (name string, data []byte) {
+	t.Helper()
 	h.Seq, h.Chunk, h.KeyID = evidence.Uint64(seq), evidence.ChunkName(seq, "00112233445566ff"), s.KeyID()
 	line, err := evidence.EncodeHeader(h)
 	if err != nil {
