@@ -113,7 +113,7 @@ type Entry struct {
 	Operation string   `json:"operation,omitempty"` // network
 	Protocol  string   `json:"protocol,omitempty"`  // network
 	Family    string   `json:"family,omitempty"`    // network
-	Address   string   `json:"address,omitempty"`   // network: of the other side, or the own one of bind
+	Address   string   `json:"address,omitempty"`   // network: of the other side; of accept and bind the own one
 	Port      int      `json:"port,omitempty"`      // network: of the other side, or the own one of accept and bind
 	Access    string   `json:"access,omitempty"`    // files
 }
@@ -311,8 +311,8 @@ func (o *Observation) set() error {
 		return err
 	}
 	if o.Entry != nil {
-		if o.Set != SetNetwork && o.Path == "" {
-			return fmt.Errorf("path: missing on an entry of %s", o.Set)
+		if o.Set != SetNetwork && o.Path == "" && (o.Entry.Inode == 0 || o.Detail == "") {
+			return fmt.Errorf("path: missing on an entry of %s, and there is no inode, or no detail that says why", o.Set)
 		}
 		if err := o.Entry.validate(o.Set); err != nil {
 			return fmt.Errorf("entry: %w", err)

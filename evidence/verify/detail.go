@@ -8,15 +8,20 @@ import (
 )
 
 // entryKey is what tells an entry of a set from others of the same path, digest
-// and build id. Its parent is only that of the first time. Only the address may
-// have spaces in it, so it comes last.
-func entryKey(e *evidence.Entry) string {
+// and build id. Its parent is only that of the first time, and so is its process, but
+// for how it came into the container. Only the address may have spaces in it, so
+// it comes last.
+func entryKey(o *evidence.Observation) string {
+	e, session := o.Entry, ""
+	if o.Set == evidence.SetExec && o.Process != nil {
+		session = o.Process.Session
+	}
 	port := strconv.Itoa(1e5 + e.Port) // sorts by number
 	inode := ""
 	if e.Inode != 0 {
 		inode = strconv.FormatUint(uint64(e.Inode), 10)
 	}
-	return e.Operation + " " + e.Protocol + " " + e.Family + " " + e.Access + " " + e.Mapped + " " + e.Device + " " + inode + " " + port + " " + e.Address
+	return session + " " + e.Operation + " " + e.Protocol + " " + e.Family + " " + e.Access + " " + e.Mapped + " " + e.Device + " " + inode + " " + port + " " + e.Address
 }
 
 // What follows copies what a row keeps, without the chunk that it is a part of.

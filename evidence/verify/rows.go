@@ -202,7 +202,7 @@ func (f *fold) add(c *Chunk) {
 func (f *fold) site(at position, o *evidence.Observation) {
 	k := siteKey{run: o.RunID, probe: o.ProbeID, path: o.Path, file: o.FileDigest, symbol: o.Symbol, event: o.Event, function: o.Function}
 	if o.Entry != nil {
-		k.build, k.entry = o.BuildID, entryKey(o.Entry)
+		k.build, k.entry = o.BuildID, entryKey(o)
 	}
 	if o.Offset != nil {
 		k.offset, k.hasOffset = uint64(*o.Offset), true

@@ -9,6 +9,7 @@ import (
 	"probity/bpf"
 	"probity/bpf/policy"
 	"probity/bpf/probe"
+	"probity/bpf/symbol"
 	"probity/evidence"
 	"probity/runtime/image"
 )
@@ -220,6 +221,40 @@ func TestArmedAgain(t *testing.T) {
 	}
 }
 
+// A mapping of a file that nobody named may be of any.
+func TestUnarmedMappingOfAnyFile(t *testing.T) {
+	st := newStage(t, armed(1, "hello"))
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	st.UnarmedMapping(st.id, "", 6000, 0, "more files than are looked at")
+	if g := take[*evidence.Gap](st.out); len(g) != 1 || g[0].Scope != evidence.ScopeRun || g[0].Reason != evidence.GapUnarmedMapping {
+		t.Fatalf("%+v", g)
+	}
+	if obs, _ := st.final(t, 9000); obs["hello"].State != evidence.Partial {
+		t.Errorf("%+v", obs["hello"])
+	}
+}
+
+// Where the compiler put the function's code is listed, as far as it fits.
+func TestInlinedAt(t *testing.T) {
+	s := armed(1, "hello")
+	s.Inline = "inlinedAt"
+	for i := range uint64(100) {
+		s.InlinedAt = append(s.InlinedAt, symbol.Instance{Function: fmt.Sprint("caller", i), Offset: i})
+	}
+	in := armed(2, "copy")
+	in.Kind, in.Inline, in.InlinedIn = "inlined", "inlinedAt", "caller0" // at no place that is told
+	st := newStage(t, s, in)
+	st.Publish(st.id, 0)
+	got := take[*evidence.Observation](st.out)
+	if len(got) != 2 || len(got[0].InlinedAt) != evidence.MaxInstances || got[0].InlinedAtMore != 36 || got[0].InlinedAt[7].In != "caller7" {
+		t.Errorf("%+v", got[0])
+	}
+	if got[1].InlinedIn != "caller0" || got[1].Inline != "unknown" || got[1].Confidence.Inputs.Symbol != "inlined" || got[1].Confidence.Value >= got[0].Confidence.Value {
+		t.Errorf("%+v", got[1])
+	}
+}
+
 // A site that was never armed may be found armed later: these are two lines, and
 // the first remains true of the start.
 func TestLateFoundFile(t *testing.T) {
@@ -369,9 +404,14 @@ func TestUnarmedMapping(t *testing.T) {
 	for i := range 1000 {
 		st.UnarmedMapping(st.id, fmt.Sprint("/tmp/", i), 6000, 6001, "shared and executable")
 	}
-	lines := len(st.out.lines)
-	if lines > 2*maxGapFiles+20 {
+	st.UnarmedMapping(st.id, "", 6000, 0, "more files than are looked at")
+	if lines := len(st.out.lines); lines > 2*maxGapFiles+20 {
 		t.Fatalf("%d lines", lines)
+	}
+	for _, g := range take[*evidence.Gap](st.out) {
+		if g.Scope == evidence.ScopeFile && g.Path == "" {
+			t.Errorf("a gap of no file: %+v", g)
+		}
 	}
 	obs, _ := st.final(t, 9000)
 	if o := obs["hello"]; o.State != evidence.Partial || o.Gaps[0].Reason != evidence.GapUnarmedMapping || o.Gaps[0].Count.N < 1000 {

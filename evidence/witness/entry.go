@@ -48,8 +48,11 @@ type set struct {
 	sites   []int // the lines about the set itself: one for each probe that wants it
 	entries map[string]*entry
 	order   []*entry
-	bytes   int64 // counted against the bounds
-	past    uint64
+	bytes   int64       // counted against the bounds
+	past    uint64      // seen and not kept here
+	full    uint64      // and not kept in the kernel
+	lost    uint64      // seen by the kernel, which could not read what it was
+	around  uint64      // not seen by the set's hooks
 	counter bpf.Counter // of all entries together
 	calls   SystemCalls
 }
@@ -116,14 +119,8 @@ func (r *run) enter(e Entry, room func(int64) bool) bool {
 	if len(set.order) >= MaxEntries || set.bytes+size > maxEntryText+MaxEntries*entryCost || !room(size) {
 		set.past++
 		r.saw(set, e, seen)
-		for _, i := range set.sites {
-			if g := r.standing(&r.sites[i], evidence.GapSetFull); g != nil {
-				r.grow(g, set.past)
-			} else {
-				r.addSiteGap(i, &gap{reason: evidence.GapSetFull, from: e.At, count: set.past, detail: "distinct entries past the bound of the set: they have no lines"})
-			}
-		}
-		return set.past == 1
+		r.setGap(set, evidence.GapSetFull, e.At, set.past+set.full, whySetFull)
+		return set.past+set.full == 1
 	}
 	e.Count = seen
 	have = &entry{Entry: e}
@@ -133,6 +130,48 @@ func (r *run) enter(e Entry, room func(int64) bool) bool {
 	r.fresh = append(r.fresh, have)
 	r.saw(set, e, seen)
 	return true
+}
+
+const whySetFull = "distinct entries past the bound of the set: they have no lines"
+
+// setGap keeps a gap of the lines about the set itself, whose count is a total.
+func (r *run) setGap(set *set, reason evidence.GapReason, from int64, total uint64, detail string) {
+	for _, i := range set.sites {
+		if g := r.standing(&r.sites[i], reason); g != nil {
+			r.grow(g, total)
+		} else {
+			r.addSiteGap(i, &gap{reason: reason, from: max(from, r.first), count: total, detail: detail})
+		}
+	}
+}
+
+// setCounts takes what the kernel counts of a set besides its entries.
+func (r *run) setCounts(name string, full, lost, around uint64, now int64) {
+	set := r.sets[name]
+	if set == nil {
+		return
+	}
+	if more := max(full, set.full) - set.full + max(lost, set.lost) - set.lost; more > 0 {
+		if set.counter.FirstNs == 0 {
+			set.counter.FirstNs = now // at the latest
+		}
+		set.counter.Count += more
+		set.counter.LastNs = max(set.counter.LastNs, now)
+		r.last = max(r.last, now)
+		r.spread(set, nil)
+	}
+	if full > set.full {
+		set.full = full
+		r.setGap(set, evidence.GapSetFull, r.armedAt, set.past+full, whySetFull)
+	}
+	if lost > set.lost {
+		set.lost = lost
+		r.setGap(set, evidence.GapDecodeError, r.armedAt, lost, "seen, but the kernel could not read what it was: it has no line")
+	}
+	if around > set.around {
+		set.around = around
+		r.setGap(set, evidence.GapKernelMissed, r.armedAt, around, "asked for through io_uring, where the set's hooks do not see it")
+	}
 }
 
 // saw counts for the lines about the set itself.

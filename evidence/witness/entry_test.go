@@ -209,6 +209,36 @@ func (l *locked) Append(runID string, build func(evidence.Clock) []evidence.Line
 
 func (l *locked) Seal() {}
 
+// What the kernel counts of a set besides its entries: what it saw and has no
+// line for makes the set hit, and what it cannot see makes it partial.
+func TestSetCounts(t *testing.T) {
+	st := newStage(t, setSite(evidence.SetNetwork), setSite(evidence.SetFiles), setSite(evidence.SetExec))
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	st.SetCounts(42, evidence.SetNetwork, 0, 0, 0)
+	if len(st.out.lines) != 0 {
+		t.Fatalf("%d lines of nothing", len(st.out.lines))
+	}
+	st.SetCounts(42, evidence.SetNetwork, 3, 2, 0)
+	st.SetCounts(42, evidence.SetNetwork, 3, 2, 0) // the same
+	st.SetCounts(42, evidence.SetFiles, 0, 0, 4)
+	st.now = 6000
+	st.SetCounts(42, evidence.SetNetwork, 7, 2, 0)
+	own, _ := split(take[*evidence.Observation](st.out))
+	if len(own) != 2 || own[0].State != evidence.Hit || *own[0].Count != 5 || !own[0].Complete || own[1].State != evidence.Partial || own[1].Gaps[0].Reason != evidence.GapKernelMissed {
+		t.Fatalf("%+v", own)
+	}
+	st.out.lines = nil
+	st.End(st.id, 9000, true)
+	own, _ = split(take[*evidence.Observation](st.out))
+	if o := own[0]; *o.Count != 9 || len(o.Gaps) != 2 || o.Gaps[0].Reason != evidence.GapSetFull || o.Gaps[0].Count.N != 7 || o.Gaps[1].Reason != evidence.GapDecodeError || o.Gaps[1].Count.N != 2 {
+		t.Errorf("%+v", o)
+	}
+	if own[2].State != evidence.ArmedNoHit {
+		t.Errorf("the other set: %+v", own[2])
+	}
+}
+
 // Several containers at once, while others begin, end and are listed: every
 // entry has its line.
 func TestEntriesAtOnce(t *testing.T) {

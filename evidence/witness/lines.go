@@ -30,6 +30,12 @@ func (r *run) observe(c evidence.Clock, s *site, to int64, log *slog.Logger) *ev
 		o.Function, o.Wanted = s.Function, s.Wanted
 	default:
 		o.Symbol, o.SymbolKind, o.Inline, o.Event = s.Symbol, s.Kind, s.Inline, s.Event
+		for _, x := range s.InlinedAt {
+			o.InlinedAt = append(o.InlinedAt, evidence.Instance{Offset: evidence.Uint64(x.Offset), In: x.Function})
+		}
+		if o.Inline == "inlinedAt" && len(o.InlinedAt) == 0 {
+			o.Inline = "unknown" // known to be somewhere, and nobody says where
+		}
 		o.Demangled, o.Wanted, o.InlinedIn, o.Implements = s.Demangled, s.Wanted, s.InlinedIn, s.Implements
 		if s.Marker != "" {
 			o.Event = s.Marker

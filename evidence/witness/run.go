@@ -371,8 +371,11 @@ func (r *run) cutSearch(probeID string) {
 func (r *run) unarmedMapping(path string, from, to int64, detail string) {
 	const reason = evidence.GapUnarmedMapping
 	sel := selector{scope: evidence.ScopeFile, path: path}
+	if path == "" {
+		sel = wholeRun
+	}
 	g := r.openGap(reason, sel)
-	if g == nil && r.files[reason] >= maxGapFiles {
+	if g == nil && path != "" && r.files[reason] >= maxGapFiles {
 		sel, detail = wholeRun, "more files than are told apart; the last: "+path+": "+detail
 		g = r.openGap(reason, sel)
 	}
@@ -382,7 +385,7 @@ func (r *run) unarmedMapping(path string, from, to int64, detail string) {
 	}
 	r.files[reason]++
 	g = r.addGap(&gap{selector: sel, reason: reason, from: max(from, r.first), count: 1, detail: clip(detail, maxDetail)})
-	if to != 0 && sel.scope == evidence.ScopeFile {
+	if to != 0 && path != "" && sel.scope == evidence.ScopeFile {
 		r.close(g, to)
 	}
 }

@@ -236,7 +236,8 @@ func (w *Witness) AttributionLost(runID string, count uint64, at int64, detail s
 }
 
 // UnarmedMapping says that a file was mapped executable in a way that probes do
-// not reach, from one boot time to another (0: it still is).
+// not reach, from one boot time to another (0: it still is). Without a path any
+// file may have been.
 func (w *Witness) UnarmedMapping(runID, path string, from, to int64, detail string) {
 	if r := w.run(runID); r != nil {
 		defer r.mu.Unlock()
@@ -293,6 +294,22 @@ func (w *Witness) room(n int64) bool {
 		return false
 	}
 	return true
+}
+
+// SetCounts takes what the kernel counts of a container's set besides its entries,
+// since the run's start: things that would have been new entries past its bound
+// (full), those of which it could not read what they were (lost), and those that
+// were done in a way that the set's hooks do not see (around).
+func (w *Witness) SetCounts(cgroup uint64, set string, full, lost, around uint64) {
+	r := w.ofCgroup(cgroup)
+	if r == nil {
+		return
+	}
+	defer r.mu.Unlock()
+	now := w.cfg.BootTime()
+	if r.setCounts(set, full, lost, around, now); len(r.stale)+len(r.unsaid) > 0 {
+		w.emit(r, now, changed)
+	}
 }
 
 // SystemCalls takes the system calls that a container has used so far.
