@@ -113,7 +113,7 @@ type Entry struct {
 	Operation string   `json:"operation,omitempty"` // network
 	Protocol  string   `json:"protocol,omitempty"`  // network
 	Family    string   `json:"family,omitempty"`    // network
-	Address   string   `json:"address,omitempty"`   // network: of the other side; of accept and bind the own one
+	Address   string   `json:"address,omitempty"`   // network: of the other side, or the own one of bind
 	Port      int      `json:"port,omitempty"`      // network: of the other side, or the own one of accept and bind
 	Access    string   `json:"access,omitempty"`    // files
 }

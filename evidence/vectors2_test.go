@@ -91,7 +91,7 @@ func vectorLines2(c evidence.Clock) []evidence.Line {
 			Confidence: score.Confidence(evidence.RawTracepoint, score.AttributionCgroup, score.SymbolEvent, evidence.Losses{}), Complete: true, From: at(11), To: at(401),
 		},
 		of(evidence.SetExec, evidence.Observation{Path: "/usr/bin/curl", FileDigest: digest, Origin: "upper", Count: num(2), // 11
-			Entry: &evidence.Entry{Parent: parent}, Process: &evidence.Process{Pid: 4712, Comm: "curl"}}),
+			Entry: &evidence.Entry{Parent: parent, Argument: "/usr/local/bin/curl"}, Process: &evidence.Process{Pid: 4712, Comm: "curl"}}),
 		of(evidence.SetLibraries, evidence.Observation{Path: "/usr/lib/libz.so.1", BuildID: "9d5c0ffe", Origin: "imageLayer", LayerDiffID: layer, Count: num(1), // 12
 			Entry: &evidence.Entry{Device: "0:57", Inode: 1234567, Mapped: "private"}}),
 		of(evidence.SetNetwork, evidence.Observation{Count: num(1), // 13

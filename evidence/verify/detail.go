@@ -21,6 +21,9 @@ func entryKey(o *evidence.Observation) string {
 	if e.Inode != 0 {
 		inode = strconv.FormatUint(uint64(e.Inode), 10)
 	}
+	if e.Argument != "" {
+		session += " " + strconv.Quote(e.Argument)
+	}
 	return session + " " + e.Operation + " " + e.Protocol + " " + e.Family + " " + e.Access + " " + e.Mapped + " " + e.Device + " " + inode + " " + port + " " + e.Address
 }
 
@@ -38,7 +41,7 @@ func (f *fold) entry(e *evidence.Entry) *evidence.Entry {
 		return nil
 	}
 	return &evidence.Entry{
-		Parent: f.process(e.Parent), Device: f.keep(e.Device), Inode: e.Inode, Mapped: f.keep(e.Mapped), Operation: f.keep(e.Operation),
+		Parent: f.process(e.Parent), Argument: f.keep(e.Argument), Device: f.keep(e.Device), Inode: e.Inode, Mapped: f.keep(e.Mapped), Operation: f.keep(e.Operation),
 		Protocol: f.keep(e.Protocol), Family: f.keep(e.Family), Address: f.keep(e.Address), Port: e.Port, Access: f.keep(e.Access),
 	}
 }

@@ -88,6 +88,8 @@ func TestEntryRows(t *testing.T) {
 	lines := lines2(t)
 	cov := *lines[0].(*evidence.Coverage)
 	exec := *lines[9].(*evidence.Observation)
+	exec.Entry = &evidence.Entry{Parent: exec.Entry.Parent} // under no other name
+	lines[9] = &exec
 	again := exec
 	again.Count, again.Entry = new(evidence.Uint64), &evidence.Entry{Parent: &evidence.Process{Pid: 1, Comm: "other"}}
 	*again.Count, again.LastAt, again.To = 7, later(exec.LastAt, time.Millisecond), later(exec.To, time.Second)
@@ -97,15 +99,21 @@ func TestEntryRows(t *testing.T) {
 	accept.Entry = &evidence.Entry{Operation: "accept", Protocol: "tcp", Family: "ipv6", Address: "2001:db8::1", Port: 443}
 	end := cov
 	end.Final, end.To = true, later(cov.To, time.Hour)
-	rep := chunks2(t, lines, []evidence.Line{&again, &digest, &accept}, []evidence.Line{&end})
+	alias, session := exec, exec
+	alias.Entry = &evidence.Entry{Argument: "/usr/bin/wget"}
+	session.Process = &evidence.Process{Pid: 9, Session: evidence.SessionExec}
+	rep := chunks2(t, lines, []evidence.Line{&again, &digest, &accept}, []evidence.Line{&alias, &session, &end})
 	if !rep.Sound() {
 		t.Fatal(rep.Findings)
 	}
 	_, entries := rows(rep, evidence.SetExec)
-	if len(entries) != 2 {
+	if len(entries) != 4 {
 		t.Fatalf("%d entries of exec", len(entries))
 	}
 	for _, r := range entries {
+		if r.Entry.Argument != "" || r.Process.Session != "" {
+			continue // others
+		}
 		if want := map[string]uint64{exec.FileDigest: 7, digest.FileDigest: 2}[r.FileDigest]; uint64(*r.Count) != want || !r.Final || r.To != end.To {
 			t.Errorf("%+v", r)
 		}

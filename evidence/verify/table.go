@@ -200,9 +200,14 @@ func (r Row) entry() string {
 	case evidence.SetLibraries:
 		return "map " + r.Path + " (" + e.Mapped + ")"
 	case evidence.SetExec:
-		if e.Parent != nil {
-			return "exec " + r.Path + " by " + process(e.Parent)
+		s := "exec " + r.Path
+		if e.Argument != "" {
+			s += " as " + e.Argument
 		}
+		if e.Parent != nil {
+			s += " by " + process(e.Parent)
+		}
+		return s
 	}
 	return r.Set + " " + r.Path
 }
