@@ -103,6 +103,9 @@ func Load(o Options) (*Objects, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the embedded programs: %w", err)
 	}
+	if err := tellAncestors(o.KernelTypes, spec, lineage); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
 	first := spec.Copy()
 	for name := range first.Programs {
 		if name != probesProgUprobeMulti && name != probesProgUprobeSingle {

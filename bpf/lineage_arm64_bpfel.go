@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type lineageCgroupOffsets struct {
+	_                 structs.HostLayout
+	TaskCgroups       uint32
+	CssSetDflCgrp     uint32
+	CgroupLevel       uint32
+	CgroupAncestorIds uint32
+}
+
 type lineageProcess struct {
 	_       structs.HostLayout
 	Cgroup  uint64
@@ -74,6 +82,7 @@ const (
 	lineageProgForkTracepoint = "fork_tracepoint"
 	lineageProgFreeTracepoint = "free_tracepoint"
 	lineageProgMoveRaw        = "move_raw"
+	lineageVarAncestorOffsets = "ancestor_offsets"
 	lineageVarPidOffset       = "pid_offset"
 )
 
@@ -144,7 +153,8 @@ type lineageMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lineageVariableSpecs struct {
-	PidOffset *ebpf.VariableSpec `ebpf:"pid_offset"`
+	AncestorOffsets *ebpf.VariableSpec `ebpf:"ancestor_offsets"`
+	PidOffset       *ebpf.VariableSpec `ebpf:"pid_offset"`
 }
 
 // lineageObjects contains all objects after they have been loaded into the kernel.
@@ -190,7 +200,8 @@ func (m *lineageMaps) Close() error {
 //
 // It can be passed to loadLineageObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lineageVariables struct {
-	PidOffset *ebpf.Variable `ebpf:"pid_offset"`
+	AncestorOffsets *ebpf.Variable `ebpf:"ancestor_offsets"`
+	PidOffset       *ebpf.Variable `ebpf:"pid_offset"`
 }
 
 // lineagePrograms contains all programs after they have been loaded into the kernel.

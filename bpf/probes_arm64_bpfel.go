@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type probesCgroupOffsets struct {
+	_                 structs.HostLayout
+	TaskCgroups       uint32
+	CssSetDflCgrp     uint32
+	CgroupLevel       uint32
+	CgroupAncestorIds uint32
+}
+
 type probesEventType uint32
 
 const (
@@ -129,6 +137,7 @@ const (
 	probesProgSyscallExitRaw      = "syscall_exit_raw"
 	probesProgUprobeMulti         = "uprobe_multi"
 	probesProgUprobeSingle        = "uprobe_single"
+	probesVarAncestorOffsets      = "ancestor_offsets"
 	probesVarFixedSite            = "fixed_site"
 	probesVarFixedSyscall         = "fixed_syscall"
 	probesVarUnusedEventType      = "unused_event_type"
@@ -207,6 +216,7 @@ type probesMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type probesVariableSpecs struct {
+	AncestorOffsets *ebpf.VariableSpec `ebpf:"ancestor_offsets"`
 	FixedSite       *ebpf.VariableSpec `ebpf:"fixed_site"`
 	FixedSyscall    *ebpf.VariableSpec `ebpf:"fixed_syscall"`
 	UnusedEventType *ebpf.VariableSpec `ebpf:"unused_event_type"`
@@ -259,6 +269,7 @@ func (m *probesMaps) Close() error {
 //
 // It can be passed to loadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probesVariables struct {
+	AncestorOffsets *ebpf.Variable `ebpf:"ancestor_offsets"`
 	FixedSite       *ebpf.Variable `ebpf:"fixed_site"`
 	FixedSyscall    *ebpf.Variable `ebpf:"fixed_syscall"`
 	UnusedEventType *ebpf.Variable `ebpf:"unused_event_type"`

@@ -39,6 +39,14 @@ type setsCallEvent struct {
 	Number uint64
 }
 
+type setsCgroupOffsets struct {
+	_                 structs.HostLayout
+	TaskCgroups       uint32
+	CssSetDflCgrp     uint32
+	CgroupLevel       uint32
+	CgroupAncestorIds uint32
+}
+
 type setsMapping uint32
 
 const (
@@ -225,6 +233,7 @@ const (
 	setsProgSetSendFentry      = "set_send_fentry"
 	setsProgSetSendKprobe      = "set_send_kprobe"
 	setsProgSetSyscallsRaw     = "set_syscalls_raw"
+	setsVarAncestorOffsets     = "ancestor_offsets"
 	setsVarFreshOnly           = "fresh_only"
 	setsVarUnusedAbi           = "unused_abi"
 	setsVarUnusedAccess        = "unused_access"
@@ -321,6 +330,7 @@ type setsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type setsVariableSpecs struct {
+	AncestorOffsets *ebpf.VariableSpec `ebpf:"ancestor_offsets"`
 	FreshOnly       *ebpf.VariableSpec `ebpf:"fresh_only"`
 	UnusedAbi       *ebpf.VariableSpec `ebpf:"unused_abi"`
 	UnusedAccess    *ebpf.VariableSpec `ebpf:"unused_access"`
@@ -382,6 +392,7 @@ func (m *setsMaps) Close() error {
 //
 // It can be passed to loadSetsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type setsVariables struct {
+	AncestorOffsets *ebpf.Variable `ebpf:"ancestor_offsets"`
 	FreshOnly       *ebpf.Variable `ebpf:"fresh_only"`
 	UnusedAbi       *ebpf.Variable `ebpf:"unused_abi"`
 	UnusedAccess    *ebpf.Variable `ebpf:"unused_access"`

@@ -7,6 +7,7 @@
 #ifndef PROBITY_ATTRIBUTION_H
 #define PROBITY_ATTRIBUTION_H
 
+#include "kernel_drift.h"
 #include "maps.h"
 
 /* The depths at which some container is armed, as a bit mask. */
@@ -28,7 +29,7 @@ static __always_inline __u32 armed_levels(void)
 	for (i = 0; i < MAX_LEVEL && ((levels) >> i); i++)			\
 		if (!(((levels) >> i) & 1))					\
 			continue;						\
-		else if (!((id) = bpf_get_current_ancestor_cgroup_id(i)))	\
+		else if (!((id) = current_ancestor_cgroup_id(i)))		\
 			break;							\
 		else
 
@@ -54,7 +55,7 @@ static __always_inline struct process *current_process(void)
 static __always_inline int is_containers(const struct process *p, __u32 level)
 {
 	return p && level <= p->level &&
-	       bpf_get_current_ancestor_cgroup_id(p->level) == p->cgroup;
+	       current_ancestor_cgroup_id(p->level) == p->cgroup;
 }
 
 static __always_inline void count_ring_full(__u64 cgroup)

@@ -164,4 +164,39 @@ struct backing_file {
 	struct path user_path;
 } __attribute__((preserve_access_index));
 
+/*
+ * bpf_get_current_ancestor_cgroup_id exists since 5.6, but for programs of our
+ * types only since 5.15. Before, a cgroup lists the ids of its ancestors, and
+ * the Go side says at which offset, from the kernel's BTF: a relocation would
+ * make newer kernels need BTF for nothing. It must be inline: verifiers of that
+ * time don't know after a call which states are alike, and never come to an end
+ * with the loop around it.
+ */
+struct cgroup_offsets {
+	__u32 task_cgroups;	/* 0: the kernel has the helper */
+	__u32 css_set_dfl_cgrp;
+	__u32 cgroup_level;
+	__u32 cgroup_ancestor_ids;
+};
+
+const volatile struct cgroup_offsets ancestor_offsets = {};
+
+static __always_inline __u64 current_ancestor_cgroup_id(__u32 level)
+{
+	void *at;
+	__u64 id = 0;
+	int depth = -1;
+
+	if (!ancestor_offsets.task_cgroups)
+		return bpf_get_current_ancestor_cgroup_id(level);
+	at = (void *)bpf_get_current_task();
+	bpf_probe_read_kernel(&at, sizeof(at), at + ancestor_offsets.task_cgroups);
+	bpf_probe_read_kernel(&at, sizeof(at), at + ancestor_offsets.css_set_dfl_cgrp);
+	bpf_probe_read_kernel(&depth, sizeof(depth), at + ancestor_offsets.cgroup_level);
+	if (depth < (int)level)
+		return 0;
+	bpf_probe_read_kernel(&id, sizeof(id), at + ancestor_offsets.cgroup_ancestor_ids + level * sizeof(id));
+	return id;
+}
+
 #endif
