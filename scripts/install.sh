@@ -23,6 +23,9 @@ test rpmbuild rpm rpm-build
 test rpm rpm rpm
 test systemd-analyze systemd systemd
 test busybox busybox-static busybox
+test g++ g++ gcc-c++
+test objcopy binutils binutils
+test xz xz-utils xz
 check clang-14 clang-14 clang
 check llvm-strip-14 llvm-14 llvm
 check /usr/include/bpf/bpf_helpers.h libbpf-dev libbpf-devel

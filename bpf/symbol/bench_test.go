@@ -2,8 +2,10 @@ package symbol
 
 import (
 	"debug/elf"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"probity/tests/need"
@@ -52,5 +54,29 @@ func benchmark(b *testing.B, path string, want []string) {
 		if _, _, err := Read(fd, info.Size(), Query{Names: want}, Limits{}); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// What it costs to ask each file of an image who it is: opened, as a search
+// has it, and read.
+func BenchmarkIdentify(b *testing.B) {
+	for _, path := range []string{need.CLibrary(b), goProgram(b, nil), "bench_test.go"} {
+		b.Run(filepath.Base(path), func(b *testing.B) {
+			fd, err := os.Open(path)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer fd.Close()
+			info, err := fd.Stat()
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := Identify(fd, info.Size(), Limits{}); err != nil && !errors.Is(err, ErrNotELF) {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

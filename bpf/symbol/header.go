@@ -28,6 +28,7 @@ type parser struct {
 	text     *segment  // the executable one of them that was last asked for
 	notes    []extent  // PT_NOTE
 	dynamic  *segment  // PT_DYNAMIC, not translated yet
+	interp   extent    // PT_INTERP
 	sections []section
 	names    []byte // section names
 	stripped bool

@@ -14,6 +14,7 @@ const maxSoname = 255
 type Identity struct {
 	BuildID string // as in File
 	Soname  string // DT_SONAME, "" if there is none
+	Interp  string // PT_INTERP, "" if there is none
 }
 
 // Identify reads only what names a file: a few KiB of its headers, PT_NOTE and
@@ -48,57 +49,101 @@ func Identify(r io.ReaderAt, size int64, lim Limits) (Identity, error) {
 	if err != nil {
 		return Identity{}, fmt.Errorf("soname: %w", err)
 	}
-	return Identity{BuildID: f.BuildID, Soname: soname}, nil
+	interp, err := p.interpreter()
+	if err != nil {
+		return Identity{}, fmt.Errorf("interpreter: %w", err)
+	}
+	return Identity{BuildID: f.BuildID, Soname: soname, Interp: interp}, nil
 }
 
-// soname reads DT_SONAME. Only what comes before the NUL is read of it.
+// soname reads DT_SONAME.
 func (p *parser) soname() (string, error) {
+	names, err := p.dynamicNames(elf.DT_SONAME)
+	if err != nil || len(names) == 0 {
+		return "", err
+	}
+	return names[len(names)-1], nil // a later entry wins, as in readDynamic
+}
+
+// maxNeeded bounds DT_NEEDED.
+const maxNeeded = 1024
+
+// dynamicNames reads the names that entries of one tag refer to. Only what
+// comes before the NUL is read of each.
+func (p *parser) dynamicNames(want elf.DynTag) (names []string, err error) {
 	if p.dynamic == nil || p.dynamic.filesz == 0 {
-		return "", nil
+		return nil, nil
 	}
 	if p.dynamic.filesz > maxDynamic {
-		return "", fmt.Errorf("%d bytes of PT_DYNAMIC, %d are taken: %w", p.dynamic.filesz, maxDynamic, ErrTooLarge)
+		return nil, fmt.Errorf("%d bytes of PT_DYNAMIC, %d are taken: %w", p.dynamic.filesz, maxDynamic, ErrTooLarge)
 	}
 	where, err := p.translate(p.dynamic.vaddr, p.dynamic.filesz)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	b := make([]byte, where.size)
 	if err := p.src.read(b, where.off); err != nil {
-		return "", err
+		return nil, err
 	}
 	size := 16
 	if !p.is64() {
 		size = 8
 	}
-	v := map[elf.DynTag]uint64{} // a later entry wins, as in readDynamic
-	for ; len(b) >= size; b = b[size:] {
-		tag := elf.DynTag(p.word(b))
-		if tag == elf.DT_NULL {
-			break
-		}
-		if tag == elf.DT_SONAME || tag == elf.DT_STRTAB || tag == elf.DT_STRSZ {
-			v[tag] = p.word(b[size/2:])
+	var at []uint64
+	var strings, length uint64
+	for end := false; len(b) >= size && !end; b = b[size:] {
+		tag, v := elf.DynTag(p.word(b)), p.word(b[size/2:])
+		switch tag {
+		case elf.DT_NULL:
+			end = true
+		case want:
+			at = append(at, v)
+		case elf.DT_STRTAB:
+			strings = v
+		case elf.DT_STRSZ:
+			length = v
 		}
 	}
-	at, ok := v[elf.DT_SONAME]
-	if !ok {
+	if len(at) > maxNeeded {
+		return nil, fmt.Errorf("%d of %v, %d are taken: %w", len(at), want, maxNeeded, ErrTooLarge)
+	}
+	for _, off := range at {
+		if off >= length {
+			return nil, fmt.Errorf("at %d of %d bytes of strings: %w", off, length, ErrMalformed)
+		}
+		name, err := p.translate(strings+off, min(length-off, maxSoname+1))
+		if err != nil {
+			return nil, err
+		}
+		text := make([]byte, name.size)
+		if err := p.src.read(text, name.off); err != nil {
+			return nil, err
+		}
+		end := bytes.IndexByte(text, 0)
+		if end < 0 {
+			return nil, fmt.Errorf("longer than %d bytes, or without an end: %w", maxSoname, ErrMalformed)
+		}
+		names = append(names, string(text[:end]))
+	}
+	return names, nil
+}
+
+// maxInterp is PATH_MAX, as the kernel has it.
+const maxInterp = 4096
+
+// interpreter reads PT_INTERP; "" if there is none, or one that the kernel
+// would refuse (fs/binfmt_elf.c, load_elf_binary).
+func (p *parser) interpreter() (string, error) {
+	if p.interp.size < 2 || p.interp.size > maxInterp {
 		return "", nil
 	}
-	if at >= v[elf.DT_STRSZ] {
-		return "", fmt.Errorf("at %d of %d bytes of strings: %w", at, v[elf.DT_STRSZ], ErrMalformed)
-	}
-	name, err := p.translate(v[elf.DT_STRTAB]+at, min(v[elf.DT_STRSZ]-at, maxSoname+1))
-	if err != nil {
+	b := make([]byte, p.interp.size)
+	if err := p.src.read(b, p.interp.off); err != nil {
 		return "", err
 	}
-	text := make([]byte, name.size)
-	if err := p.src.read(text, name.off); err != nil {
-		return "", err
+	if b[len(b)-1] != 0 {
+		return "", nil
 	}
-	end := bytes.IndexByte(text, 0)
-	if end < 0 {
-		return "", fmt.Errorf("longer than %d bytes, or without an end: %w", maxSoname, ErrMalformed)
-	}
-	return string(text[:end]), nil
+	path, _, _ := bytes.Cut(b, []byte{0})
+	return string(path), nil
 }

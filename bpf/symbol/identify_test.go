@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"debug/elf"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -53,6 +55,21 @@ func TestIdentifyMachine(t *testing.T) {
 			names, _ := f.DynString(elf.DT_SONAME)
 			if want := strings.Join(names, ""); id.Soname != want {
 				t.Errorf("%s: soname %q, want %q", path, id.Soname, want)
+			}
+			var interp string
+			for _, p := range f.Progs {
+				if b, err := io.ReadAll(p.Open()); p.Type == elf.PT_INTERP && err == nil && len(b) > 0 {
+					interp = string(b[:len(b)-1])
+				}
+			}
+			if id.Interp != interp {
+				t.Errorf("%s: interpreter %q, want %q", path, id.Interp, interp)
+			}
+			needed, _ := f.DynString(elf.DT_NEEDED)
+			if n%10 == 0 {
+				if ours, _ := readFile(t, path); !slices.Equal(ours.Needed, needed) || ours.Soname != id.Soname || ours.Interp != interp || ours.BuildID != id.BuildID {
+					t.Errorf("%s: %+v, needs %q", path, ours, needed)
+				}
 			}
 			if s := f.Section(".note.gnu.build-id"); (s != nil) != (id.BuildID != "") {
 				t.Errorf("%s: build-id %q", path, id.BuildID)

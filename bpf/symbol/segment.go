@@ -84,6 +84,13 @@ func (p *parser) addSegment(b []byte) error {
 			return fmt.Errorf("%v: %w", typ, err)
 		}
 		p.notes = append(p.notes, extent{s.off, s.filesz})
+	case elf.PT_INTERP:
+		if err := p.src.within(s.off, s.filesz); err != nil {
+			return fmt.Errorf("%v: %w", typ, err)
+		}
+		if p.interp.size == 0 { // the kernel takes the first
+			p.interp = extent{s.off, s.filesz}
+		}
 	case elf.PT_DYNAMIC:
 		if p.dynamic != nil {
 			return fmt.Errorf("two of %v: %w", typ, ErrMalformed)

@@ -16,6 +16,15 @@ type source struct {
 
 	deadline time.Time // no read begins after it, unless it is zero
 	limit    time.Duration
+	failed   error // the last read that failed, apart from those outside of the file
+}
+
+// ReadAt implements io.ReaderAt.
+func (s *source) ReadAt(b []byte, off int64) (int, error) {
+	if err := s.read(b, uint64(off)); err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
 // onTime says whether there is time left.
@@ -40,6 +49,7 @@ func (s *source) read(b []byte, off uint64) error {
 		return err
 	}
 	if err := s.onTime(); err != nil {
+		s.failed = err
 		return err
 	}
 	n, err := s.r.ReadAt(b, int64(off)) // off <= size, an int64
@@ -48,9 +58,12 @@ func (s *source) read(b []byte, off uint64) error {
 	}
 	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		// The file became shorter since its size was taken.
-		return fmt.Errorf("%d of %d bytes at offset %d: %w", n, len(b), off, ErrTruncated)
+		s.failed = fmt.Errorf("%d of %d bytes at offset %d: %w", n, len(b), off, ErrTruncated)
+		return s.failed
 	}
-	return fmt.Errorf("read %d bytes at offset %d: %w", len(b), off, err)
+	err = fmt.Errorf("read %d bytes at offset %d: %w", len(b), off, err)
+	s.failed = err
+	return err
 }
 
 const streamBuffer = 64 << 10
@@ -62,10 +75,10 @@ func (s *source) stream(off, n uint64, unit int, fn func(piece []byte) error) er
 		return err
 	}
 	n -= n % uint64(unit)
-	if s.buf == nil {
-		s.buf = make([]byte, streamBuffer)
+	if need := min(n, streamBuffer); uint64(len(s.buf)) < need {
+		s.buf = make([]byte, need) // most of what Identify reads is small
 	}
-	whole := s.buf[:streamBuffer-streamBuffer%unit]
+	whole := s.buf[:len(s.buf)-len(s.buf)%unit]
 	for n > 0 {
 		piece := whole[:min(uint64(len(whole)), n)]
 		if err := s.read(piece, off); err != nil {

@@ -78,6 +78,9 @@ type Limits struct {
 	// Matches is the number of symbols returned, over all names. Default
 	// 65,536.
 	Matches int
+	// Debugdata is the size of an unpacked .gnu_debugdata in bytes, which is
+	// memory while the file is read. Default 64 MiB.
+	Debugdata int64
 	// Time for one file. Default 10 s.
 	Time time.Duration
 }
@@ -106,6 +109,9 @@ func (l Limits) orDefaults() Limits {
 	}
 	if l.Matches <= 0 {
 		l.Matches = 1 << 16
+	}
+	if l.Debugdata <= 0 {
+		l.Debugdata = 64 << 20
 	}
 	if l.Time <= 0 {
 		l.Time = 10 * time.Second
@@ -157,15 +163,17 @@ type File struct {
 }
 
 // Read reads an ELF file of size bytes. It returns the functions that q wants,
-// from .symtab and from the dynamic symbol table, in the order of q's items
+// from .symtab, from the dynamic symbol table, from .gnu_debugdata and from the
+// table of a stripped Go program, in the order of q's items
 // (names, globs, regular expressions) and for each of them by offset; an item
 // that matches nothing has no Symbol, and one that several functions match
 // (static functions of several files bear the same name) has several. Names are
 // matched without a version: "memcpy" finds each memcpy@VERSION.
 //
 // Besides what grows with q and with the matches (whose names have 32 MiB at
-// most), Read holds at most 2 MiB, the longest name (1 MiB) and an eighth of
-// the largest string table, whatever is in the file. It takes no longer than
+// most), Read holds at most 2 MiB, the longest name (1 MiB), an eighth of the
+// largest string table and an unpacked .gnu_debugdata with its dictionary (twice
+// Limits.Debugdata), whatever is in the file. It takes no longer than
 // Limits.Time and what one step more takes, less than two seconds; who can be
 // interrupted gives it an r that fails then, and gets r's error.
 func Read(r io.ReaderAt, size int64, q Query, lim Limits) (*File, []Symbol, error) {
@@ -184,6 +192,15 @@ func read(r io.ReaderAt, size int64, q Query, lim Limits, runs func(elf.Machine,
 	if err := p.readNotes(f); err != nil {
 		return nil, nil, fmt.Errorf("notes: %w", err)
 	}
+	if f.Soname, err = p.soname(); err != nil {
+		return nil, nil, fmt.Errorf("soname: %w", err)
+	}
+	if f.Needed, err = p.dynamicNames(elf.DT_NEEDED); err != nil {
+		return nil, nil, fmt.Errorf("needed libraries: %w", err)
+	}
+	if f.Interp, err = p.interpreter(); err != nil {
+		return nil, nil, fmt.Errorf("interpreter: %w", err)
+	}
 	if p.entry != 0 { // 0 is "no entry" (gABI, ELF header)
 		f.Entry, f.HasEntry = p.executable(p.entry)
 	}
@@ -195,6 +212,9 @@ func read(r io.ReaderAt, size int64, q Query, lim Limits, runs func(elf.Machine,
 	p.goCode = f.Go
 	if f.GoVersion, err = p.goVersion(marks.buildinfo); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", buildinfoSection, err)
+	}
+	if err := p.addDebugdata(); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", debugdataSection, err)
 	}
 	if err := p.addPclntab(); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", goTableSection, err)
