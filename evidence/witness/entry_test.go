@@ -90,6 +90,21 @@ func TestEntries(t *testing.T) {
 	}
 }
 
+// Who found the run before it ended and comes after that is too late: it must not
+// take from what the node has for entries.
+func TestEntryAfterTheEnd(t *testing.T) {
+	st := newStage(t, setSite(evidence.SetNetwork))
+	st.Publish(st.id, 0)
+	r := st.runs[st.id]
+	st.End(st.id, 9000, true)
+	st.byCgroup[42] = r // as if it had been found before
+	st.out.lines = nil
+	st.Entry(42, connect("192.0.2.1", 443, 6000))
+	if n := st.entries.Load(); n != 0 || len(st.out.lines) != 0 {
+		t.Errorf("%d bytes are taken, %d lines written", n, len(st.out.lines))
+	}
+}
+
 // What was seen before the first lines are written is among them.
 func TestEntryBeforePublish(t *testing.T) {
 	st := newStage(t, setSite(evidence.SetNetwork))

@@ -108,9 +108,16 @@ func (w *Witness) ofCgroup(cgroup uint64) *run {
 	return r.locked()
 }
 
+// locked returns the run with its lock held, or nil if its last lines are
+// written: who found it before that comes too late.
 func (r *run) locked() *run {
-	if r != nil {
-		r.mu.Lock()
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	if r.over {
+		r.mu.Unlock()
+		return nil
 	}
 	return r
 }
