@@ -66,7 +66,7 @@ func patched(pid int, at []uintptr, breakpoint []byte) ([]bool, error) {
 			err = unix.EFAULT // it read up to a page that is not there any more
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read the mapping of process %d at %#x: %w", pid, part[min(n/size, len(part)-1)], err)
+			return nil, fmt.Errorf("read the mapping of process %d at %#x: %w", pid, part[min(max(n, 0)/size, len(part)-1)], err) // n is -1 if nothing was read
 		}
 		for i := range part {
 			out = append(out, bytes.Equal(buf[i*size:(i+1)*size], breakpoint))
