@@ -4,7 +4,7 @@
 RUNTIME ?= podman
 OUT ?=
 
-.PHONY: all generate check test test-full bench demo rpm clean help
+.PHONY: all generate check test test-kernels test-full bench demo rpm clean help
 
 all: ## build bin/probity and bin/probity-hook
 	@scripts/build.sh
@@ -17,6 +17,9 @@ check: ## gofmt, vet, generated objects, shell, unit file, import policy, linter
 
 test: ## all tests; as root those with real runtimes too (sudo make test)
 	@scripts/test.sh
+
+test-kernels: ## the engine in Debian's kernels, booted in QEMU; writes docs/kernels.md
+	@scripts/test-kernels.sh
 
 test-full: ## the same, with the race detector and fuzzing
 	@scripts/test.sh full
@@ -34,4 +37,4 @@ clean: ## remove what was built
 	@rm -rf bin
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing for the named purposes (demo, test, check, rpm)
+# Installs what is missing for the named purposes (demo, test, check, rpm, kernels)
 # through the distribution's package manager. It asks what is there first and
 # does nothing, not even look at package lists, when nothing is missing.
 # Go and git are the only things it does not install.
@@ -32,6 +32,12 @@ check /usr/include/bpf/bpf_helpers.h libbpf-dev libbpf-devel
 check shellcheck shellcheck ShellCheck
 check systemd-analyze systemd systemd
 rpm rpmbuild rpm rpm-build
+kernels qemu-system-x86_64 qemu-system-x86 qemu-system-x86-core
+kernels qemu-system-aarch64 qemu-system-arm qemu-system-aarch64-core
+kernels cpio cpio cpio
+kernels xz xz-utils xz
+kernels gpgv gpgv gnupg2
+kernels /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring debian-keyring
 '
 
 there() {
@@ -43,9 +49,9 @@ there() {
 }
 
 purposes=" $* "
-case $purposes in *" test "*) purposes+="demo " ;; esac
+case $purposes in *" test "*) purposes+="demo kernels " ;; esac
 for p in "$@"; do
-	case $p in demo | test | check | rpm) ;; *) die "unknown purpose $p" 2 ;; esac
+	case $p in demo | test | check | rpm | kernels) ;; *) die "unknown purpose $p" 2 ;; esac
 done
 
 column=3

@@ -5,7 +5,8 @@
 #
 #	scripts/test.sh [full]
 #
-# full adds the race detector and half a minute of fuzzing per target.
+# full adds the race detector, half a minute of fuzzing per target, and every
+# kernel of tests/kernels.
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
 
@@ -18,6 +19,8 @@ command=(go run ./tests/need/report)
 if [ "$(id -u)" = 0 ]; then
 	scripts/install.sh test
 	scripts/peers.sh containerd cosign
+	# Where it cannot be fetched, the test that needs it says so.
+	if [ "${1:-}" = full ]; then scripts/kernels.sh || true; else scripts/kernels.sh 6.12 userland-amd64 || true; fi
 	export PROBITY_REQUIRE=${PROBITY_REQUIRE:-all}
 	command=(scripts/private.sh "${command[@]}")
 fi
@@ -32,5 +35,8 @@ fi
 # Scenarios with real runtimes measure time: one package after another, and
 # after the others.
 "${command[@]}" "${common[@]}" "${quick[@]}" -- "${common[@]}" -p 1 "${slow[@]}" || status=1
+if [ "${1:-}" = full ]; then
+	go run ./tests/need/report -count=1 -timeout 170m ./tests/kernels -boot all -whole || status=1
+fi
 if [ -d bin ]; then give_back bin; fi
 exit $status

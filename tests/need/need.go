@@ -27,7 +27,7 @@ const Require = "PROBITY_REQUIRE"
 
 // Names lists the needs that PROBITY_REQUIRE may name, besides "all". A
 // program's need is "command", or "command:NAME" for just one.
-var Names = []string{"root", "bpf", "tracefs", "cgroup2", "podman", "runc", "containerd", "cosign", "fuse", "libc", "btf", "command"}
+var Names = []string{"root", "bpf", "tracefs", "cgroup2", "podman", "runc", "containerd", "cosign", "fuse", "libc", "btf", "kernel", "command"}
 
 // unmet ends the test: by a failure if the need is required, else by a skip.
 func unmet(t testing.TB, name, format string, args ...any) {

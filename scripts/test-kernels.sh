@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Boots every kernel of tests/kernels/machines.txt in QEMU, runs the engine's
+# own tests and a conformance run of every probe type in each, prints the
+# matrix, and writes it to docs/kernels.md and docs/kernels.json. It needs no
+# root but to install what is missing.
+#
+#	scripts/test-kernels.sh [GO TEST ARGUMENT...]
+# shellcheck source=scripts/env.sh
+. "$(dirname "$0")/env.sh"
+
+scripts/install.sh kernels
+scripts/kernels.sh
+export PROBITY_REQUIRE=${PROBITY_REQUIRE:-kernel}
+go test -count=1 -v -timeout 170m ./tests/kernels -boot all -whole -write "$@"
+give_back docs

@@ -1,0 +1,308 @@
+package kernels
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"probity/tests/kernels/guest"
+	"probity/tests/need"
+)
+
+var (
+	bootFlag    = flag.String("boot", "6.12", "the kernels to boot: names of machines.txt, separated by commas, or all")
+	wholeFlag   = flag.Bool("whole", false, "run all of the engine's tests in the guests, and not only its core")
+	consoleFlag = flag.String("console", "", "append what the guests say to this file, as they say it")
+	writeFlag   = flag.Bool("write", false, "write docs/kernels.md and docs/kernels.json")
+)
+
+// chosen are the machines of -boot.
+func chosen(t *testing.T) []Machine {
+	t.Helper()
+	all, err := Machines()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *bootFlag == "all" {
+		return all
+	}
+	var out []Machine
+	for name := range strings.SplitSeq(*bootFlag, ",") {
+		i := slices.IndexFunc(all, func(m Machine) bool { return m.Name == name })
+		if i < 0 {
+			t.Fatalf("-boot=%s: machines.txt has no kernel %q", *bootFlag, name)
+		}
+		out = append(out, all[i])
+	}
+	return out
+}
+
+// built is what a guest of one architecture runs, compiled once.
+type built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+var builds = map[string]*built{"amd64": {}, "arm64": {}}
+
+// programs builds the init, the tests and the conformance run for arch.
+func programs(t *testing.T, arch string) string {
+	t.Helper()
+	b := builds[arch]
+	b.once.Do(func() {
+		if b.dir, b.err = os.MkdirTemp(scratch, arch); b.err != nil {
+			return
+		}
+		b.err = compile(b.dir, arch)
+	})
+	if b.err != nil {
+		t.Fatal(b.err)
+	}
+	return b.dir
+}
+
+func compile(dir, arch string) error {
+	commands := [][]string{
+		{"build", "-trimpath", "-o", filepath.Join(dir, "init"), "./tests/kernels/init"},
+		{"build", "-trimpath", "-o", filepath.Join(dir, "conformance"), "./tests/kernels/conformance"},
+	}
+	for _, pkg := range engine {
+		commands = append(commands, []string{"test", "-c", "-ldflags=-s -w", "-o", filepath.Join(dir, testBinary(pkg)), "./" + pkg})
+	}
+	for _, args := range commands {
+		if err := goRun(arch, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// goRun runs the go command in the root, for a static program of arch.
+func goRun(arch string, args ...string) error {
+	cmd := exec.Command("go", args...)
+	cmd.Dir = "../.."
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux")
+	if arch != "" {
+		cmd.Env = append(cmd.Env, "GOARCH="+arch)
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return &buildError{args, out, err}
+	}
+	return nil
+}
+
+type buildError struct {
+	args []string
+	out  []byte
+	err  error
+}
+
+func (e *buildError) Error() string {
+	return "go " + strings.Join(e.args, " ") + ": " + e.err.Error() + "\n" + string(e.out)
+}
+func (e *buildError) Unwrap() error { return e.err }
+
+func testBinary(pkg string) string { return strings.ReplaceAll(pkg, "/", "-") + ".test" }
+
+// scratch holds what is built for this run.
+var scratch string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	var err error
+	if scratch, err = os.MkdirTemp("", "probity-kernels"); err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(scratch)
+	return m.Run()
+}
+
+// conformance is the step that arms every probe type.
+var conformance = guest.Step{Name: "conformance", Dir: "/tmp", Args: []string{"/bin/conformance"}, Limit: 600}
+
+// TestKernels boots each chosen kernel, arms every probe type in it, compares
+// with expect.json, and runs the engine's own tests there. What the guest has
+// is required in it, so nothing that ought to run is skipped.
+func TestKernels(t *testing.T) {
+	expected, err := Expected()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := Matrix{Date: time.Now().UTC().Format(time.DateOnly), Commit: commit(t)}
+	for _, m := range chosen(t) {
+		t.Run(m.Name, func(t *testing.T) {
+			dir := need.Kernel(t, m.QEMU(), m.Name)
+			k := Kernel{Name: m.Name, Suite: m.Suite, Arch: m.Arch, Tests: map[string]int{}, Cgroups: map[string]string{}}
+			steps, load := engineSteps(programs(t, m.Arch))
+			boot := bootOrFail(t, m, dir, guest.Job{Cgroups: guest.V2, Steps: append([]guest.Step{conformance}, steps...)}, load)
+			k.Release = boot.Release
+			if want, err := m.Release(dir); err != nil || boot.Release != want {
+				t.Errorf("the kernel is %s, its package says %s (%v)", boot.Release, want, err)
+			}
+			k.Report = report(t, boot)
+			for _, finding := range expected.Machines[m.Name].Judge(k.Report) {
+				t.Error(finding)
+			}
+			for _, s := range steps {
+				r, _ := boot.Step(s.Name)
+				k.Tests[s.Name] = judgeTests(t, r, m.Name, expected)
+			}
+			found.Kernels = append(found.Kernels, k)
+		})
+	}
+	t.Logf("\n%s", found.Markdown())
+	if *writeFlag { // what was found, even if it is not what must be so: TestPageAgrees says that
+		if *bootFlag != "all" {
+			t.Fatal("-write wants -boot=all: the page has every kernel")
+		}
+		if err := found.Write("../../docs"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// report reads what the conformance run printed.
+func report(t *testing.T, boot *Boot) (r guest.Report) {
+	t.Helper()
+	s, _ := boot.Step(conformance.Name)
+	if !s.Ended || s.Exit != 0 || len(s.Output) == 0 {
+		t.Fatalf("the conformance run: ended %v, exit code %d\n\t%s", s.Ended, s.Exit, strings.Join(s.Output, "\n\t"))
+	}
+	if err := json.Unmarshal([]byte(s.Output[len(s.Output)-1]), &r); err != nil {
+		t.Fatalf("the conformance run: %v\n\t%s", err, strings.Join(s.Output, "\n\t"))
+	}
+	t.Logf("the conformance run took %.1f s", s.Took.Seconds())
+	return r
+}
+
+// commit says which sources run here.
+func commit(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("git", "-c", "safe.directory=*", "describe", "--always", "--dirty", "--abbrev=12").Output()
+	if err != nil {
+		return "unknown" // a source archive
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// engineSteps are the tests of the engine as steps of a job, with the files
+// that they need.
+func engineSteps(dir string) ([]guest.Step, Load) {
+	load := Load{"/init": filepath.Join(dir, "init"), "/bin/conformance": filepath.Join(dir, "conformance")}
+	var steps []guest.Step
+	for _, pkg := range engine {
+		binary := "/tests/" + testBinary(pkg)
+		load[binary] = filepath.Join(dir, testBinary(pkg))
+		load["/src/"+pkg] = filepath.Join("../..", pkg) // its sources: some tests read them
+		limit := 300
+		if *wholeFlag {
+			limit = 1500
+		}
+		args := []string{binary, "-test.v", fmt.Sprintf("-test.timeout=%ds", limit-10)}
+		if run := quick[pkg]; run != "" && !*wholeFlag {
+			args = append(args, "-test.run="+run)
+		}
+		steps = append(steps, guest.Step{
+			Name: pkg, Dir: "/src/" + pkg, Limit: limit, Args: args,
+			Env: []string{need.Require + "=root,bpf,tracefs,cgroup2,runc,fuse,libc,command:gcc,command:sh"},
+		})
+	}
+	return steps, load
+}
+
+// quick are the tests that a run without -whole leaves it at, by package: the
+// engine's core. All of them take minutes in an emulated machine.
+var quick = map[string]string{
+	"bpf":            "^TestLoadEachRung$",
+	"bpf/probe":      "^(TestFirstInstruction|TestUnmountWhileArmed)$",
+	"runtime/cgroup": "^(TestFindAndSelf|TestRealProcess)$",
+}
+
+func bootOrFail(t *testing.T, m Machine, dir string, job guest.Job, load Load) *Boot {
+	t.Helper()
+	limit := 30 * time.Second
+	for _, s := range job.Steps {
+		limit += time.Duration(s.Limit) * time.Second
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	if at, ok := t.Deadline(); ok { // to say what the guest said, instead of being killed
+		var stop context.CancelFunc
+		ctx, stop = context.WithDeadline(ctx, at.Add(-15*time.Second))
+		defer stop()
+	}
+	console := io.Discard
+	if *consoleFlag != "" {
+		f, err := os.OpenFile(*consoleFlag, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		console = f
+	}
+	boot, err := m.Run(ctx, dir, scratch, job, load, console)
+	if err != nil {
+		if boot != nil {
+			for _, s := range boot.Steps {
+				t.Logf("%s:\n\t%s", s.Name, strings.Join(s.Output, "\n\t"))
+			}
+		}
+		t.Fatal(err)
+	}
+	t.Logf("%s: up after %.1f s, off after %.1f s", boot.Release, boot.Up.Seconds(), boot.Took.Seconds())
+	return boot
+}
+
+var (
+	verdict = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+)`)
+	wanted  = regexp.MustCompile(`needs (\S+): `)
+)
+
+// judgeTests wants that a test binary ran tests, that all passed, and that none
+// was skipped but for what the guests are allowed to lack. It returns how many
+// passed.
+func judgeTests(t *testing.T, r StepResult, machine string, expected Expect) (passed int) {
+	t.Helper()
+	why := ""
+	for _, line := range r.Output {
+		if m := wanted.FindStringSubmatch(line); m != nil {
+			why = m[1]
+		}
+		m := verdict.FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		switch m[1] {
+		case "PASS":
+			passed++
+		case "FAIL":
+			t.Errorf("%s: %s fails", r.Name, m[2])
+		case "SKIP":
+			if expected.Absent[why] == "" && expected.Skips[machine+" "+r.Name+"."+m[2]] == "" {
+				t.Errorf("%s: %s is skipped (%q), and expect.json does not allow for it", r.Name, m[2], why)
+			}
+			why = ""
+		}
+	}
+	if !r.Ended || r.Exit != 0 || passed == 0 {
+		t.Errorf("%s: ended %v, exit code %d, %d tests passed\n\t%s", r.Name, r.Ended, r.Exit, passed, strings.Join(r.Output, "\n\t"))
+	}
+	t.Logf("%s: %d tests passed in %.1f s", r.Name, passed, r.Took.Seconds())
+	return passed
+}
