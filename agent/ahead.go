@@ -47,7 +47,7 @@ func (a *Agent) lookAt(ctx context.Context, n container.Notice) error {
 	if err != nil {
 		return err
 	}
-	plan := probe.MakePlan(probes, probe.Tree{View: view, Inspector: a.inspect, Runs: command(n), Until: time.Now().Add(aheadFor)}, probe.On(a.kernel))
+	plan := probe.MakePlan(probes, probe.Tree{View: view, Inspector: a.inspect, Runs: command(n), Until: time.Now().Add(aheadFor), ReadUntil: time.Now().Add(aheadFor)}, probe.On(a.kernel))
 	for _, s := range plan.Sites {
 		if s.File != nil && s.File.Digest != nil && ctx.Err() == nil {
 			_, _ = s.File.Digest() // remembered

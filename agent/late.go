@@ -237,7 +237,7 @@ func (a *Agent) search(x appeared) {
 		var view *image.View
 		if view, err = a.layers.View(l.ctx, rootfs); err == nil {
 			plan := probe.MakePlan(l.probes, probe.Tree{
-				View: view, Inspector: a.inspect, Runs: command(l.notice), Until: time.Now().Add(a.cfg.Health),
+				View: view, Inspector: a.inspect, Runs: command(l.notice), Until: time.Now().Add(a.cfg.Health), ReadUntil: time.Now().Add(readFor),
 			}, probe.On(a.kernel))
 			if a.add(l, fmt.Sprintf("/proc/self/fd/%d", root.Fd()), plan, x.from, x.why) {
 				a.witness.Checked(l.id, cgroup.BootTime(), append(l.handle.Check(), l.found...))

@@ -251,6 +251,7 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	found := cgroup.BootTime()
 	plan := probe.MakePlan(probes, probe.Tree{
 		View: view, Inspector: a.inspect, Runs: command(n), Until: time.Now().Add(a.cfg.Barrier / 3), // the rest is for arming
+		ReadUntil: time.Now().Add(readFor),
 	}, probe.On(a.kernel))
 	planned := cgroup.BootTime()
 	h, err := a.engine.Arm(l.ctx, probe.Target{
@@ -268,6 +269,10 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	start.Sites, start.Searches, start.Arm, start.ArmedAt = h.Sites, h.Searches, h, h.ArmedAt
 	return start
 }
+
+// readFor bounds the time for reading the files of one container. A start is let
+// go long before; what is found later is armed late.
+const readFor = 30 * time.Second
 
 // command is what a container starts. NRI does not tell the working directory,
 // in which init waits to start it.

@@ -411,7 +411,7 @@ func TestPlanKinds(t *testing.T) {
 		f.Symbols = []symbol.Symbol{inlined, resolver, impl, again}
 	})
 	got := p.Sites
-	// The resolver is left out. The last but one has the same name in another unit.
+	// The last of them stands for a function of the same name in another unit.
 	if len(got) != 4 || got[0].Kind != symbol.KindFunc || got[1].Implements != "hello" || got[1].Symbol != "hello_avx2" || got[2].InlinedIn != "main" || len(got[2].InlinedAt) != 1 || got[2].Inline != symbol.InlineAt ||
 		got[3].Symbol != "gone" || got[3].Reason != evidence.SymbolNotFound || got[3].HasOffset {
 		t.Errorf("%+v", told(got))
@@ -504,4 +504,26 @@ func FuzzManagedFile(f *testing.F) {
 			t.Error("a script is not managed code")
 		}
 	})
+}
+
+// Past the time for one container, files that nobody knows are not read, and
+// those that are known still have their sites.
+func TestReadingIsBounded(t *testing.T) {
+	layer := t.TempDir()
+	library(t, layer, "a.so", "a.so", "aa01", "f")
+	library(t, layer, "b.so", "b.so", "aa02", "f")
+	in := &Inspector{}
+	tree := merged(t, image.Rootfs{}, in, layer)
+	plan := func(file string) Plan {
+		return MakePlan([]policy.Probe{{ID: "p", Type: policy.Uprobe, File: file, Symbols: []string{"f"}}}, tree, Host())
+	}
+	same(t, "in time", told(plan("/a.so").Sites), "/a.so f")
+	tree.ReadUntil = time.Now().Add(-time.Second)
+	p := plan("/*.so")
+	same(t, "late", told(p.Sites), "/a.so f x2", "/b.so fileUnreadable x2")
+	if s := p.Searches[0]; s.Complete || !strings.Contains(s.Why, "too long") {
+		t.Errorf("%+v", s)
+	}
+	tree.ReadUntil = time.Time{} // it was not remembered as unreadable
+	same(t, "later", told(plan("/*.so").Sites), "/a.so f x2", "/b.so f x2")
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -68,6 +69,11 @@ type inspected struct {
 
 // Inspect implements Files for one match.
 func (in *Inspector) Inspect(m image.Match, q symbol.Query) (Facts, error) {
+	return in.inspect(m, q, time.Time{})
+}
+
+// inspect reads a file that is not known yet until the time given.
+func (in *Inspector) inspect(m image.Match, q symbol.Query, until time.Time) (Facts, error) {
 	f, err := m.Open()
 	if err != nil {
 		return Facts{}, err
@@ -77,7 +83,11 @@ func (in *Inspector) Inspect(m image.Match, q symbol.Query) (Facts, error) {
 	if err != nil {
 		return Facts{}, err
 	}
-	e := in.entry(keyOf(at, q))
+	key := keyOf(at, q)
+	if !until.IsZero() && time.Now().After(until) && !in.knows(key) {
+		return Facts{}, fmt.Errorf("%w: reading the files of this container took too long", symbol.ErrTime)
+	}
+	e := in.entry(key)
 	e.once.Do(func() {
 		e.facts.stamp = at
 		head := make([]byte, headBytes)
@@ -90,6 +100,12 @@ func (in *Inspector) Inspect(m image.Match, q symbol.Query) (Facts, error) {
 		in.forget(e)
 	}
 	return e.facts, e.err
+}
+
+func (in *Inspector) knows(k inspectKey) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.known[k] != nil
 }
 
 func (in *Inspector) forget(e *inspected) {

@@ -33,6 +33,16 @@ type Tree struct {
 	// is remembered, so that the next start goes on from there. The zero value is
 	// no bound.
 	Until time.Time
+	// ReadUntil bounds the reading of files for what is in them: who puts
+	// thousands of files that are slow to read into an image must not keep the
+	// agent busy. Those that nobody has read by then are fileUnreadable. The zero
+	// value is no bound.
+	ReadUntil time.Time
+}
+
+// Inspect implements Files.
+func (t Tree) Inspect(m image.Match, q symbol.Query) (Facts, error) {
+	return t.Inspector.inspect(m, q, t.ReadUntil)
 }
 
 var _ Finder = Tree{}
