@@ -411,7 +411,7 @@ func TestPlanKinds(t *testing.T) {
 		f.Symbols = []symbol.Symbol{inlined, resolver, impl, again}
 	})
 	got := p.Sites
-	// The last of them stands for a function of the same name in another unit.
+	// The resolver is left out. The last but one has the same name in another unit.
 	if len(got) != 4 || got[0].Kind != symbol.KindFunc || got[1].Implements != "hello" || got[1].Symbol != "hello_avx2" || got[2].InlinedIn != "main" || len(got[2].InlinedAt) != 1 || got[2].Inline != symbol.InlineAt ||
 		got[3].Symbol != "gone" || got[3].Reason != evidence.SymbolNotFound || got[3].HasOffset {
 		t.Errorf("%+v", told(got))

@@ -1,9 +1,13 @@
 package probe
 
 import (
+	"bytes"
+	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -248,4 +252,83 @@ func TestImplementationsOfIFUNC(t *testing.T) {
 
 func rootfs(b *box) image.Rootfs {
 	return image.Rootfs{Layers: []image.Layer{{Dir: b.lower}}, Upper: b.upper}
+}
+
+const cppProgram = `#include <cstdlib>
+namespace http {
+struct Parser { int n; __attribute__((noinline)) int feed(int x) { asm volatile(""); return n += x; } __attribute__((noinline)) void end() { asm volatile(""); } };
+template <typename T> __attribute__((noinline)) T most(T a, T b) { asm volatile(""); return a > b ? a : b; }
+}
+int main(int argc, char **argv) {
+	http::Parser p{0};
+	int n = atoi(argv[1]);
+	for (int i = 0; i < n; i++) p.feed(i);
+	p.end();
+	return http::most<int>(p.n, 1) == 0 || http::most<long>(p.n, 1) == 0;
+}
+`
+
+// C++ functions by the names that their author knows, exactly and by pattern; a
+// function that both find has one site.
+func TestNamesOfCPP(t *testing.T) {
+	lower := newLower(t)
+	compiled(t, lower, "parser", cppProgram, "g++", "-x", "c++", "-O1", "-static")
+	b := newBox(t, lower)
+	e := newEngine(t, bpf.Options{}, Config{})
+	h, err := e.Arm(t.Context(), b.target(), MakePlan([]policy.Probe{{
+		ID: "p", Type: policy.Uprobe, File: "/bin/parser", Symbols: []string{"http::Parser::feed", "http::Parser::gone"},
+		SymbolGlobs: []string{"http::Parser::*"}, SymbolRegexps: []string{`^http::most<(int|long)>$`},
+	}}, merged(t, rootfs(b), &Inspector{}), Host()))
+	must(t, err)
+	defer h.Close()
+	b.runAt("bin/parser", nil, "6")
+	var got []string
+	for _, s := range h.Sites {
+		var c bpf.Counter
+		if s.Armed {
+			c, err = h.Counter(s)
+			must(t, err)
+		}
+		got = append(got, strings.TrimSpace(fmt.Sprintf("%s by %s: %d %s", s.Demangled, s.Wanted, c.Count, s.Reason)))
+	}
+	want := []string{
+		"http::Parser::feed(int) by http::Parser::feed: 6", " by http::Parser::gone: 0 symbolNotFound", "http::Parser::end() by http::Parser::*: 1",
+		`int http::most<int>(int, int) by ^http::most<(int|long)>$: 1`, `long http::most<long>(long, long) by ^http::most<(int|long)>$: 1`,
+	}
+	slices.Sort(got[3:])
+	for i := range want {
+		want[i] = strings.TrimSpace(want[i])
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+}
+
+// A glob or a regular expression that a policy may have can be asked for.
+func FuzzPatternsAreTaken(f *testing.F) {
+	for _, s := range []string{"*", "a[b-d]?", `main.(\*T).*`, "^SSL_(read|write)$", "(?i)a{1,5}", "[[:alpha:]]", `\pL`, "x*", "{closure#0}"} {
+		f.Add(s)
+	}
+	bin, err := target()
+	if err != nil {
+		f.Skip(err)
+	}
+	b, err := os.ReadFile(bin)
+	must(f, err)
+	f.Fuzz(func(t *testing.T, pattern string) {
+		quoted, err := json.Marshal(pattern) // YAML reads JSON's strings
+		if err != nil {
+			return
+		}
+		for _, key := range []string{"symbolGlobs", "symbolRegexps"} {
+			p, err := policy.Parse("f", fmt.Appendf(nil, "name: n\nprobes: [{id: p, type: uprobe, file: /a, %s: [%s]}]\n", key, quoted))
+			if err != nil {
+				continue
+			}
+			_, _, err = symbol.Read(bytes.NewReader(b), int64(len(b)), (&planner{pr: p.Probes[0]}).query(), symbol.Limits{})
+			if err != nil {
+				t.Errorf("%s %q: %v", key, pattern, err)
+			}
+		}
+	})
 }
