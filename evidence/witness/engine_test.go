@@ -255,6 +255,28 @@ func TestInlinedAt(t *testing.T) {
 	}
 }
 
+// Other bytes under the same path are another site; the gap before it was armed is
+// not one of the first.
+func TestOtherBytes(t *testing.T) {
+	st := newStage(t, armed(1, "hello"))
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	st.now = 7000
+	other := armed(2, "hello")
+	other.File = &probe.File{Match: other.File.Match, Digest: func() (string, error) { return "sha256:" + strings.Repeat("cd", 32), nil }}
+	st.Add(st.id, []probe.Site{other}, nil, 6000, evidence.GapFileChanged)
+	if g := take[*evidence.Gap](st.out); len(g) != 1 || g[0].Offset == nil || uint64(*g[0].Offset) != other.Offset || g[0].Symbol != "hello" {
+		t.Fatalf("%+v", g)
+	}
+	st.out.lines = nil
+	st.End(st.id, 9000, true)
+	for _, o := range take[*evidence.Observation](st.out) {
+		if want := map[bool]evidence.State{true: evidence.Partial, false: evidence.ArmedNoHit}[uint64(*o.Offset) == other.Offset]; o.State != want {
+			t.Errorf("%+v", o)
+		}
+	}
+}
+
 // A site that was never armed may be found armed later: these are two lines, and
 // the first remains true of the start.
 func TestLateFoundFile(t *testing.T) {
