@@ -15,6 +15,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -59,10 +60,10 @@ const MaxLevel = 32 // MAX_LEVEL in c/probity.h; pinned by a test
 type Objects struct {
 	coll    *ebpf.Collection
 	sites   object
+	pairs   object
 	lineage object
-	multi   *ebpf.Program // nil where the kernel has no uprobe_multi
-	missing error         // why multi is nil
-	cookies bool          // a perf link can tell a program its site
+	missing error // why there is no uprobe_multi
+	cookies bool  // a perf link can tell a program its site
 	noExec  bool
 
 	progs programs
@@ -103,7 +104,11 @@ func Load(o Options) (*Objects, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the embedded programs: %w", err)
 	}
-	if err := tellAncestors(o.KernelTypes, spec, lineage); err != nil {
+	pairs, err := loadPairs()
+	if err != nil {
+		return nil, fmt.Errorf("read the embedded programs: %w", err)
+	}
+	if err := tellAncestors(o.KernelTypes, spec, lineage, pairs); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	first := spec.Copy()
@@ -139,10 +144,14 @@ func Load(o Options) (*Objects, error) {
 		}
 	}
 	obj.coll = coll
+	obj.progs.shared = map[sharedKey]*ebpf.Program{}
+	for name, p := range coll.Programs {
+		obj.progs.shared[sharedKey{name: name}] = p
+	}
+	coll.Programs = nil
 	obj.sites = object{spec, coll.Maps, o.KernelTypes}
+	obj.pairs = object{pairs, maps.Clone(coll.Maps), o.KernelTypes}
 	obj.lineage = object{lineage, coll.Maps, o.KernelTypes}
-	obj.multi = coll.Programs[probesProgUprobeMulti]
-	obj.progs.shared = coll.Programs
 	obj.sets.init(coll.Maps, o)
 	return obj, nil
 }
@@ -157,17 +166,18 @@ func resize(m *ebpf.MapSpec, n uint32) {
 // first, or they keep the programs alive.
 func (o *Objects) Close() error {
 	err := o.sets.close()
+	o.progs.mu.Lock()
+	defer o.progs.mu.Unlock()
+	for _, p := range o.progs.shared {
+		p.Close()
+	}
+	for _, name := range []string{pairsMapDurations, pairsMapCalls} {
+		if m := o.pairs.maps[name]; m != nil {
+			m.Close()
+		}
+	}
 	o.coll.Close()
 	return err
-}
-
-// UprobeMulti returns the program for uprobe_multi links, or why the kernel
-// has none.
-func (o *Objects) UprobeMulti() (*ebpf.Program, error) {
-	if o.multi == nil {
-		return nil, o.missing
-	}
-	return o.multi, nil
 }
 
 // load loads one program that shares the maps.

@@ -36,24 +36,26 @@ func TestLoadEachRung(t *testing.T) {
 	}{{"best", Options{}}, {"no uprobe_multi", Options{ForceSingle: true}}, {"no cookies", Options{ForceSingle: true, ForceFixedSite: true}}} {
 		t.Run(c.name, func(t *testing.T) {
 			obj := load(t, c.o)
-			for name, load := range map[string]func(uint32) (*Program, error){"uprobe": obj.UprobeSingle, "kprobe": obj.Kprobe, "tracepoint": obj.Tracepoint} {
-				prog, err := load(7)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if prog.Cookie != (cookies && !c.o.ForceFixedSite) {
-					t.Errorf("%s: by cookie = %v with ForceFixedSite %v, and the kernel has them: %v", name, prog.Cookie, c.o.ForceFixedSite, cookies)
-				}
-				for range 2 {
-					if err := prog.Close(); err != nil {
-						t.Errorf("%s: close: %v", name, err)
+			for name, load := range map[string]func(At) (*Program, error){"uprobe": obj.UprobeSingle, "kprobe": obj.Kprobe, "tracepoint": obj.Tracepoint} {
+				for _, pair := range []bool{false, true} {
+					prog, err := load(At{Site: 7, Pair: pair})
+					if err != nil {
+						t.Fatalf("%s, pair %v: %v", name, pair, err)
+					}
+					if prog.Cookie != (cookies && !c.o.ForceFixedSite) {
+						t.Errorf("%s: by cookie = %v with ForceFixedSite %v, and the kernel has them: %v", name, prog.Cookie, c.o.ForceFixedSite, cookies)
+					}
+					for range 2 {
+						if err := prog.Close(); err != nil {
+							t.Errorf("%s: close: %v", name, err)
+						}
 					}
 				}
 			}
 			if n := len(obj.progs.copies); n != 0 {
 				t.Errorf("%d copies are still held", n)
 			}
-			if _, err := obj.UprobeMulti(); c.o.ForceSingle && err == nil {
+			if _, err := obj.UprobeMulti(false); c.o.ForceSingle && err == nil {
 				t.Error("uprobe_multi is there although it was switched off")
 			}
 		})
@@ -62,13 +64,13 @@ func TestLoadEachRung(t *testing.T) {
 
 func TestSlots(t *testing.T) {
 	obj := load(t, Options{Slots: 4, Runs: 2})
-	if err := obj.PutSlots(1, []uint32{1, 2, 3}); err != nil {
+	if err := obj.PutSlots(1, []Slot{{Site: 1}, {Site: 2}, {Site: 3}}); err != nil {
 		t.Fatal(err)
 	}
 	if c, err := obj.Slot(1, 2); err != nil || c != (Counter{}) {
 		t.Fatalf("fresh counter = %+v, %v", c, err)
 	}
-	if err := obj.PutSlots(2, []uint32{1, 2}); !errors.Is(err, ErrNoSpace) {
+	if err := obj.PutSlots(2, []Slot{{Site: 1}, {Site: 2}}); !errors.Is(err, ErrNoSpace) {
 		t.Fatalf("fifth of four counters: %v, want ErrNoSpace", err)
 	}
 	if _, err := obj.Slot(2, 1); err == nil {

@@ -30,10 +30,10 @@ func TestWithoutKernelTypes(t *testing.T) {
 	if err != nil {
 		t.Fatalf("without types: %v", err)
 	}
-	for name, load := range map[string]func(uint32) (*Program, error){
+	for name, load := range map[string]func(At) (*Program, error){
 		"uprobe": without.UprobeSingle, "kprobe": without.Kprobe, "tracepoint": without.Tracepoint, "raw tracepoint": without.RawTracepoint,
 	} {
-		if prog, err := load(7); err != nil {
+		if prog, err := load(At{Site: 7}); err != nil {
 			t.Errorf("%s without types: %v", name, err)
 		} else if err := prog.Close(); err != nil {
 			t.Error(err)

@@ -18,19 +18,22 @@ const (
 	EventHit  = EventKind(probesEventTypeEVENT_HIT)
 	EventExec = EventKind(probesEventTypeEVENT_EXEC)
 	EventLost = EventKind(probesEventTypeEVENT_LOST)
+
+	EventStack = EventKind(probesEventTypeEVENT_STACK)
 )
 
 // Event is one record of the ring buffer.
 type Event struct {
 	Kind    EventKind
 	Cgroup  uint64
-	Site    uint32 // of a hit
+	Site    uint32 // of a hit and a stack
 	Ns      int64  // CLOCK_BOOTTIME
 	Pid     int    // process, as the host numbers it
 	Tid     int
 	Session Session // of a hit and an exec
-	Comm    string  // at most 15 bytes, chosen by the process itself; not of a loss
+	Comm    string  // at most 15 bytes, chosen by the process itself; of a hit and an exec
 	Path    string  // of an exec: as passed to execve, at most 255 bytes
+	Stack   *Stack  // of a stack
 }
 
 // ErrDecode is wrapped by every error of Decode.
@@ -68,6 +71,16 @@ func Decode(b []byte) (Event, error) {
 			return Event{}, err
 		}
 		return Event{Kind: kind, Cgroup: e.Cgroup, Ns: int64(e.Ns)}, nil
+	case EventStack:
+		var e probesStackEvent
+		if err := exact(b, &e); err != nil {
+			return Event{}, err
+		}
+		st, err := stackOf(&e)
+		if err != nil {
+			return Event{}, err
+		}
+		return Event{Kind: kind, Cgroup: e.Cgroup, Site: e.Site, Ns: int64(e.Ns), Pid: int(e.Pid), Tid: int(e.Tid), Stack: st}, nil
 	default:
 		return Event{}, fmt.Errorf("%w: type %d is not known", ErrDecode, kind)
 	}

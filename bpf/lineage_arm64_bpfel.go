@@ -38,6 +38,7 @@ type lineageRun struct {
 	RingFull    uint64
 	Left        uint64
 	Untracked   uint64
+	Stood       uint64
 }
 
 type lineageSettings struct {
@@ -47,10 +48,20 @@ type lineageSettings struct {
 }
 
 type lineageSlot struct {
-	_       structs.HostLayout
-	Count   uint64
-	FirstNs uint64
-	LastNs  uint64
+	_          structs.HostLayout
+	Count      uint64
+	FirstNs    uint64
+	LastNs     uint64
+	StoodNs    uint64
+	Base       uint64
+	SecondNs   uint64
+	SecondBase uint64
+	StopAfter  uint64
+	RearmNs    uint64
+	MaxRate    uint32
+	Stood      uint32
+	Standing   uint32
+	Flags      uint32
 }
 
 type lineageSlotKey struct {
@@ -63,6 +74,7 @@ type lineageSlotKey struct {
 type lineageTotals struct {
 	_        structs.HostLayout
 	RingFull uint64
+	Stood    uint64
 }
 
 // Names of all BPF objects in the ELF.

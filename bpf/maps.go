@@ -3,17 +3,43 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 )
+
+// Slot is a counter to be made for one (container, site).
+type Slot struct {
+	Site       uint32
+	StopAfter  uint64        // stand down after so many hits; 0: never
+	MaxRate    uint32        // stand down past so many hits within a second; 0: never
+	RearmAfter time.Duration // count again so long after standing down; 0: not
+	Stack      bool          // tell the user stack of the first hit
+	Caller     bool          // the instruction is the first of a function, or returns from one
+}
 
 // Counter is the kernel's counter of one (container, site).
 type Counter struct {
 	Count   uint64
 	FirstNs int64 // CLOCK_BOOTTIME; 0 while Count is 0
 	LastNs  int64
+
+	// StoodNs is since when it does not count; 0 if it does. Where it is to be
+	// armed again that shows at the first hit after its time.
+	StoodNs  int64
+	Stood    uint32 // how often it stood down
+	Standing Standing
 }
+
+// Standing says why a counter stood down the last time.
+type Standing uint32
+
+// The reasons, as in c/probity.h.
+const (
+	StandingAnswered = Standing(probesStandingSTANDING_ANSWERED)  // StopAfter hits were counted
+	StandingTooOften = Standing(probesStandingSTANDING_TOO_OFTEN) // more than MaxRate hits came within a second
+)
 
 // Run is what the kernel counts per container.
 type Run struct {
@@ -23,6 +49,7 @@ type Run struct {
 	RingFull    uint64 // events of this container that the ring had no room for
 	Left        uint64 // processes that left its cgroup's subtree alive
 	Untracked   uint64 // processes that could not be followed: see Options.Processes
+	Stood       uint64 // how often one of its counters stood down
 }
 
 // ErrNoSpace reports that a map is full: the site or container is over budget.
@@ -47,7 +74,7 @@ func (o *Objects) Run(cgroup uint64) (Run, error) {
 	if err := o.coll.Maps[probesMapRuns].Lookup(cgroup, &r); err != nil {
 		return Run{}, mapError("read container", err)
 	}
-	return Run{r.Execs, int64(r.FirstExecNs), int64(r.LastExecNs), r.RingFull, r.Left, r.Untracked}, nil
+	return Run{r.Execs, int64(r.FirstExecNs), int64(r.LastExecNs), r.RingFull, r.Left, r.Untracked, r.Stood}, nil
 }
 
 // DeleteRun forgets the container. Deleting one that is not there is no error.
@@ -57,11 +84,21 @@ func (o *Objects) DeleteRun(cgroup uint64) error {
 
 // PutSlots makes a zero counter for each (container, site). On error none of
 // them remains.
-func (o *Objects) PutSlots(cgroup uint64, sites []uint32) error {
+func (o *Objects) PutSlots(cgroup uint64, slots []Slot) error {
 	m := o.coll.Maps[probesMapSlots]
-	for i, s := range sites {
-		if err := m.Update(probesSlotKey{Cgroup: cgroup, Site: s}, probesSlot{}, ebpf.UpdateNoExist); err != nil {
-			return errors.Join(mapError("add counter", err), o.DeleteSlots(cgroup, sites[:i]))
+	for i, s := range slots {
+		v := probesSlot{StopAfter: s.StopAfter, MaxRate: s.MaxRate, RearmNs: uint64(s.RearmAfter)}
+		if s.Stack {
+			v.Flags |= uint32(probesSlotFlagsSLOT_STACK)
+		}
+		if s.Caller {
+			v.Flags |= uint32(probesSlotFlagsSLOT_CALLER)
+		}
+		if err := m.Update(probesSlotKey{Cgroup: cgroup, Site: s.Site}, v, ebpf.UpdateNoExist); err != nil {
+			for _, made := range slots[:i] {
+				err = errors.Join(err, o.DeleteSlots(cgroup, []uint32{made.Site}))
+			}
+			return mapError("add counter", err)
 		}
 	}
 	return nil
@@ -73,7 +110,7 @@ func (o *Objects) Slot(cgroup uint64, site uint32) (Counter, error) {
 	if err := o.coll.Maps[probesMapSlots].Lookup(probesSlotKey{Cgroup: cgroup, Site: site}, &s); err != nil {
 		return Counter{}, mapError("read counter", err)
 	}
-	return Counter{s.Count, int64(s.FirstNs), int64(s.LastNs)}, nil
+	return Counter{s.Count, int64(s.FirstNs), int64(s.LastNs), int64(s.StoodNs), s.Stood, Standing(s.Standing)}, nil
 }
 
 // DeleteSlots forgets counters. Deleting one that is not there is no error.
@@ -83,6 +120,65 @@ func (o *Objects) DeleteSlots(cgroup uint64, sites []uint32) error {
 		errs = append(errs, ignoreMissing(o.coll.Maps[probesMapSlots].Delete(probesSlotKey{Cgroup: cgroup, Site: s})))
 	}
 	return errors.Join(errs...)
+}
+
+// Duration are the times between entry and return of one (container, site).
+type Duration struct {
+	Buckets   []uint64 // [i]: of 2^i to 2^(i+1)-1 ns; [0] has 0 too
+	SumNs     uint64
+	Count     uint64 // returns with their entry
+	Unmatched uint64 // entries and returns without the other, and calls too deep or too many to follow
+}
+
+// PutDurations makes a zero duration for each (container, site). On error none
+// of them remains.
+func (o *Objects) PutDurations(cgroup uint64, sites []uint32) error {
+	m, err := o.durations()
+	if err != nil {
+		return err
+	}
+	for i, s := range sites {
+		if err := m.Update(probesSlotKey{Cgroup: cgroup, Site: s}, pairsDuration{}, ebpf.UpdateNoExist); err != nil {
+			return errors.Join(mapError("add duration", err), o.DeleteDurations(cgroup, sites[:i]))
+		}
+	}
+	return nil
+}
+
+// Duration reads one.
+func (o *Objects) Duration(cgroup uint64, site uint32) (Duration, error) {
+	m, err := o.durations()
+	if err != nil {
+		return Duration{}, err
+	}
+	var d pairsDuration
+	if err := m.Lookup(probesSlotKey{Cgroup: cgroup, Site: site}, &d); err != nil {
+		return Duration{}, mapError("read duration", err)
+	}
+	return Duration{d.Buckets[:], d.SumNs, d.Count, d.Unmatched}, nil
+}
+
+// DeleteDurations forgets them. Deleting one that is not there is no error.
+func (o *Objects) DeleteDurations(cgroup uint64, sites []uint32) error {
+	if len(sites) == 0 {
+		return nil
+	}
+	m, err := o.durations()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, s := range sites {
+		errs = append(errs, ignoreMissing(m.Delete(probesSlotKey{Cgroup: cgroup, Site: s})))
+	}
+	return errors.Join(errs...)
+}
+
+func (o *Objects) durations() (*ebpf.Map, error) {
+	o.progs.mu.Lock()
+	defer o.progs.mu.Unlock()
+	obj, err := o.object(true)
+	return obj.maps[pairsMapDurations], err
 }
 
 // SetLevels says at which depths below the root of the cgroup tree there are
@@ -97,11 +193,21 @@ func (o *Objects) SetLevels(mask uint32) error {
 // RingFull is how many events the ring had no room for, all containers
 // together, since Load.
 func (o *Objects) RingFull() (uint64, error) {
-	var t probesTotals
+	t, err := o.totals()
+	return t.RingFull, err
+}
+
+// Stood is how often a counter stood down, all containers together, since Load.
+func (o *Objects) Stood() (uint64, error) {
+	t, err := o.totals()
+	return t.Stood, err
+}
+
+func (o *Objects) totals() (t probesTotals, err error) {
 	if err := o.coll.Maps[probesMapTotals].Lookup(uint32(0), &t); err != nil {
-		return 0, fmt.Errorf("read totals: %w", err)
+		return t, fmt.Errorf("read totals: %w", err)
 	}
-	return t.RingFull, nil
+	return t, nil
 }
 
 // Reader opens the ring buffer. There must be one reader at most.

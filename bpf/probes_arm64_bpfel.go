@@ -21,14 +21,24 @@ type probesCgroupOffsets struct {
 	CgroupAncestorIds uint32
 }
 
+type probesCookieBits uint32
+
+const (
+	probesCookieBitsCOOKIE_RETURN  probesCookieBits = 1
+	probesCookieBitsCOOKIE_STACKED probesCookieBits = 2
+	probesCookieBitsCOOKIE_POPPED  probesCookieBits = 4
+	probesCookieBitsCOOKIE_GO      probesCookieBits = 8
+)
+
 type probesEventType uint32
 
 const (
-	probesEventTypeEVENT_HIT  probesEventType = 1
-	probesEventTypeEVENT_EXEC probesEventType = 2
-	probesEventTypeEVENT_LOST probesEventType = 3
-	probesEventTypeEVENT_SET  probesEventType = 4
-	probesEventTypeEVENT_CALL probesEventType = 5
+	probesEventTypeEVENT_HIT   probesEventType = 1
+	probesEventTypeEVENT_EXEC  probesEventType = 2
+	probesEventTypeEVENT_LOST  probesEventType = 3
+	probesEventTypeEVENT_SET   probesEventType = 4
+	probesEventTypeEVENT_CALL  probesEventType = 5
+	probesEventTypeEVENT_STACK probesEventType = 6
 )
 
 type probesExecEvent struct {
@@ -83,6 +93,7 @@ type probesRun struct {
 	RingFull    uint64
 	Left        uint64
 	Untracked   uint64
+	Stood       uint64
 }
 
 type probesSession uint32
@@ -100,11 +111,28 @@ type probesSettings struct {
 }
 
 type probesSlot struct {
-	_       structs.HostLayout
-	Count   uint64
-	FirstNs uint64
-	LastNs  uint64
+	_          structs.HostLayout
+	Count      uint64
+	FirstNs    uint64
+	LastNs     uint64
+	StoodNs    uint64
+	Base       uint64
+	SecondNs   uint64
+	SecondBase uint64
+	StopAfter  uint64
+	RearmNs    uint64
+	MaxRate    uint32
+	Stood      uint32
+	Standing   uint32
+	Flags      uint32
 }
+
+type probesSlotFlags uint32
+
+const (
+	probesSlotFlagsSLOT_STACK  probesSlotFlags = 1
+	probesSlotFlagsSLOT_CALLER probesSlotFlags = 2
+)
 
 type probesSlotKey struct {
 	_      structs.HostLayout
@@ -113,9 +141,38 @@ type probesSlotKey struct {
 	Pad    uint32
 }
 
+type probesStackEvent struct {
+	_         structs.HostLayout
+	Type      uint32
+	Site      uint32
+	Cgroup    uint64
+	Ns        uint64
+	Pid       uint32
+	Tid       uint32
+	Caller    uint64
+	Ids       int32
+	Addresses int32
+	BuildIds  [64]struct {
+		_       structs.HostLayout
+		Status  int32
+		BuildId [20]uint8
+		Offset  uint64
+	}
+	Ips [64]uint64
+}
+
+type probesStanding uint32
+
+const (
+	probesStandingSTANDING_ARMED     probesStanding = 0
+	probesStandingSTANDING_ANSWERED  probesStanding = 1
+	probesStandingSTANDING_TOO_OFTEN probesStanding = 2
+)
+
 type probesTotals struct {
 	_        structs.HostLayout
 	RingFull uint64
+	Stood    uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -140,11 +197,15 @@ const (
 	probesVarAncestorOffsets      = "ancestor_offsets"
 	probesVarFixedSite            = "fixed_site"
 	probesVarFixedSyscall         = "fixed_syscall"
+	probesVarUnusedCookieBits     = "unused_cookie_bits"
 	probesVarUnusedEventType      = "unused_event_type"
 	probesVarUnusedExecEvent      = "unused_exec_event"
 	probesVarUnusedHitEvent       = "unused_hit_event"
 	probesVarUnusedLostEvent      = "unused_lost_event"
 	probesVarUnusedSession        = "unused_session"
+	probesVarUnusedSlotFlags      = "unused_slot_flags"
+	probesVarUnusedStackEvent     = "unused_stack_event"
+	probesVarUnusedStanding       = "unused_standing"
 )
 
 // loadProbes returns the embedded CollectionSpec for probes.
@@ -216,14 +277,18 @@ type probesMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type probesVariableSpecs struct {
-	AncestorOffsets *ebpf.VariableSpec `ebpf:"ancestor_offsets"`
-	FixedSite       *ebpf.VariableSpec `ebpf:"fixed_site"`
-	FixedSyscall    *ebpf.VariableSpec `ebpf:"fixed_syscall"`
-	UnusedEventType *ebpf.VariableSpec `ebpf:"unused_event_type"`
-	UnusedExecEvent *ebpf.VariableSpec `ebpf:"unused_exec_event"`
-	UnusedHitEvent  *ebpf.VariableSpec `ebpf:"unused_hit_event"`
-	UnusedLostEvent *ebpf.VariableSpec `ebpf:"unused_lost_event"`
-	UnusedSession   *ebpf.VariableSpec `ebpf:"unused_session"`
+	AncestorOffsets  *ebpf.VariableSpec `ebpf:"ancestor_offsets"`
+	FixedSite        *ebpf.VariableSpec `ebpf:"fixed_site"`
+	FixedSyscall     *ebpf.VariableSpec `ebpf:"fixed_syscall"`
+	UnusedCookieBits *ebpf.VariableSpec `ebpf:"unused_cookie_bits"`
+	UnusedEventType  *ebpf.VariableSpec `ebpf:"unused_event_type"`
+	UnusedExecEvent  *ebpf.VariableSpec `ebpf:"unused_exec_event"`
+	UnusedHitEvent   *ebpf.VariableSpec `ebpf:"unused_hit_event"`
+	UnusedLostEvent  *ebpf.VariableSpec `ebpf:"unused_lost_event"`
+	UnusedSession    *ebpf.VariableSpec `ebpf:"unused_session"`
+	UnusedSlotFlags  *ebpf.VariableSpec `ebpf:"unused_slot_flags"`
+	UnusedStackEvent *ebpf.VariableSpec `ebpf:"unused_stack_event"`
+	UnusedStanding   *ebpf.VariableSpec `ebpf:"unused_standing"`
 }
 
 // probesObjects contains all objects after they have been loaded into the kernel.
@@ -269,14 +334,18 @@ func (m *probesMaps) Close() error {
 //
 // It can be passed to loadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probesVariables struct {
-	AncestorOffsets *ebpf.Variable `ebpf:"ancestor_offsets"`
-	FixedSite       *ebpf.Variable `ebpf:"fixed_site"`
-	FixedSyscall    *ebpf.Variable `ebpf:"fixed_syscall"`
-	UnusedEventType *ebpf.Variable `ebpf:"unused_event_type"`
-	UnusedExecEvent *ebpf.Variable `ebpf:"unused_exec_event"`
-	UnusedHitEvent  *ebpf.Variable `ebpf:"unused_hit_event"`
-	UnusedLostEvent *ebpf.Variable `ebpf:"unused_lost_event"`
-	UnusedSession   *ebpf.Variable `ebpf:"unused_session"`
+	AncestorOffsets  *ebpf.Variable `ebpf:"ancestor_offsets"`
+	FixedSite        *ebpf.Variable `ebpf:"fixed_site"`
+	FixedSyscall     *ebpf.Variable `ebpf:"fixed_syscall"`
+	UnusedCookieBits *ebpf.Variable `ebpf:"unused_cookie_bits"`
+	UnusedEventType  *ebpf.Variable `ebpf:"unused_event_type"`
+	UnusedExecEvent  *ebpf.Variable `ebpf:"unused_exec_event"`
+	UnusedHitEvent   *ebpf.Variable `ebpf:"unused_hit_event"`
+	UnusedLostEvent  *ebpf.Variable `ebpf:"unused_lost_event"`
+	UnusedSession    *ebpf.Variable `ebpf:"unused_session"`
+	UnusedSlotFlags  *ebpf.Variable `ebpf:"unused_slot_flags"`
+	UnusedStackEvent *ebpf.Variable `ebpf:"unused_stack_event"`
+	UnusedStanding   *ebpf.Variable `ebpf:"unused_standing"`
 }
 
 // probesPrograms contains all programs after they have been loaded into the kernel.

@@ -11,15 +11,49 @@ import (
 // programs are those of sites, loaded when they are first asked for.
 type programs struct {
 	mu     sync.Mutex
-	shared map[string]*ebpf.Program // by name: one for all sites; owned by the collection
-	copies map[*Program]bool        // one each per site
-	missed uint64                   // by copies that are closed
+	shared map[sharedKey]*ebpf.Program // one for all sites
+	copies map[*Program]bool           // one each per site
+	missed uint64                      // by copies that are closed
+	pairs  error                       // why there can be no pairs
+	opened bool                        // whether that was found out
+}
+
+type sharedKey struct {
+	pair bool
+	name string
+}
+
+// At is what a program has to know of the place that it is attached to.
+type At struct {
+	Site uint32
+	// Pair: the times between the site's entry and its return are measured, for
+	// containers that have a duration (see PutDurations).
+	Pair   bool
+	Return bool // this place is where it returns
+	// Of places in files: the stack pointer tells calls apart. Popped: the
+	// return address is off the stack when the program runs. Go: a call is a
+	// goroutine's, which may be moved to another thread.
+	Stacked, Popped, Go bool
+}
+
+// Cookie is what the link to the place carries.
+func (a At) Cookie() uint64 {
+	c := uint64(a.Site)
+	for bit, is := range map[probesCookieBits]bool{
+		probesCookieBitsCOOKIE_RETURN: a.Return, probesCookieBitsCOOKIE_STACKED: a.Stacked,
+		probesCookieBitsCOOKIE_POPPED: a.Popped, probesCookieBitsCOOKIE_GO: a.Go,
+	} {
+		if is {
+			c |= uint64(bit) << 32
+		}
+	}
+	return c
 }
 
 // Program is a program for one link to one site.
 type Program struct {
 	*ebpf.Program
-	// Cookie: the link is to carry the site's number as its attach cookie.
+	// Cookie: the link is to carry At.Cookie as its attach cookie.
 	Cookie bool
 
 	of *Objects // nil if the program is shared
@@ -43,71 +77,119 @@ func (p *Program) Close() error {
 }
 
 // UprobeSingle returns a program for a perf link to a place in a file.
-func (o *Objects) UprobeSingle(site uint32) (*Program, error) {
-	return o.perf(probesProgUprobeSingle, site)
+func (o *Objects) UprobeSingle(at At) (*Program, error) {
+	return o.perf(probesProgUprobeSingle, at)
 }
 
 // Kprobe returns a program for a perf link to a kernel function's entry or
 // return.
-func (o *Objects) Kprobe(site uint32) (*Program, error) { return o.perf(probesProgKernelProbe, site) }
+func (o *Objects) Kprobe(at At) (*Program, error) { return o.perf(probesProgKernelProbe, at) }
 
 // Tracepoint returns a program for a perf link to a tracepoint.
-func (o *Objects) Tracepoint(site uint32) (*Program, error) {
-	return o.perf(probesProgKernelTracepoint, site)
+func (o *Objects) Tracepoint(at At) (*Program, error) {
+	return o.perf(probesProgKernelTracepoint, at)
 }
 
 // RawTracepoint returns a program for a raw tracepoint.
-func (o *Objects) RawTracepoint(site uint32) (*Program, error) {
-	return o.copy(probesProgKernelRawTracepoint, site, nil)
+func (o *Objects) RawTracepoint(at At) (*Program, error) {
+	return o.copy(probesProgKernelRawTracepoint, at, nil)
 }
 
 // Syscall returns a program for the raw tracepoint sys_enter, or sys_exit,
 // that looks at one system call of the kernel's own machine. It needs the
 // kernel's BTF.
-func (o *Objects) Syscall(exit bool, number uint64, site uint32) (*Program, error) {
+func (o *Objects) Syscall(exit bool, number uint64, at At) (*Program, error) {
 	name := probesProgSyscallEnterRaw
 	if exit {
 		name = probesProgSyscallExitRaw
 	}
-	return o.copy(name, site, func(s *ebpf.CollectionSpec) error { return s.Variables[probesVarFixedSyscall].Set(number) })
+	return o.copy(name, at, func(s *ebpf.CollectionSpec) error { return s.Variables[probesVarFixedSyscall].Set(number) })
 }
 
 // Function returns a program for the entry, or the return, of a kernel
 // function (fentry, fexit). It needs the kernel's BTF.
-func (o *Objects) Function(exit bool, function string, site uint32) (*Program, error) {
+func (o *Objects) Function(exit bool, function string, at At) (*Program, error) {
 	name := probesProgFunctionEntry
 	if exit {
 		name = probesProgFunctionReturn
 	}
-	return o.copy(name, site, func(s *ebpf.CollectionSpec) error {
+	return o.copy(name, at, func(s *ebpf.CollectionSpec) error {
 		s.Programs[name].AttachTo = function
 		return nil
 	})
 }
 
-// perf returns the program that takes its site from the attach cookie, or a
+// UprobeMulti returns the program for uprobe_multi links, whose cookies are
+// At.Cookie, or why the kernel has none.
+func (o *Objects) UprobeMulti(pair bool) (*ebpf.Program, error) {
+	if o.missing != nil {
+		return nil, o.missing
+	}
+	return o.common(pair, probesProgUprobeMulti)
+}
+
+// perf returns the program that takes its place from the attach cookie, or a
 // copy where there are none.
-func (o *Objects) perf(name string, site uint32) (*Program, error) {
+func (o *Objects) perf(name string, at At) (*Program, error) {
 	if !o.cookies {
-		return o.copy(name, site, nil)
+		return o.copy(name, at, nil)
 	}
-	o.progs.mu.Lock()
-	defer o.progs.mu.Unlock()
-	if p := o.progs.shared[name]; p != nil {
-		return &Program{Program: p, Cookie: true}, nil
-	}
-	p, err := o.sites.load(name, nil)
+	p, err := o.common(at.Pair, name)
 	if err != nil {
 		return nil, err
 	}
-	o.progs.shared[name] = p
 	return &Program{Program: p, Cookie: true}, nil
 }
 
-// copy loads a copy that knows its site.
-func (o *Objects) copy(name string, site uint32, adjust func(*ebpf.CollectionSpec) error) (*Program, error) {
-	p, err := o.sites.load(name, func(s *ebpf.CollectionSpec) error {
-		if err := s.Variables[probesVarFixedSite].Set(site); err != nil || adjust == nil {
+// common returns the one program for all sites, loaded when first asked for.
+func (o *Objects) common(pair bool, name string) (*ebpf.Program, error) {
+	o.progs.mu.Lock()
+	defer o.progs.mu.Unlock()
+	k := sharedKey{pair, name}
+	if p := o.progs.shared[k]; p != nil {
+		return p, nil
+	}
+	obj, err := o.object(pair)
+	if err != nil {
+		return nil, err
+	}
+	p, err := obj.load(name, nil)
+	if err != nil {
+		return nil, err
+	}
+	o.progs.shared[k] = p
+	return p, nil
+}
+
+// object returns the compiled programs. With progs.mu held.
+func (o *Objects) object(pair bool) (object, error) {
+	if !pair {
+		return o.sites, nil
+	}
+	if !o.progs.opened {
+		o.progs.opened = true
+		for _, name := range []string{pairsMapDurations, pairsMapCalls} {
+			m, err := ebpf.NewMap(o.pairs.spec.Maps[name])
+			if err != nil {
+				o.progs.pairs = fmt.Errorf("make the maps for durations: %w", err)
+				break
+			}
+			o.pairs.maps[name] = m
+		}
+	}
+	return o.pairs, o.progs.pairs
+}
+
+// copy loads a copy that knows its place.
+func (o *Objects) copy(name string, at At, adjust func(*ebpf.CollectionSpec) error) (*Program, error) {
+	o.progs.mu.Lock()
+	defer o.progs.mu.Unlock()
+	obj, err := o.object(at.Pair)
+	if err != nil {
+		return nil, err
+	}
+	p, err := obj.load(name, func(s *ebpf.CollectionSpec) error {
+		if err := s.Variables[probesVarFixedSite].Set(at.Cookie()); err != nil || adjust == nil {
 			return err
 		}
 		return adjust(s)
@@ -116,8 +198,6 @@ func (o *Objects) copy(name string, site uint32, adjust func(*ebpf.CollectionSpe
 		return nil, err
 	}
 	c := &Program{Program: p, of: o}
-	o.progs.mu.Lock()
-	defer o.progs.mu.Unlock()
 	if o.progs.copies == nil {
 		o.progs.copies = map[*Program]bool{}
 	}

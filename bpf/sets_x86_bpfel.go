@@ -94,6 +94,7 @@ type setsRun struct {
 	RingFull    uint64
 	Left        uint64
 	Untracked   uint64
+	Stood       uint64
 }
 
 type setsSet uint32
@@ -181,10 +182,20 @@ type setsSettings struct {
 }
 
 type setsSlot struct {
-	_       structs.HostLayout
-	Count   uint64
-	FirstNs uint64
-	LastNs  uint64
+	_          structs.HostLayout
+	Count      uint64
+	FirstNs    uint64
+	LastNs     uint64
+	StoodNs    uint64
+	Base       uint64
+	SecondNs   uint64
+	SecondBase uint64
+	StopAfter  uint64
+	RearmNs    uint64
+	MaxRate    uint32
+	Stood      uint32
+	Standing   uint32
+	Flags      uint32
 }
 
 type setsSlotKey struct {
@@ -197,6 +208,7 @@ type setsSlotKey struct {
 type setsTotals struct {
 	_        structs.HostLayout
 	RingFull uint64
+	Stood    uint64
 }
 
 // Names of all BPF objects in the ELF.

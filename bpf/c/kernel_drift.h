@@ -199,4 +199,31 @@ static __always_inline __u64 current_ancestor_cgroup_id(__u32 level)
 	return id;
 }
 
+/*
+ * The registers that a user probe's program is given: the machines' own, which
+ * are the kernel's interface (struct pt_regs, struct user_pt_regs), by index.
+ */
+#if defined(__TARGET_ARCH_x86)
+#define REG_SP 19
+#define REG_G 1		/* r14: the goroutine, since Go 1.17 */
+#else
+#define REG_SP 31
+#define REG_LINK 30
+#define REG_G 28
+#endif
+#define user_reg(ctx, i) (((const volatile __u64 *)(ctx))[i])
+
+/* The address that a function returns to, at its first instruction or its return. */
+static __always_inline __u64 return_address(void *ctx)
+{
+#if defined(__TARGET_ARCH_x86)
+	__u64 address = 0;
+
+	bpf_probe_read_user(&address, sizeof(address), (void *)user_reg(ctx, REG_SP));
+	return address;
+#else
+	return user_reg(ctx, REG_LINK);
+#endif
+}
+
 #endif

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -18,13 +19,14 @@ import (
 type place struct {
 	offset uint64
 	ret    bool // by the kernel's own return probe on the function that begins there
+	exit   bool // it is where a function returns whose entry is a site: no site of its own
 }
 
 // point is a place and the number of the site there.
 type point struct {
 	place
 	semaphore uint64 // file offset of what the kernel counts up while it is probed; 0: none
-	site      uint32
+	at        bpf.At
 }
 
 // refusal says why a point was not attached.
@@ -54,17 +56,27 @@ func attach(obj *bpf.Objects, f *os.File, points []point) attachment {
 		a.refuse(points, refusal{evidence.FileUnreadable, err.Error()})
 		return a
 	}
-	if prog, err := obj.UprobeMulti(); err == nil {
-		var entries, returns []point
-		for _, p := range points {
-			if p.ret {
-				returns = append(returns, p)
-			} else {
-				entries = append(entries, p)
-			}
+	// Each group is a link of its own.
+	groups := map[bool][2][]point{} // by whether they are pairs, then whether they are return probes
+	for _, p := range points {
+		g := groups[p.at.Pair]
+		i := 0
+		if p.ret {
+			i = 1
 		}
-		a.multi(ex.UprobeMulti, prog, entries)
-		a.multi(ex.UretprobeMulti, prog, returns)
+		g[i] = append(g[i], p)
+		groups[p.at.Pair] = g
+	}
+	if _, err := obj.UprobeMulti(false); err == nil {
+		for pair, g := range groups {
+			prog, err := obj.UprobeMulti(pair)
+			if err != nil {
+				a.refuse(slices.Concat(g[0], g[1]), refusal{evidence.KernelUnsupported, err.Error()})
+				continue
+			}
+			a.multi(ex.UprobeMulti, prog, g[0])
+			a.multi(ex.UretprobeMulti, prog, g[1])
+		}
 		return a
 	}
 	for _, p := range points {
@@ -90,7 +102,7 @@ func (a *attachment) multi(attach attachMulti, prog *ebpf.Program, points []poin
 	opts := &link.UprobeMultiOptions{}
 	for _, p := range points {
 		opts.Addresses = append(opts.Addresses, p.offset)
-		opts.Cookies = append(opts.Cookies, uint64(p.site))
+		opts.Cookies = append(opts.Cookies, p.at.Cookie())
 		opts.RefCtrOffsets = append(opts.RefCtrOffsets, p.semaphore) // 0: none
 	}
 	l, err := attach(nil, prog, opts)
@@ -106,14 +118,14 @@ func (a *attachment) multi(attach attachMulti, prog *ebpf.Program, points []poin
 }
 
 func (a *attachment) single(ex *link.Executable, obj *bpf.Objects, p point) {
-	prog, err := obj.UprobeSingle(p.site)
+	prog, err := obj.UprobeSingle(p.at)
 	if err != nil {
 		a.refuse([]point{p}, refusal{evidence.KernelUnsupported, err.Error()})
 		return
 	}
 	opts := &link.UprobeOptions{Address: p.offset, RefCtrOffset: p.semaphore}
 	if prog.Cookie {
-		opts.Cookie = uint64(p.site)
+		opts.Cookie = p.at.Cookie()
 	}
 	attach := ex.Uprobe
 	if p.ret {

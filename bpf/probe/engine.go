@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -33,6 +34,9 @@ type Config struct {
 	// MaxSites bounds the sites of one container (Kernel.MaxSites: 20000; 256 where the kernel
 	// has no uprobe_multi, because each costs a link of its own).
 	MaxSites int
+	// MaxRate is how many hits per second and container a site may have whose
+	// probe does not say; past it, it stands down (100000).
+	MaxRate uint64
 	// BootTime is CLOCK_BOOTTIME in nanoseconds. Required.
 	BootTime func() int64
 	Log      *slog.Logger
@@ -55,6 +59,9 @@ type Engine struct {
 	any    int               // armed containers of unknown depth
 	next   uint32            // the last site number given
 	closed bool
+
+	handles map[*Handle]bool
+	stood   uint64 // bpf.Objects.Stood when the counters were last looked at
 }
 
 // NewEngine begins to follow the processes of containers, and returns an engine without any
@@ -65,14 +72,18 @@ func NewEngine(obj *bpf.Objects, cfg Config) *Engine {
 	}
 	if cfg.MaxSites == 0 {
 		cfg.MaxSites = max(cfg.Kernel.MaxSites, kernel.SitesSingle)
-		if _, err := obj.UprobeMulti(); err != nil { // it may have been switched off by option
+		if _, err := obj.UprobeMulti(false); err != nil { // it may have been switched off by option
 			cfg.MaxSites = kernel.SitesSingle
 		}
 	}
+	if cfg.MaxRate == 0 {
+		cfg.MaxRate = 100000
+	}
+	cfg.MaxRate = min(cfg.MaxRate, math.MaxUint32)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	e := &Engine{obj: obj, cfg: cfg, machine: Host(), kernelSide: hostKernel(Host()), files: map[fileKey]*sharedFile{}, hooks: map[hookKey]*sharedHook{}}
+	e := &Engine{obj: obj, cfg: cfg, machine: Host(), kernelSide: hostKernel(Host()), files: map[fileKey]*sharedFile{}, hooks: map[hookKey]*sharedHook{}, handles: map[*Handle]bool{}}
 	e.lineage = obj.AttachLineage()
 	for what, err := range map[string]error{
 		"execs": e.lineage.ExecErr, "births and ends of processes": e.lineage.ProcessErr, "moves between cgroups": e.lineage.MoveErr,
@@ -135,6 +146,10 @@ func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) 
 		}
 	}
 	h.ArmedAt = e.cfg.BootTime()
+	h.lookedAt = h.ArmedAt
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.handles[h] = true
 	return h, nil
 }
 
@@ -171,7 +186,7 @@ func batches(sites []Site, bound int) []*batch {
 		if s.Reason != "" || !s.HasOffset || s.File == nil {
 			continue
 		}
-		if n++; n > bound {
+		if n += 1 + len(exitsOf(s)); n > bound {
 			s.Reason, s.Detail = evidence.OverBudget, fmt.Sprintf("more than %d sites in one container", bound)
 			continue
 		}
@@ -220,12 +235,10 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 		mine.merged = process.File{Dev: seen.dev, Ino: seen.ino}
 	}
 	if !slices.ContainsFunc(h.held, func(o held) bool { return o.file == shared }) { // else another name of it has them
-		for _, p := range shared.points {
-			mine.ids = append(mine.ids, p.site)
-		}
+		err = e.putCounters(h, &mine, b)
 	}
-	if err := e.obj.PutSlots(h.target.Cgroup, mine.ids); err != nil {
-		e.drop(shared)
+	if err != nil {
+		e.drop(&shared.usage)
 		all(overBudget(err), err)
 		return
 	}
@@ -234,21 +247,52 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 		mine.lease, err = e.leases.take(b.file.Match, shared)
 	}
 	if err == nil {
-		refusedAt, err = shared.arm(e.obj, lower, merged, e.machine)
+		refusedAt, err = shared.arm(e, lower, merged)
 	}
 	if err != nil {
-		all(evidence.AttachFailed, errors.Join(err, e.obj.DeleteSlots(h.target.Cgroup, mine.ids), e.leases.drop(mine.lease)))
-		e.drop(shared)
+		all(evidence.AttachFailed, errors.Join(err, e.obj.DeleteSlots(h.target.Cgroup, mine.ids), e.obj.DeleteDurations(h.target.Cgroup, mine.times), e.leases.drop(mine.lease)))
+		e.drop(&shared.usage)
 		return
 	}
-	h.held = append(h.held, mine)
 	for _, s := range b.sites {
 		if r, no := refusedAt[placeOf(s)]; no {
 			s.Reason, s.Detail = r.reason, r.detail
 			continue
 		}
 		s.Armed, s.Type, s.ID = true, typeOf(s), shared.site(placeOf(s))
+		mine.armed = append(mine.armed, s.ID)
+		for _, exit := range exitsOf(s) {
+			if r, no := refusedAt[exit]; no {
+				s.Detail = fmt.Sprintf("its durations are not whole: the return at %#x: %s", exit.offset, r.detail)
+			}
+		}
 	}
+	h.mu.Lock()
+	h.held = append(h.held, mine)
+	h.mu.Unlock()
+}
+
+// putCounters makes the container's counters of one batch.
+func (e *Engine) putCounters(h *Handle, mine *held, b *batch) error {
+	var slots []bpf.Slot
+	for _, s := range b.sites {
+		slot := e.rules(s)
+		slot.Site = mine.file.site(placeOf(s))
+		if slices.Contains(mine.ids, slot.Site) {
+			continue
+		}
+		slots, mine.ids = append(slots, slot), append(mine.ids, slot.Site)
+		if s.Duration {
+			mine.times = append(mine.times, slot.Site)
+		}
+	}
+	if err := e.obj.PutSlots(h.target.Cgroup, slots); err != nil || len(mine.times) == 0 {
+		return err
+	}
+	if err := e.obj.PutDurations(h.target.Cgroup, mine.times); err != nil {
+		return errors.Join(err, e.obj.DeleteSlots(h.target.Cgroup, mine.ids))
+	}
+	return nil
 }
 
 // inRoot opens a file as the container sees it: in its root as it was mounted,
@@ -271,7 +315,24 @@ func inRoot(root *os.File, m image.Match) (*os.File, error) {
 // placeOf says where a site of a file is armed, and how: a return instruction
 // is probed as any other.
 func placeOf(s *Site) place {
-	return place{s.Offset, s.Requested == evidence.Uretprobe && !s.Return}
+	return place{offset: s.Offset, ret: s.Requested == evidence.Uretprobe && !s.Return}
+}
+
+// exitsOf says where the function returns that a site is the entry of, if it
+// is to be timed: at its return instructions where they are known, since a
+// program does not notice those.
+func exitsOf(s *Site) []place {
+	if !s.Duration {
+		return nil
+	}
+	if len(s.Returns) == 0 {
+		return []place{{offset: s.Offset, ret: true, exit: true}}
+	}
+	var out []place
+	for _, o := range s.Returns {
+		out = append(out, place{offset: o, exit: true})
+	}
+	return out
 }
 
 // typeOf says what the kernel uses for a site of a file.
@@ -308,7 +369,7 @@ func relative(path string) string {
 func (s *sharedFile) site(at place) uint32 {
 	for _, p := range s.points {
 		if p.place == at {
-			return p.site
+			return p.at.Site
 		}
 	}
 	return 0
@@ -317,18 +378,31 @@ func (s *sharedFile) site(at place) uint32 {
 // take finds or makes the shared file and takes a reference.
 func (e *Engine) take(at stamp, b *batch) (*sharedFile, error) {
 	var points []point
-	seen := map[place]bool{}
-	var bytes []byte
+	seen := map[place]int{} // and which point it is
+	var exits [][2]int      // a point, and that of its entry
 	for _, s := range b.sites {
-		p := point{place: placeOf(s), semaphore: s.Semaphore}
-		if seen[p.place] {
+		entry := placeOf(s)
+		if _, ok := seen[entry]; ok {
 			continue
 		}
-		seen[p.place] = true
-		points = append(points, p)
+		seen[entry] = len(points)
+		points = append(points, point{place: entry, semaphore: s.Semaphore, at: bpf.At{Pair: s.Duration, Stacked: s.Duration, Go: s.Duration && s.Go}})
+		for _, exit := range exitsOf(s) {
+			if _, ok := seen[exit]; ok {
+				continue // of another name of the function
+			}
+			exits = append(exits, [2]int{len(points), seen[entry]})
+			seen[exit] = len(points)
+			// On x86 a return probe runs when the return address is off the stack.
+			popped := exit.ret && e.machine.elf == elf.EM_X86_64
+			points = append(points, point{place: exit, at: bpf.At{Pair: true, Return: true, Stacked: true, Go: s.Go, Popped: popped}})
+		}
+	}
+	var bytes []byte
+	for _, p := range points {
 		bytes = binary.LittleEndian.AppendUint64(bytes, p.offset)
 		bytes = binary.LittleEndian.AppendUint64(bytes, p.semaphore)
-		bytes = strconv.AppendBool(bytes, p.ret)
+		bytes = strconv.AppendBool(strconv.AppendBool(bytes, p.ret), p.exit)
 	}
 	key := fileKey{at.dev, at.ino, b.probe, string(bytes)}
 	e.mu.Lock()
@@ -343,7 +417,10 @@ func (e *Engine) take(at stamp, b *batch) (*sharedFile, error) {
 			return nil, err
 		}
 		for i := range points {
-			points[i].site = first + uint32(i)
+			points[i].at.Site = first + uint32(i)
+		}
+		for _, x := range exits {
+			points[x[0]].at.Site = points[x[1]].at.Site
 		}
 		s = &sharedFile{key: key, path: b.file.Match.Path, points: points}
 		e.files[key] = s
@@ -363,13 +440,20 @@ func (e *Engine) number(n int) (uint32, error) {
 }
 
 // drop gives a reference back, and reports whether it was the last one.
-func (e *Engine) drop(s *sharedFile) (last bool) {
+func (e *Engine) drop(u *usage) (last bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if s.refs--; s.refs == 0 {
-		s.idleSince = e.cfg.BootTime()
+	if u.refs--; u.refs == 0 {
+		u.idleSince = e.cfg.BootTime()
 	}
-	return s.refs == 0
+	return u.refs == 0
+}
+
+// leave ends the engine's own look at a container.
+func (e *Engine) leave(h *Handle) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.handles, h)
 }
 
 // level counts containers per depth and tells the kernel which depths to look at.
@@ -393,17 +477,19 @@ func (e *Engine) level(n, by int) error {
 	return e.obj.SetLevels(mask)
 }
 
-// Run detaches in the background what no container uses any more. It returns
-// when ctx ends.
+// Run detaches in the background what no container uses any more or awaits an
+// answer of, and attaches again what is due. It returns when ctx ends.
 func (e *Engine) Run(ctx context.Context) error {
-	tick := time.NewTicker(max(e.cfg.Linger/4, 10*time.Millisecond))
+	tick := time.NewTicker(max(min(e.cfg.Linger/4, 250*time.Millisecond), 10*time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			e.reap(e.cfg.BootTime() - int64(e.cfg.Linger))
+			now := e.cfg.BootTime()
+			e.keep(now)
+			e.reap(now - int64(e.cfg.Linger))
 		}
 	}
 }
@@ -432,6 +518,11 @@ func (e *Engine) reap(before int64) {
 type shared interface {
 	close() error
 	String() string
+	use() *usage
+	// rest takes the links away if so many stand down and nobody else uses it.
+	rest(e *Engine, standing int)
+	// attachAgain makes them again; by is one who holds a file.
+	attachAgain(e *Engine, by *held) error
 }
 
 // closeAll detaches in parallel: one after the other each costs tens of
@@ -453,6 +544,9 @@ type Stats struct {
 	Files int `json:"files"` // (inode, probe) pairs attached
 	Hooks int `json:"hooks"` // (place in the kernel, probe) pairs attached
 	Sites int `json:"sites"`
+	// Resting are the files and hooks that are detached because nobody who uses
+	// them awaits an answer.
+	Resting int `json:"resting"`
 }
 
 // Stats returns what is attached now.
@@ -462,6 +556,14 @@ func (e *Engine) Stats() Stats {
 	st := Stats{Files: len(e.files), Hooks: len(e.hooks), Sites: len(e.hooks)}
 	for _, s := range e.files {
 		st.Sites += len(s.points)
+		if s.refs > 0 && s.attachedAt.Load() == 0 {
+			st.Resting++
+		}
+	}
+	for _, s := range e.hooks {
+		if s.refs > 0 && s.attachedAt.Load() == 0 {
+			st.Resting++
+		}
 	}
 	return st
 }

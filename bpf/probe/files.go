@@ -107,7 +107,7 @@ func (p *planner) query() symbol.Query {
 		}
 	}
 	q.Inlined = len(q.Names)+len(q.Globs)+len(q.Regexps) > 0
-	q.Returns = q.Inlined && p.pr.Type == policy.Uretprobe
+	q.Returns = q.Inlined && (p.pr.Type == policy.Uretprobe || p.pr.Duration)
 	return q
 }
 
@@ -191,10 +191,14 @@ func (p *planner) function(s Site, sym symbol.Symbol, facts Facts) {
 		case !p.pr.Duration:
 		case inlined:
 			s.Detail = "no duration: it was inlined, and nothing returns from it"
-		case breaks != "":
-			s.Detail = "no duration: " + breaks
-		default:
+		case sym.ReturnsErr == nil && len(sym.Returns) > 0: // a program does not notice
+			s.Duration, s.Returns, s.Go = true, sym.Returns, facts.ELF.Go
+		case breaks == "":
 			s.Duration = true
+		case sym.ReturnsErr == nil:
+			s.Detail = "no duration: it has no return instruction"
+		default:
+			s.Detail = fmt.Sprintf("no duration: %s; its return instructions are not known: %v", breaks, sym.ReturnsErr)
 		}
 		p.add(guard(s, facts))
 		return

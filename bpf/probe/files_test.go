@@ -383,12 +383,17 @@ func TestPlanReturns(t *testing.T) {
 			t.Errorf("%s: %+v", c.name, s)
 		}
 	}
-	// Durations need a return probe.
+	// Durations are by return instructions where those are known, else by the
+	// kernel's return probe if that does not break the program.
 	pr = policy.Probe{Type: policy.Uprobe, Symbols: []string{"hello"}, Duration: true}
 	if s := planned(t, pr, Host(), func(*Facts) {}).Sites[0]; !s.Duration || s.Detail != "" {
 		t.Errorf("%+v", s)
 	}
-	if s := planned(t, pr, Host(), goProgram(nothing)).Sites[0]; s.Duration || s.Reason != "" || !strings.Contains(s.Detail, "no duration") {
+	if s := planned(t, pr, Host(), goProgram(nothing)).Sites[0]; !s.Duration || !s.Go || !slices.Equal(s.Returns, []uint64{entry + 1, entry + 2}) {
+		t.Errorf("%+v", s)
+	}
+	unknown := goProgram(func(s *symbol.Symbol) { s.Returns, s.ReturnsErr = nil, errors.New("jumps out") })
+	if s := planned(t, pr, Host(), unknown).Sites[0]; s.Duration || s.Reason != "" || !strings.Contains(s.Detail, "no duration") || !strings.Contains(s.Detail, "jumps out") {
 		t.Errorf("%+v", s)
 	}
 }

@@ -23,10 +23,19 @@ type Handle struct {
 
 	engine *Engine
 	target Target
-	held   []held
-	hooks  []*sharedHook
 	once   sync.Once
 	err    error
+
+	// mu guards the fields below, and Sites against the engine's own look at
+	// them.
+	mu       sync.Mutex
+	held     []held
+	hooks    []heldHook
+	stood    map[uint32]*stood // by site number
+	told     []Standing        // not yet returned by Stood
+	runStood uint64            // bpf.Run.Stood when the counters were last read
+	lookedAt int64             // boot time of that
+	nextDue  int64             // boot time at which the next of them counts again; 0: none
 }
 
 // held is a reference to a shared file, by one of its names, and the
@@ -39,6 +48,14 @@ type held struct {
 	merged process.File
 	lease  *os.File // of a file that the container may write
 	ids    []uint32 // nil if the counters belong to another name of the file
+	times  []uint32 // those that have a duration
+	armed  []uint32 // those that are attached
+}
+
+// heldHook is a reference to a place in the kernel.
+type heldHook struct {
+	*sharedHook
+	armed bool
 }
 
 // Counter reads the kernel's counter of an armed site. Probes without a site
@@ -49,6 +66,19 @@ func (h *Handle) Counter(s Site) (bpf.Counter, error) {
 		return bpf.Counter{Count: r.Execs, FirstNs: r.FirstExecNs, LastNs: r.LastExecNs}, err
 	}
 	return h.engine.obj.Slot(h.target.Cgroup, s.ID)
+}
+
+// Duration returns the times between a site's entry and its return, as far as
+// they were counted; nil if none was, or the site has none.
+func (h *Handle) Duration(s Site) (*evidence.Duration, error) {
+	if s.ID == 0 || !paired(&s) {
+		return nil, nil
+	}
+	d, err := h.engine.obj.Duration(h.target.Cgroup, s.ID)
+	if err != nil {
+		return nil, err
+	}
+	return evidence.NewDuration(d.Buckets, d.SumNs, d.Unmatched), nil
 }
 
 // Run reads what the kernel counts for the container as a whole.
@@ -172,18 +202,25 @@ func inUpper(upper *os.File, path string) (bool, string) {
 func (h *Handle) Close() error {
 	h.once.Do(func() {
 		var errs []error
+		h.engine.leave(h)
+		h.mu.Lock()
+		defer h.mu.Unlock()
 		for _, held := range h.held {
-			errs = append(errs, h.engine.obj.DeleteSlots(h.target.Cgroup, held.ids))
+			errs = append(errs, h.engine.obj.DeleteSlots(h.target.Cgroup, held.ids), h.engine.obj.DeleteDurations(h.target.Cgroup, held.times))
 			// A link holds the mount of what has no layer: a volume could not be
 			// detached from the machine.
-			if last := h.engine.drop(held.file); last && held.match.Mapped() {
+			if last := h.engine.drop(&held.file.usage); last && held.match.Mapped() {
 				h.engine.forget(held.file, errClosed)
 			}
 			errs = append(errs, h.engine.leases.drop(held.lease))
 		}
 		for _, hook := range h.hooks {
-			errs = append(errs, h.engine.obj.DeleteSlots(h.target.Cgroup, []uint32{hook.site}))
-			h.engine.dropHook(hook)
+			id := []uint32{hook.site}
+			errs = append(errs, h.engine.obj.DeleteSlots(h.target.Cgroup, id))
+			if hook.key.pair {
+				errs = append(errs, h.engine.obj.DeleteDurations(h.target.Cgroup, id))
+			}
+			h.engine.drop(&hook.usage)
 		}
 		errs = append(errs, h.engine.obj.DeleteRun(h.target.Cgroup), h.engine.level(h.target.Level, -1))
 		h.err = errors.Join(errs...)

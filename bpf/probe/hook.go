@@ -18,6 +18,7 @@ type hookKey struct {
 	requested evidence.ProbeType
 	name      string // of a function, a system call or an event
 	syscall   bool
+	pair      bool // with its return
 }
 
 // sharedHook is one armed (place in the kernel, probe), shared by every
@@ -28,40 +29,55 @@ type sharedHook struct {
 
 	// mu serialises attaching, and guards the fields below.
 	mu      sync.Mutex
-	link    link.Link // nil: not attached
-	prog    *bpf.Program
+	links   []link.Link // none: not attached
+	progs   []*bpf.Program
 	typ     evidence.ProbeType // what the kernel took
 	note    string             // why it is another type than was asked for
 	refused refusal            // if it is not attached
 
-	// Guarded by Engine.mu.
-	refs      int
-	idleSince int64 // boot time at which refs became 0
+	usage
 }
 
 // arm attaches by the best way that this kernel takes. What failed for one
 // container is tried again for the next: a module may have been loaded.
-func (s *sharedHook) arm(obj *bpf.Objects, k kernelSide) {
+func (s *sharedHook) arm(e *Engine) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.link != nil {
+	if len(s.links) > 0 {
 		return
 	}
 	s.refused = refusal{}
 	var tried []error
-	for _, w := range k.ways(s.key) {
-		l, p, err := w.attach(obj, s.site)
-		if err != nil {
-			tried = append(tried, fmt.Errorf("%s: %w", w.typ, err))
+	for _, w := range e.kernelSide.ways(s.key) {
+		if err := s.try(e.obj, w); err != nil {
+			tried = append(tried, fmt.Errorf("%s: %w", w.typ, errors.Join(err, s.unlink())))
 			continue
 		}
-		s.link, s.prog, s.typ, s.note = l, p, w.typ, ""
+		s.attachedAt.Store(e.cfg.BootTime())
+		s.typ, s.note = w.typ, ""
 		if len(tried) > 0 {
 			s.note = errors.Join(tried...).Error()
 		}
 		return
 	}
 	s.refused = refusal{whyNot(tried), strings.ReplaceAll(errors.Join(tried...).Error(), "\n", "; ")}
+}
+
+// try attaches one way: the return first, so that each entry has one.
+func (s *sharedHook) try(obj *bpf.Objects, w way) error {
+	if s.key.pair {
+		l, p, err := w.exit(obj, bpf.At{Site: s.site, Pair: true, Return: true})
+		if err != nil {
+			return fmt.Errorf("its return: %w", err)
+		}
+		s.links, s.progs = append(s.links, l), append(s.progs, p)
+	}
+	l, p, err := w.attach(obj, bpf.At{Site: s.site, Pair: s.key.pair})
+	if err != nil {
+		return err
+	}
+	s.links, s.progs = append(s.links, l), append(s.progs, p)
+	return nil
 }
 
 // whyNot is the reason for a place that no way leads to: what may pass comes
@@ -89,14 +105,16 @@ func whyNot(tried []error) evidence.NotArmedReason {
 func (s *sharedHook) check(k kernelSide) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.link == nil {
+	if len(s.links) == 0 {
 		return ""
 	}
 	if (s.typ == evidence.Kprobe || s.typ == evidence.Kretprobe) && k.kprobesOff() {
 		return "all kprobes of this kernel were switched off"
 	}
-	if _, err := s.link.Info(); err != nil && !errors.Is(err, link.ErrNotSupported) { // perf events before 5.15 have no links
-		return err.Error()
+	for _, l := range s.links {
+		if _, err := l.Info(); err != nil && !errors.Is(err, link.ErrNotSupported) { // perf events before 5.15 have no links
+			return err.Error()
+		}
 	}
 	return ""
 }
@@ -106,12 +124,21 @@ func (s *sharedHook) String() string { return s.key.name }
 func (s *sharedHook) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.link == nil {
-		return nil
+	return s.unlink()
+}
+
+// unlink detaches. With mu held.
+func (s *sharedHook) unlink() error {
+	var errs []error
+	for _, l := range s.links {
+		errs = append(errs, l.Close())
 	}
-	err := errors.Join(s.link.Close(), s.prog.Close())
-	s.link, s.prog = nil, nil
-	return err
+	for _, p := range s.progs {
+		errs = append(errs, p.Close())
+	}
+	s.links, s.progs = nil, nil
+	s.attachedAt.Store(0)
+	return errors.Join(errs...)
 }
 
 // armHooks arms the sites in the kernel.
@@ -129,22 +156,39 @@ func (e *Engine) armHooks(h *Handle) {
 	}
 }
 
+// paired reports whether the entry that the site is is paired with its return.
+func paired(s *Site) bool {
+	if s.File != nil {
+		return s.Duration
+	}
+	return s.Probe.Duration && (s.Requested == evidence.Kprobe || s.Requested == evidence.Fentry)
+}
+
 func (e *Engine) armHook(h *Handle, s *Site) {
-	hook, err := e.takeHook(hookKey{s.Probe.ID, s.Requested, s.Function + s.Event, s.Syscall})
+	pair := paired(s)
+	hook, err := e.takeHook(hookKey{s.Probe.ID, s.Requested, s.Function + s.Event, s.Syscall, pair})
 	if err != nil {
 		s.Reason, s.Detail = overBudget(err), err.Error()
 		return
 	}
-	if err := e.obj.PutSlots(h.target.Cgroup, []uint32{hook.site}); err != nil {
-		e.dropHook(hook)
+	slot := e.rules(s)
+	slot.Site = hook.site
+	err = e.obj.PutSlots(h.target.Cgroup, []bpf.Slot{slot})
+	if err == nil && pair {
+		if err = e.obj.PutDurations(h.target.Cgroup, []uint32{hook.site}); err != nil {
+			err = errors.Join(err, e.obj.DeleteSlots(h.target.Cgroup, []uint32{hook.site}))
+		}
+	}
+	if err != nil {
+		e.drop(&hook.usage)
 		s.Reason, s.Detail = overBudget(err), err.Error()
 		return
 	}
-	h.hooks = append(h.hooks, hook)
-	hook.arm(e.obj, e.kernelSide)
+	hook.arm(e)
 	hook.mu.Lock()
 	defer hook.mu.Unlock()
-	if hook.link == nil {
+	h.hooks = append(h.hooks, heldHook{hook, len(hook.links) > 0})
+	if len(hook.links) == 0 {
 		s.Reason, s.Detail = hook.refused.reason, hook.refused.detail
 		return
 	}
@@ -168,12 +212,4 @@ func (e *Engine) takeHook(k hookKey) (*sharedHook, error) {
 	}
 	s.refs++
 	return s, nil
-}
-
-func (e *Engine) dropHook(s *sharedHook) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if s.refs--; s.refs == 0 {
-		s.idleSince = e.cfg.BootTime()
-	}
 }

@@ -29,8 +29,11 @@ var (
 // way is one way to a place in the kernel.
 type way struct {
 	typ    evidence.ProbeType
-	attach func(obj *bpf.Objects, site uint32) (link.Link, *bpf.Program, error)
+	attach attachHook
+	exit   attachHook // to where what is entered there returns, if that can be seen
 }
+
+type attachHook func(obj *bpf.Objects, at bpf.At) (link.Link, *bpf.Program, error)
 
 // kernelSide knows where the kernel says what of it can be probed.
 type kernelSide struct {
@@ -70,16 +73,23 @@ func (k kernelSide) ways(at hookKey) []way {
 			function = k.machine.syscallPrefix + k.machine.entryName(at.name)
 		}
 		probe, trampoline := k.kprobe(function, !entry), k.fentry(function, !entry)
+		if entry {
+			probe.exit, trampoline.exit = k.kprobe(function, true).attach, k.fentry(function, true).attach
+		}
 		out := []way{probe, trampoline}
 		if at.requested == evidence.Fentry || at.requested == evidence.Fexit {
 			out = []way{trampoline, probe}
 		}
 		if at.syscall {
-			event := "sys_enter_"
-			if !entry {
-				event = "sys_exit_"
+			name := k.machine.entryName(at.name)
+			event, raw := k.tracepoint("syscalls", "sys_enter_"+name), k.rawSyscall(at.name, false)
+			returns, rawReturns := k.tracepoint("syscalls", "sys_exit_"+name), k.rawSyscall(at.name, true)
+			if entry {
+				event.exit, raw.exit = returns.attach, rawReturns.attach
+			} else {
+				event, raw = returns, rawReturns
 			}
-			out = append(out, k.tracepoint("syscalls", event+k.machine.entryName(at.name)), k.rawSyscall(at.name, !entry))
+			out = append(out, event, raw)
 		}
 		return out
 	}
@@ -92,20 +102,20 @@ func (k kernelSide) kprobe(function string, ret bool) way {
 	if ret {
 		w.typ, attach = evidence.Kretprobe, link.Kretprobe
 	}
-	w.attach = func(obj *bpf.Objects, site uint32) (link.Link, *bpf.Program, error) {
+	w.attach = func(obj *bpf.Objects, at bpf.At) (link.Link, *bpf.Program, error) {
 		if err := k.haveKprobes(); err != nil {
 			return nil, nil, err
 		}
 		if err := k.haveFunction(function); err != nil {
 			return nil, nil, err
 		}
-		p, err := obj.Kprobe(site)
+		p, err := obj.Kprobe(at)
 		if err != nil {
 			return nil, nil, fmt.Errorf("%w: %w", errUnsupported, err)
 		}
 		opts := &link.KprobeOptions{}
 		if p.Cookie {
-			opts.Cookie = uint64(site)
+			opts.Cookie = at.Cookie()
 		}
 		l, err := attach(function, p.Program, opts)
 		return linked(l, p, err)
@@ -115,39 +125,39 @@ func (k kernelSide) kprobe(function string, ret bool) way {
 
 func (k kernelSide) fentry(function string, ret bool) way {
 	w := way{typ: evidence.Fentry}
-	at := ebpf.AttachTraceFEntry
+	kind := ebpf.AttachTraceFEntry
 	if ret {
-		w.typ, at = evidence.Fexit, ebpf.AttachTraceFExit
+		w.typ, kind = evidence.Fexit, ebpf.AttachTraceFExit
 	}
-	w.attach = func(obj *bpf.Objects, site uint32) (link.Link, *bpf.Program, error) {
+	w.attach = func(obj *bpf.Objects, at bpf.At) (link.Link, *bpf.Program, error) {
 		if err := k.haveFunction(function); err != nil {
 			return nil, nil, err
 		}
-		p, err := obj.Function(ret, function, site)
+		p, err := obj.Function(ret, function, at)
 		switch {
 		case errors.Is(err, btf.ErrNotFound) && k.kernelBTF() == nil:
 			return nil, nil, fmt.Errorf("%w: it has no type information of the function: %w", errRefused, err)
 		case err != nil:
 			return nil, nil, fmt.Errorf("%w: %w", errUnsupported, err)
 		}
-		l, err := link.AttachTracing(link.TracingOptions{Program: p.Program, AttachType: at})
+		l, err := link.AttachTracing(link.TracingOptions{Program: p.Program, AttachType: kind})
 		return linked(l, p, err)
 	}
 	return w
 }
 
 func (k kernelSide) tracepoint(group, name string) way {
-	return way{evidence.Tracepoint, func(obj *bpf.Objects, site uint32) (link.Link, *bpf.Program, error) {
+	return way{typ: evidence.Tracepoint, attach: func(obj *bpf.Objects, at bpf.At) (link.Link, *bpf.Program, error) {
 		if err := k.haveEvent(group, name); err != nil {
 			return nil, nil, err
 		}
-		p, err := obj.Tracepoint(site)
+		p, err := obj.Tracepoint(at)
 		if err != nil {
 			return nil, nil, fmt.Errorf("%w: %w", errUnsupported, err)
 		}
 		opts := &link.TracepointOptions{}
 		if p.Cookie {
-			opts.Cookie = uint64(site)
+			opts.Cookie = at.Cookie()
 		}
 		l, err := link.Tracepoint(group, name, p.Program, opts)
 		return linked(l, p, err)
@@ -155,8 +165,8 @@ func (k kernelSide) tracepoint(group, name string) way {
 }
 
 func (k kernelSide) rawTracepoint(name string) way {
-	return way{evidence.RawTracepoint, func(obj *bpf.Objects, site uint32) (link.Link, *bpf.Program, error) {
-		p, err := obj.RawTracepoint(site)
+	return way{typ: evidence.RawTracepoint, attach: func(obj *bpf.Objects, at bpf.At) (link.Link, *bpf.Program, error) {
+		p, err := obj.RawTracepoint(at)
 		if err != nil {
 			return nil, nil, fmt.Errorf("%w: %w", errUnsupported, err)
 		}
@@ -167,12 +177,12 @@ func (k kernelSide) rawTracepoint(name string) way {
 
 // rawSyscall sees one system call at the raw tracepoint of them all.
 func (k kernelSide) rawSyscall(call string, exit bool) way {
-	return way{evidence.RawTracepoint, func(obj *bpf.Objects, site uint32) (link.Link, *bpf.Program, error) {
+	return way{typ: evidence.RawTracepoint, attach: func(obj *bpf.Objects, at bpf.At) (link.Link, *bpf.Program, error) {
 		number, ok := bpf.SyscallNumber(call)
 		if !ok {
 			return nil, nil, fmt.Errorf("%w: no system call %s is known for this machine", errNoPlace, call)
 		}
-		p, err := obj.Syscall(exit, number, site)
+		p, err := obj.Syscall(exit, number, at)
 		if err != nil {
 			return nil, nil, fmt.Errorf("%w: %w", errUnsupported, err)
 		}

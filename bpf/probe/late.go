@@ -110,7 +110,9 @@ func (e *Engine) Add(ctx context.Context, h *Handle, root string, plan Plan) ([]
 		e.armBatch(h, b, dir)
 	}
 	more = slices.DeleteFunc(more, func(s Site) bool { return !s.Armed && failed[identify(&s)] })
+	h.mu.Lock()
 	h.Sites = append(h.Sites, more...)
+	h.mu.Unlock()
 	return more, nil
 }
 

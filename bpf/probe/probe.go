@@ -60,8 +60,12 @@ type Site struct {
 	Copies    int    // files that the probe's target matched
 	Offset    uint64 // in the file
 	HasOffset bool
-	// Duration: the entry is to be paired with the return.
+	// Duration: the entry is to be paired with the return, which is at these
+	// instructions, or wherever the kernel's return probe sees it if there are
+	// none. Go: a call is a goroutine's and not a thread's.
 	Duration bool
+	Returns  []uint64 // offsets in the file
+	Go       bool
 	// Return: this is one of Symbol's return instructions, which stand for a
 	// uretprobe where the kernel's own would break the target.
 	Return     bool

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"probity/bpf"
 	"probity/evidence"
@@ -34,37 +35,43 @@ type sharedFile struct {
 	att    attachment
 	canary *canary // of the lower file: its health is the links' health
 
+	usage
+}
+
+// usage counts who uses what containers share.
+type usage struct {
+	attachedAt atomic.Int64 // boot time at which it was attached; 0: it is not
+	failing    bool         // it could not be attached again; of Engine.keep
+
 	// Guarded by Engine.mu.
 	refs      int
 	idleSince int64 // boot time at which refs became 0
 }
 
+func (u *usage) use() *usage { return u }
+
 // arm attaches once, then proves for this container: mapped is the container's
 // own view of the file. It returns the refusal per place; a place without one
 // is armed.
-func (s *sharedFile) arm(obj *bpf.Objects, lower, merged *os.File, m Machine) (map[place]refusal, error) {
+func (s *sharedFile) arm(e *Engine, lower, merged *os.File) (map[place]refusal, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.why != nil {
 		return nil, fmt.Errorf("%s was detached: %w", s.path, s.why)
 	}
-	offsets := make([]uint64, len(s.points))
-	for i, p := range s.points {
-		offsets[i] = p.offset
-	}
-	view, err := newCanary(merged, offsets, len(m.breakpoint))
+	m := e.machine
+	view, err := newCanary(merged, s.offsets(), len(m.breakpoint))
 	if err != nil {
 		return nil, fmt.Errorf("map %s through the container's root: %w", s.path, err)
 	}
 	defer view.close()
 	if !s.ready {
-		if s.canary, err = newCanary(lower, offsets, len(m.breakpoint)); err != nil {
-			return nil, fmt.Errorf("map %s: %w", s.path, err)
+		if err := s.attach(e.obj, lower, m); err != nil {
+			return nil, err
 		}
-		s.att = attach(obj, lower, s.points)
-		s.ready = true
+		s.attachedAt.Store(e.cfg.BootTime())
 	} else {
-		s.again(obj, lower)
+		s.again(e.obj, lower)
 	}
 	out := maps.Clone(s.att.refused)
 	attached := s.attached()
@@ -78,6 +85,24 @@ func (s *sharedFile) arm(obj *bpf.Objects, lower, merged *os.File, m Machine) (m
 		}
 	}
 	return out, nil
+}
+
+// attach makes the links, and the canary that proves them. With mu held.
+func (s *sharedFile) attach(obj *bpf.Objects, lower *os.File, m Machine) (err error) {
+	if s.canary, err = newCanary(lower, s.offsets(), len(m.breakpoint)); err != nil {
+		return fmt.Errorf("map %s: %w", s.path, err)
+	}
+	s.att = attach(obj, lower, s.points)
+	s.ready = true
+	return nil
+}
+
+func (s *sharedFile) offsets() []uint64 {
+	out := make([]uint64, len(s.points))
+	for i, p := range s.points {
+		out[i] = p.offset
+	}
+	return out
 }
 
 // again attaches the points that could not be attached for want of something,
@@ -174,5 +199,6 @@ func (s *sharedFile) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ready = false
+	s.attachedAt.Store(0)
 	return errors.Join(s.att.close(), s.canary.close())
 }

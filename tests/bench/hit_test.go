@@ -2,6 +2,7 @@ package bench
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
@@ -62,7 +63,7 @@ func BenchmarkHit(b *testing.B) {
 	obj, err := bpf.Load(bpf.Options{})
 	must(b, err)
 	b.Cleanup(func() { obj.Close() })
-	e := probe.NewEngine(obj, probe.Config{Kernel: facts, BootTime: cgroup.BootTime})
+	e := probe.NewEngine(obj, probe.Config{Kernel: facts, BootTime: cgroup.BootTime, MaxRate: math.MaxUint32})
 	b.Cleanup(func() { must(b, e.Close()) })
 	plan := probe.MakePlan([]policy.Probe{{ID: "p", Type: "uprobe", File: "/loop", Symbols: []string{"hit"}}}, one{dirs["ours"], &probe.Inspector{}}, probe.Host())
 	h, err := e.Arm(b.Context(), probe.Target{Cgroup: id, Level: 1, Root: dirs["ours"]}, plan)
@@ -72,7 +73,7 @@ func BenchmarkHit(b *testing.B) {
 	}
 
 	spec := &ebpf.ProgramSpec{Type: ebpf.Kprobe, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}}
-	if _, err := obj.UprobeMulti(); err == nil {
+	if _, err := obj.UprobeMulti(false); err == nil {
 		spec.AttachType = ebpf.AttachTraceUprobeMulti
 	}
 	empty, err := ebpf.NewProgram(spec)
