@@ -41,7 +41,7 @@ func compile(name string, flags ...string) (string, error) {
 		return "", err
 	}
 	out := filepath.Join(dir, name)
-	b, err := exec.Command("gcc", append([]string{"-O2", "-static", "-o", out, "testdata/" + name + ".c"}, flags...)...).CombinedOutput()
+	b, err := exec.Command("gcc", append([]string{"-O2", "-fno-omit-frame-pointer", "-static", "-o", out, "testdata/" + name + ".c"}, flags...)...).CombinedOutput()
 	if err != nil {
 		return "", errors.New(string(b))
 	}

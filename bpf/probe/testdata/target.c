@@ -39,6 +39,18 @@ NOINLINE int nested(int depth, int jump)
 	return sink;
 }
 
+/* A stack of three. Who wants to look at the process finds it waiting. */
+NOINLINE int inner(int wait)
+{
+	char c;
+
+	if (wait)
+		return read(0, &c, 1);
+	return sink;
+}
+NOINLINE int middle(int wait) { return inner(wait) + sink; }
+NOINLINE int outer(int wait) { return middle(wait) + sink; }
+
 /* A USDT marker that is only passed when somebody counts its semaphore up. */
 unsigned short semaphore __attribute__((section(".probes"), used)) = 0;
 NOINLINE void marked(void)
@@ -80,6 +92,10 @@ int main(int argc, char **argv)
 		} else if (!strncmp(argv[i], "hello*", 6))
 			for (long n = atol(argv[i] + 6); n > 0; n--)
 				hello();
+		else if (!strcmp(argv[i], "deep"))
+			outer(0);
+		else if (!strcmp(argv[i], "wait"))
+			outer(1);
 		else if (!strcmp(argv[i], "marked"))
 			marked();
 	}
