@@ -35,6 +35,13 @@ func TestInspectorKey(t *testing.T) {
 			f.SetBool(true)
 			entry(q, typ.Field(i).Name)
 		default:
+			if f.Type() == reflect.TypeFor[[]uint64]() {
+				for _, list := range [][]uint64{{1, 2}, {2, 1}, {12}} {
+					f.Set(reflect.ValueOf(list))
+					entry(q, typ.Field(i).Name)
+				}
+				continue
+			}
 			for _, list := range [][]string{{"a", "b"}, {"b", "a"}, {"a b"}, {`a" "b`}, {`a", "b`}, {"a\x00b"}} {
 				f.Set(reflect.ValueOf(list))
 				entry(q, typ.Field(i).Name)
