@@ -142,12 +142,11 @@ func (p *planner) functions(one Site, facts Facts) {
 			continue
 		}
 		slices.SortStableFunc(syms, func(a, b symbol.Symbol) int { return cmp.Compare(a.Offset, b.Offset) })
-		resolved := map[string]bool{}
 		for _, sym := range syms {
-			resolved[sym.Implements] = true
-		}
-		for _, sym := range syms {
-			if sym.Kind == symbol.KindIFunc && resolved[sym.Name] || !spelled && known[sym.Offset] {
+			if sym.Doubt != "" {
+				p.incomplete("%s of %s: %s", item, one.File.Match.Path, sym.Doubt)
+			}
+			if !spelled && known[sym.Offset] {
 				continue
 			}
 			known[sym.Offset] = true
@@ -174,10 +173,10 @@ func (p *planner) function(s Site, sym symbol.Symbol, facts Facts) {
 	s.InlinedIn, s.Implements = sym.InlinedIn, sym.Implements
 	s.Offset, s.HasOffset = sym.Offset, true
 
-	if sym.Kind == symbol.KindIFunc {
+	if sym.Kind == symbol.KindIFunc && sym.Implements == "" {
 		// It runs once, when the function is bound: its hit would be taken for one
 		// of the function.
-		s.Reason, s.Detail = evidence.UnprobeableInstruction, "this is a resolver, which chooses the function's code when it is bound; what it chooses from is not known"
+		s.Reason, s.Detail = evidence.UnprobeableInstruction, "this is a resolver, which chooses the function's code when it is bound; what it chooses from is not known: "+sym.Doubt
 		p.add(s)
 		return
 	}

@@ -398,8 +398,9 @@ func TestPlanReturns(t *testing.T) {
 	}
 }
 
-// What a symbol is goes into its site; the resolver of an IFUNC gives way to
-// what it chooses from; a place that a pattern matches twice is one site.
+// What a symbol is goes into its site; the resolver of an IFUNC is not its
+// function; what may not be all makes the search incomplete; a place that a
+// pattern matches twice is one site.
 func TestPlanKinds(t *testing.T) {
 	pr := policy.Probe{Type: policy.Uprobe, Symbols: []string{"hello", "gone"}, SymbolGlobs: []string{"hel*"}, SymbolRegexps: []string{"^none$"}}
 	at := func(f *Facts) symbol.Symbol {
@@ -409,17 +410,21 @@ func TestPlanKinds(t *testing.T) {
 	p := planned(t, policy.Probe{Type: policy.Uprobe, Symbols: pr.Symbols}, Host(), func(f *Facts) {
 		hello := at(f)
 		resolver, impl, inlined, again := hello, hello, hello, hello
-		resolver.Kind = symbol.KindIFunc
-		impl.Name, impl.Implements, impl.Offset = "hello_avx2", "hello", hello.Offset+1
+		resolver.Kind, resolver.Doubt = symbol.KindIFunc, "who knows"
+		impl.Kind, impl.Implements, impl.Offset = symbol.KindIFunc, "hello", hello.Offset+1 // a name that was stripped
 		inlined.Kind, inlined.InlinedIn, inlined.Offset = symbol.KindInlined, "main", hello.Offset+2
 		inlined.Inline = symbol.InlineKnown{State: symbol.InlineAt, Instances: []symbol.Instance{{Function: "main", Offset: hello.Offset + 2}}}
 		f.Symbols = []symbol.Symbol{inlined, resolver, impl, again}
 	})
 	got := p.Sites
-	// The resolver is left out. The last but one has the same name in another unit.
-	if len(got) != 4 || got[0].Kind != symbol.KindFunc || got[1].Implements != "hello" || got[1].Symbol != "hello_avx2" || got[2].InlinedIn != "main" || len(got[2].InlinedAt) != 1 || got[2].Inline != symbol.InlineAt ||
-		got[3].Symbol != "gone" || got[3].Reason != evidence.SymbolNotFound || got[3].HasOffset {
+	// The resolver is not armed. The second has the same name in another unit.
+	if len(got) != 5 || got[0].Reason != evidence.UnprobeableInstruction || !strings.Contains(got[0].Detail, "who knows") ||
+		got[1].Kind != symbol.KindFunc || got[2].Implements != "hello" || got[2].Reason != "" || got[3].InlinedIn != "main" || len(got[3].InlinedAt) != 1 || got[3].Inline != symbol.InlineAt ||
+		got[4].Symbol != "gone" || got[4].Reason != evidence.SymbolNotFound || got[4].HasOffset {
 		t.Errorf("%+v", told(got))
+	}
+	if s := p.Searches[0]; s.Complete || !strings.Contains(s.Why, "who knows") {
+		t.Errorf("%+v", s)
 	}
 	q := (&planner{pr: pr}).query()
 	if !slices.Equal(q.Globs, pr.SymbolGlobs) || !slices.Equal(q.Regexps, pr.SymbolRegexps) || !q.Inlined || q.Returns {

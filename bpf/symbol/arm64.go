@@ -34,12 +34,16 @@ func decodeARM64(code []byte, pc uint64) (instr, bool) {
 	case w&0x9f000000 == 0x10000000: // adr
 		imm := int64(int32((w>>5&0x7ffff<<2|w>>29&3)<<11)) >> 11
 		in.kind, in.ref, in.reg = refAddress, pc+uint64(imm), uint8(w&31)
+	case w&0xffc00000 == 0xf9400000: // ldr Xt, [Xn, #imm12 * 8]
+		in.kind, in.ref, in.reg, in.base, in.opaque = refSlot, uint64(w>>10&0xfff)*8, uint8(w&31), uint8(w>>5&31), true
 	case w&0xffc00000 == 0x91000000 && w&31 == w>>5&31: // add Xd, Xd, #imm12
 		in.kind, in.ref, in.reg = refAdd, uint64(w>>10&0xfff), uint8(w&31)
 	case w&0xff200000 == 0x8b000000, w&0xffe00000 == 0x8b200000: // add Xd, Xn, Xm or Wm, shifted or extended
 		in.adds, in.reg = true, uint8(w&31)
 	case w&0xffe00c00 == 0xf8600800 && w>>12&1 == 1: // ldr Xt, [Xn, Xm, lsl #3]
-		in.scaled, in.reg = true, uint8(w&31)
+		in.scaled, in.reg, in.opaque = true, uint8(w&31), true
+	case w&0x0a000000 == 0x08000000: // other loads and stores
+		in.opaque = true
 	}
 	return in, true
 }

@@ -74,11 +74,11 @@ func TestDecodeReferences(t *testing.T) {
 	}{
 		{elf.EM_X86_64, "488d0510000000", instr{kind: refAddress, ref: 0x1017, reg: 0}},
 		{elf.EM_X86_64, "4c8d0df0ffffff", instr{kind: refAddress, ref: 0xff7, reg: 9}},
-		{elf.EM_X86_64, "488b0d10000000", instr{kind: refLoad, ref: 0x1017, reg: 1}},
-		{elf.EM_X86_64, "480f440510000000", instr{kind: refLoad, ref: 0x1018, reg: 0}},
+		{elf.EM_X86_64, "488b0d10000000", instr{kind: refLoad, ref: 0x1017, reg: 1, opaque: true}},
+		{elf.EM_X86_64, "480f440510000000", instr{kind: refLoad, ref: 0x1018, reg: 0, opaque: true}},
 		{elf.EM_X86_64, "41b800104000", instr{kind: refAddress, ref: 0x401000, reg: 8}},
 		{elf.EM_X86_64, "48c7c000104000", instr{kind: refAddress, ref: 0x401000, reg: 0}},
-		{elf.EM_X86_64, "488b4110", instr{reg: noReg}},
+		{elf.EM_X86_64, "488b4110", instr{reg: noReg, opaque: true}},
 		{elf.EM_X86_64, "4801d0", instr{adds: true, reg: 0}},
 		{elf.EM_X86_64, "4c03c2", instr{adds: true, reg: 8}},
 		{elf.EM_X86_64, "ff24c500104000", instr{flow: flowIndirect, scaled: true, kind: refAddress, ref: 0x401000, reg: noReg}},
@@ -105,7 +105,14 @@ func TestDecodeReferences(t *testing.T) {
 		{elf.EM_AARCH64, "00400091", instr{kind: refAdd, ref: 0x10, reg: 0}},                // add x0, x0, #16
 		{elf.EM_AARCH64, "01010010", instr{kind: refAddress, ref: 0x1020, reg: 1}},          // adr x1, .+32
 		{elf.EM_AARCH64, "2988208b", instr{adds: true, reg: 9}},                             // add x9, x1, w0, sxtb #2
-		{elf.EM_AARCH64, "1b7860f8", instr{scaled: true, reg: 27}},                          // ldr x27, [x0, x0, lsl #3]
+		{elf.EM_AARCH64, "410840f9", instr{kind: refSlot, ref: 0x10, reg: 1, base: 2, opaque: true}}, // ldr x1, [x2, #16]
+		{elf.EM_X86_64, "8b4110", instr{reg: noReg}},
+		{elf.EM_X86_64, "c5f877", instr{reg: noReg, opaque: true}},
+		{elf.EM_X86_64, "f30f6f01", instr{reg: noReg, opaque: true}},
+		{elf.EM_X86_64, "488901", instr{reg: noReg, opaque: true}},
+		{elf.EM_X86_64, "4889c1", instr{reg: noReg}},
+		{elf.EM_X86_64, "f30f1efa", instr{reg: noReg}},
+		{elf.EM_AARCH64, "1b7860f8", instr{scaled: true, reg: 27, opaque: true}},                          // ldr x27, [x0, x0, lsl #3]
 	} {
 		code, err := hex.DecodeString(c.code)
 		if err != nil {

@@ -10,8 +10,11 @@ func (p *parser) describe(f *File, q Query, syms []Symbol) ([]Symbol, error) {
 	for i := range syms {
 		syms[i].Inline.State = InlineUnknown
 	}
+	syms, err := p.choices(syms)
+	if err != nil {
+		return nil, fmt.Errorf("IFUNC: %w", err)
+	}
 	if q.Inlined {
-		var err error
 		if syms, err = p.inlining(q, syms); err != nil {
 			return nil, fmt.Errorf("inlined code: %w", err)
 		}

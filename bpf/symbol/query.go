@@ -30,7 +30,7 @@ type Query struct {
 // The kinds of Symbol.
 const (
 	KindFunc    = "func"
-	KindIFunc   = "ifunc"   // Offset is the resolver's, not that of what it chooses
+	KindIFunc   = "ifunc"   // one of the functions that an IFUNC chooses from, see Implements; without that, the IFUNC's resolver
 	KindAlias   = "alias"   // other functions have the same address: one can't be told from the other
 	KindClone   = "clone"   // a copy that the compiler made for some of the callers
 	KindFolded  = "folded"  // other functions have the same code, and the linker kept one
@@ -68,6 +68,10 @@ type Symbol struct {
 	// long (over 512 bytes) or not printable are left out, and no more than
 	// 16 are listed; Kind tells that there are others all the same.
 	Alias []string
+
+	// Doubt says why the symbols of Wanted may not be all that there is of
+	// it in this file; "" if they are all that the tables have.
+	Doubt string
 
 	Implements string // of what an IFUNC chooses from: the wanted name
 	InlinedIn  string // of KindInlined: the function that it was inlined in

@@ -23,7 +23,9 @@ type body struct {
 	rets   []uint64 // file offsets
 	jumps  []jump   // direct, conditional or not
 	leaves []leave  // ways out that are no return
-	refs   []uint64 // addresses that it takes or loads from
+	refs   []ref    // addresses that it takes or loads from
+	calls  []jump   // to is 0 of a computed one
+	opaque []uint64 // addresses of instructions that load what is not among refs, see instr
 	blind  bool     // there are jumps to places that are not known
 }
 
@@ -36,6 +38,12 @@ type part struct {
 
 // jump is from an instruction to another place, both as addresses.
 type jump struct{ from, to uint64 }
+
+// ref is an address that an instruction takes, or that it loads 8 bytes from.
+type ref struct {
+	addr uint64
+	load bool
+}
 
 // leave is a jump out of the function; to is 0 if it is not known where to.
 type leave struct{ from, to uint64 }
@@ -138,6 +146,7 @@ func (p *parser) walkPart(b *body, in *part) (why string, err error) {
 		case flowJump, flowBranch:
 			b.jumps = append(b.jumps, jump{addr, i.target})
 		case flowCall:
+			b.calls = append(b.calls, jump{addr, i.target})
 			if in.has(i.target) { // of itself, or to learn where it is
 				b.jumps = append(b.jumps, jump{addr, i.target})
 			}
@@ -153,8 +162,10 @@ func (p *parser) walkPart(b *body, in *part) (why string, err error) {
 		if i.flow == flowNext || i.flow == flowBranch || i.flow == flowCall {
 			in.falls[at/64] |= 1 << (at % 64)
 		}
-		if ref, ok := t.note(i); ok {
-			b.refs = append(b.refs, ref)
+		if r, ok := t.note(i); ok {
+			b.refs = append(b.refs, r)
+		} else if i.opaque {
+			b.opaque = append(b.opaque, addr)
 		}
 		at += uint64(i.len)
 	}
@@ -170,7 +181,7 @@ type tables struct {
 }
 
 // note remembers an instruction, and returns the address that it refers to.
-func (t *tables) note(i instr) (ref uint64, ok bool) {
+func (t *tables) note(i instr) (r ref, ok bool) {
 	added, scaled := uint8(noReg), uint8(noReg)
 	switch {
 	case i.adds:
@@ -185,16 +196,20 @@ func (t *tables) note(i instr) (ref uint64, ok bool) {
 		t.known[i.reg%32] = i.ref
 	case refAdd:
 		t.known[i.reg%32] += i.ref
-		return t.known[i.reg%32], true
+		return ref{addr: t.known[i.reg%32]}, true
 	case refAddress:
 		if i.reg != noReg {
 			t.known[i.reg%32] = i.ref
 		}
-		return i.ref, true
+		return ref{addr: i.ref}, true
 	case refLoad:
-		return i.ref, true
+		return ref{i.ref, true}, true
+	case refSlot:
+		if page := t.known[i.base%32]; page != 0 {
+			return ref{page + i.ref, true}, true
+		}
 	}
-	return 0, false
+	return ref{}, false
 }
 
 // switches reports whether a computed jump is that of a switch statement, and

@@ -25,11 +25,15 @@ type instr struct {
 	// instruction alone says so; kind tells which.
 	ref  uint64
 	kind refKind
+	base uint8 // of refSlot
 	reg  uint8 // the register that ref goes to; of flowIndirect, the one jumped through
 	// scaled: of flowIndirect, the address is read from a table of 8-byte
 	// entries. adds: it adds to reg.
 	scaled, adds bool
 	notrack      bool // of flowIndirect: marked by the compiler as one of a switch (CET)
+	// opaque: it may give a register an address that nothing here says: it
+	// loads 8 bytes, or is of the vector units.
+	opaque bool
 }
 
 type refKind uint8
@@ -40,6 +44,7 @@ const (
 	refLoad            // what is stored there goes to reg
 	refPage            // arm64: the page of the address, refAdd completes it
 	refAdd             // arm64: reg and ref, a number, give an address
+	refSlot            // arm64: what is stored at base and ref, a number, goes to reg
 )
 
 const noReg = 0xff
@@ -134,13 +139,14 @@ type x86 struct {
 	track               bool // the prefix 3e, notrack before an indirect jump
 	wide                bool // REX.W
 
-	modrm    byte
-	base     uint8 // of a memory operand; noReg if there is none
-	index    bool
-	scale    byte
-	relative bool // to the end of the instruction
-	disp     int32
-	imm      int32
+	hasOperand bool
+	modrm      byte
+	base       uint8 // of a memory operand; noReg if there is none
+	index      bool
+	scale      byte
+	relative   bool // to the end of the instruction
+	disp       int32
+	imm        int32
 }
 
 func (x *x86) byte() byte {
@@ -168,7 +174,7 @@ func (x *x86) int32() int32 {
 
 // operand reads ModRM and what belongs to it.
 func (x *x86) operand() {
-	x.modrm = x.byte()
+	x.modrm, x.hasOperand = x.byte(), true
 	x.base = noReg
 	mod, rm := x.modrm>>6, x.modrm&7
 	if mod == 3 {
@@ -236,6 +242,7 @@ func decodeX86(code []byte, pc uint64) (instr, bool) {
 	x.wide = x.rex&8 != 0
 	ok := x.opcode(op, pc, &in)
 	in.len = x.at
+	in.opaque = in.opaque || x.wide && x.hasOperand && x.memory() && op != 0x8d
 	if x.relative && in.kind != refNone {
 		in.ref += pc + uint64(in.len)
 	}
@@ -249,8 +256,10 @@ func (x *x86) opcode(op byte, pc uint64, in *instr) bool {
 	case 0x0f:
 		return x.second(pc, in)
 	case 0xc4, 0xc5, 0x62:
+		in.opaque = true
 		return x.vector(op)
 	case 0x8f: // pop, or AMD's XOP
+		in.opaque = true
 		if x.at < len(x.code) && x.code[x.at]&0x1f >= 8 {
 			return x.xop()
 		}
@@ -277,6 +286,8 @@ func (x *x86) opcode(op byte, pc uint64, in *instr) bool {
 		return false // far: no function of a program returns so
 	case 0xcc, 0xf4: // int3, hlt
 		in.flow = flowStop
+	case 0xa1, 0xa5, 0xac, 0xad, 0xd7: // loads without an operand that says so
+		in.opaque = true
 	}
 	if !x.shape(shape, pc, in) {
 		return false
@@ -324,6 +335,7 @@ func (x *x86) refers(in *instr, kind refKind) {
 func (x *x86) second(pc uint64, in *instr) bool {
 	op := x.byte()
 	shape := twoByte[op]
+	in.opaque = op >= 0x10 && op < 0x18 || op >= 0x28 && op < 0x40 || op >= 0x50 && op < 0x80 || op >= 0xc2 && op < 0xc8 || op >= 0xd0
 	switch {
 	case op == 0x38:
 		op = x.byte()
