@@ -90,21 +90,21 @@ func TestDecodeReferences(t *testing.T) {
 		{elf.EM_AARCH64, "c0035fd6", instr{flow: flowRet, reg: noReg}},
 		{elf.EM_AARCH64, "ff0b5fd6", instr{flow: flowRet, reg: noReg}},
 		{elf.EM_AARCH64, "ff0f5fd6", instr{flow: flowRet, reg: noReg}},
-		{elf.EM_AARCH64, "40015fd6", instr{flow: flowRet, reg: noReg}},                      // ret x10
-		{elf.EM_AARCH64, "ffffff17", instr{flow: flowJump, target: 0xffc, reg: noReg}},      // b .-4
-		{elf.EM_AARCH64, "02000094", instr{flow: flowCall, target: 0x1008, reg: noReg}},     // bl .+8
-		{elf.EM_AARCH64, "41000054", instr{flow: flowBranch, target: 0x1008, reg: noReg}},   // b.ne .+8
-		{elf.EM_AARCH64, "e0ffffb4", instr{flow: flowBranch, target: 0xffc, reg: noReg}},    // cbz x0, .-4
-		{elf.EM_AARCH64, "4000f8b6", instr{flow: flowBranch, target: 0x1008, reg: noReg}},   // tbz x0, #63, .+8
-		{elf.EM_AARCH64, "60021fd6", instr{flow: flowIndirect, reg: 19}},                    // br x19
-		{elf.EM_AARCH64, "11091fd7", instr{flow: flowIndirect, reg: 8}},                     // braa x8, x17
-		{elf.EM_AARCH64, "00013fd6", instr{flow: flowCall, reg: noReg}},                     // blr x8
-		{elf.EM_AARCH64, "000020d4", instr{flow: flowStop, reg: noReg}},                     // brk #0
-		{elf.EM_AARCH64, "e0ffffb0", instr{kind: refPage, ref: 0xffffffffffffe000, reg: 0}}, // adrp x0, -0x3000
-		{elf.EM_AARCH64, "00000090", instr{kind: refPage, ref: 0x1000, reg: 0}},             // adrp x0, .
-		{elf.EM_AARCH64, "00400091", instr{kind: refAdd, ref: 0x10, reg: 0}},                // add x0, x0, #16
-		{elf.EM_AARCH64, "01010010", instr{kind: refAddress, ref: 0x1020, reg: 1}},          // adr x1, .+32
-		{elf.EM_AARCH64, "2988208b", instr{adds: true, reg: 9}},                             // add x9, x1, w0, sxtb #2
+		{elf.EM_AARCH64, "40015fd6", instr{flow: flowRet, reg: noReg}},                               // ret x10
+		{elf.EM_AARCH64, "ffffff17", instr{flow: flowJump, target: 0xffc, reg: noReg}},               // b .-4
+		{elf.EM_AARCH64, "02000094", instr{flow: flowCall, target: 0x1008, reg: noReg}},              // bl .+8
+		{elf.EM_AARCH64, "41000054", instr{flow: flowBranch, target: 0x1008, reg: noReg}},            // b.ne .+8
+		{elf.EM_AARCH64, "e0ffffb4", instr{flow: flowBranch, target: 0xffc, reg: noReg}},             // cbz x0, .-4
+		{elf.EM_AARCH64, "4000f8b6", instr{flow: flowBranch, target: 0x1008, reg: noReg}},            // tbz x0, #63, .+8
+		{elf.EM_AARCH64, "60021fd6", instr{flow: flowIndirect, reg: 19}},                             // br x19
+		{elf.EM_AARCH64, "11091fd7", instr{flow: flowIndirect, reg: 8}},                              // braa x8, x17
+		{elf.EM_AARCH64, "00013fd6", instr{flow: flowCall, reg: noReg}},                              // blr x8
+		{elf.EM_AARCH64, "000020d4", instr{flow: flowStop, reg: noReg}},                              // brk #0
+		{elf.EM_AARCH64, "e0ffffb0", instr{kind: refPage, ref: 0xffffffffffffe000, reg: 0}},          // adrp x0, -0x3000
+		{elf.EM_AARCH64, "00000090", instr{kind: refPage, ref: 0x1000, reg: 0}},                      // adrp x0, .
+		{elf.EM_AARCH64, "00400091", instr{kind: refAdd, ref: 0x10, reg: 0}},                         // add x0, x0, #16
+		{elf.EM_AARCH64, "01010010", instr{kind: refAddress, ref: 0x1020, reg: 1}},                   // adr x1, .+32
+		{elf.EM_AARCH64, "2988208b", instr{adds: true, reg: 9}},                                      // add x9, x1, w0, sxtb #2
 		{elf.EM_AARCH64, "410840f9", instr{kind: refSlot, ref: 0x10, reg: 1, base: 2, opaque: true}}, // ldr x1, [x2, #16]
 		{elf.EM_X86_64, "8b4110", instr{reg: noReg}},
 		{elf.EM_X86_64, "c5f877", instr{reg: noReg, opaque: true}},
@@ -112,7 +112,7 @@ func TestDecodeReferences(t *testing.T) {
 		{elf.EM_X86_64, "488901", instr{reg: noReg, opaque: true}},
 		{elf.EM_X86_64, "4889c1", instr{reg: noReg}},
 		{elf.EM_X86_64, "f30f1efa", instr{reg: noReg}},
-		{elf.EM_AARCH64, "1b7860f8", instr{scaled: true, reg: 27, opaque: true}},                          // ldr x27, [x0, x0, lsl #3]
+		{elf.EM_AARCH64, "1b7860f8", instr{scaled: true, reg: 27, opaque: true}}, // ldr x27, [x0, x0, lsl #3]
 	} {
 		code, err := hex.DecodeString(c.code)
 		if err != nil {

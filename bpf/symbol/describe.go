@@ -8,7 +8,14 @@ import "fmt"
 func (p *parser) describe(f *File, q Query, syms []Symbol) ([]Symbol, error) {
 	p.goCode = f.Go
 	for i := range syms {
-		syms[i].Inline.State = InlineUnknown
+		s := &syms[i]
+		s.Inline.State = InlineUnknown
+		if _, kind := splitClone(s.Name, p.goCode); kind != notCloned && kind != clonedCold && (s.Kind == KindFunc || s.Kind == KindAlias) {
+			s.Kind = KindClone
+		}
+	}
+	if err := p.folded(syms); err != nil {
+		return nil, fmt.Errorf("folded code: %w", err)
 	}
 	syms, err := p.choices(syms)
 	if err != nil {
@@ -17,6 +24,13 @@ func (p *parser) describe(f *File, q Query, syms []Symbol) ([]Symbol, error) {
 	if q.Inlined {
 		if syms, err = p.inlining(q, syms); err != nil {
 			return nil, fmt.Errorf("inlined code: %w", err)
+		}
+	}
+	for i := range syms {
+		if s := &syms[i]; s.Kind == KindInlined || s.Implements != "" {
+			if err := p.complete(s); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if q.Returns {

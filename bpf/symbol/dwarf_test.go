@@ -150,6 +150,16 @@ func TestInlineCxx(t *testing.T) {
 					t.Errorf("%+v", s)
 				}
 			}
+			// As a person writes them.
+			for _, q := range []Query{{Names: []string{"shop::Item::tax() const"}}, {Globs: []string{"shop::Item::t*"}}, {Regexps: []string{"::tax\\("}}} {
+				q.Inlined = true
+				_, syms := query(t, path, q)
+				if len(syms) == 0 || !slices.ContainsFunc(syms, func(s Symbol) bool {
+					return s.Kind == KindInlined && s.InlinedIn == "via_method" && s.Demangled == "shop::Item::tax() const"
+				}) {
+					t.Errorf("%+v: %+v", q, syms)
+				}
+			}
 		})
 	}
 }

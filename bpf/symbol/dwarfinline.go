@@ -23,8 +23,8 @@ func (p *parser) dwarfInlining(wanted func(name string) []string) (*inlining, er
 	in := &inlining{source: SourceDWARF, unknown: map[string]string{}}
 	f := &finder{debugInfo: d, wanted: wanted, in: in, found: map[uint64]string{}, seen: map[string]bool{}}
 	in.covers = func(s *Symbol) bool {
-		if !f.seen[s.Name] {
-			in.unknown[s.Name] = "no debugging information names it"
+		if name := p.original(s.Name); !f.seen[name] {
+			in.unknown[name] = "no debugging information names it"
 		}
 		return true
 	}

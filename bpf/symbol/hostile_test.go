@@ -220,7 +220,7 @@ func TestAliasBounds(t *testing.T) {
 	if _, syms, err = readBytes(l.bytes(), "wanted"); err != nil {
 		t.Fatal(err)
 	}
-	if s := syms["wanted"][0]; s.Kind != KindAlias || len(s.Alias) != maxAliases || s.Alias[0] != "alias000" {
+	if s := syms["wanted"][0]; s.Kind != KindFolded || len(s.Alias) != maxAliases || s.Alias[0] != "alias000" {
 		t.Errorf("many aliases: %+v", s)
 	}
 }

@@ -28,16 +28,25 @@ type inlining struct {
 // inlining finds where the functions that a query asks for were inlined: it
 // adds what it finds to syms.
 func (p *parser) inlining(q Query, syms []Symbol) ([]Symbol, error) {
-	names := map[string][]string{}
-	for _, n := range q.Names {
-		names[n] = []string{n}
+	w, err := newWanted(q)
+	if err != nil {
+		return nil, err
 	}
-	for _, s := range syms {
-		if !slices.Contains(names[s.Name], s.Wanted) {
-			names[s.Name] = append(names[s.Name], s.Wanted)
+	wanted := func(name string) (items []string) {
+		if i := w.exact.index(name); i >= 0 && w.asked(i) {
+			items = append(items, w.items[i])
 		}
+		err := w.ask([]byte(name), func(m match) error {
+			if !slices.Contains(items, w.items[m.item]) {
+				items = append(items, w.items[m.item])
+			}
+			return nil
+		})
+		if err != nil { // a name that is too much to demangle; no table has it either
+			return nil
+		}
+		return items
 	}
-	wanted := func(name string) []string { return names[name] }
 	var sources []*inlining
 	goes, err := p.goInlining(wanted)
 	if err != nil {
@@ -208,17 +217,18 @@ func (p *parser) inlinedSymbols(syms []Symbol, sources []*inlining, wanted func(
 	}
 	for i := range syms {
 		s := &syms[i]
+		base := p.original(s.Name)
 		for k, src := range sources {
 			if !src.covers(s) {
 				continue
 			}
-			s.Inline.Instances = found[s.Name]
-			_, one := unknown[k][s.Name]
+			s.Inline.Instances = found[base]
+			_, one := unknown[k][base]
 			_, all := unknown[k][""]
 			switch {
 			case one || all:
 				s.Inline.State = InlineUnknown
-			case len(found[s.Name]) > 0:
+			case len(found[base]) > 0:
 				s.Inline.State = InlineAt
 			default:
 				s.Inline.State = InlineNone

@@ -58,6 +58,18 @@ func (m *matcher) build(width int) bool {
 	return true
 }
 
+// index is the index of a name among m.names; -1 if it is not there.
+func (m *matcher) index(name string) int32 {
+	var h uint64
+	for k := len(name) - 1; k >= 0; k-- {
+		h = m.step(h, name[k])
+	}
+	if i, ok := m.byHash[h]; ok && m.names[i] == name {
+		return i
+	}
+	return -1
+}
+
 func (m *matcher) step(h uint64, c byte) uint64 { return (h + uint64(c) + 1) * m.mult }
 
 // Bounds of what is kept of names.
@@ -97,7 +109,8 @@ func (p *parser) match(t *table, w *wanted) error {
 		window: make([]byte, 0, w.exact.longest+streamBuffer),
 	}
 	if !w.empty() {
-		s.ask, s.found = w.ask, func(m match) error { return s.add(s.asked, m) }
+		s.ask = func(name []byte, found func(match) error) error { return p.askClones(w, name, found) }
+		s.found = func(m match) error { return s.add(s.asked, m) }
 	}
 	if err := t.src.stream(t.str.off, t.str.size, 1, s.piece); err != nil {
 		return err

@@ -81,8 +81,8 @@ func (p *parser) withCold(s *Symbol, b *body, where map[uint64]function) (*body,
 		if !ok || f.size == 0 {
 			continue
 		}
-		base, kind := splitClone(f.name)
-		own, _ := splitClone(s.Name)
+		base, kind := splitClone(f.name, p.goCode)
+		own, _ := splitClone(s.Name, p.goCode)
 		cold := Range{f.start, f.start + f.size}
 		if kind == clonedCold && (base == s.Name || base == own) && !slices.Contains(parts, cold) {
 			parts = append(parts, cold)

@@ -201,6 +201,7 @@ func read(r io.ReaderAt, size int64, q Query, lim Limits, runs func(elf.Machine,
 	if f.Interp, err = p.interpreter(); err != nil {
 		return nil, nil, fmt.Errorf("interpreter: %w", err)
 	}
+	p.goCode = f.Go
 	if p.entry != 0 { // 0 is "no entry" (gABI, ELF header)
 		f.Entry, f.HasEntry = p.executable(p.entry)
 	}

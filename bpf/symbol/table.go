@@ -31,6 +31,7 @@ type entry struct {
 	size  uint64
 	ifunc bool
 	typed bool // the table says that it is a function
+	weak  bool
 }
 
 func (p *parser) symbolSize() uint64 {
@@ -69,7 +70,7 @@ func (p *parser) eachFunction(t *table, fn func(entry) error) error {
 			case elf.SHN_UNDEF, elf.SHN_ABS, elf.SHN_COMMON:
 				continue
 			}
-			e := entry{name: le.Uint32(b), size: n, ifunc: typ == elf.STT_GNU_IFUNC, typed: typ != elf.STT_NOTYPE}
+			e := entry{name: le.Uint32(b), size: n, ifunc: typ == elf.STT_GNU_IFUNC, typed: typ != elf.STT_NOTYPE, weak: elf.ST_BIND(info) == elf.STB_WEAK}
 			if e.name == 0 {
 				continue
 			}
