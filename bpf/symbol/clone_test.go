@@ -29,7 +29,7 @@ func TestSplitClone(t *testing.T) {
 
 // A function is found by its name although only copies of it are there, and
 // breakpoints at what was found are met by the runs that call it.
-func TestClones(t *testing.T) {
+func TestClonesOfCompilers(t *testing.T) {
 	for _, how := range []string{"names", "regexps", "globs"} {
 		path := gcc(t, "-O2", "clone.c")
 		q := map[string]Query{
@@ -77,7 +77,7 @@ func TestClones(t *testing.T) {
 }
 
 // Aliases and folded code, by linkers that fold and that don't.
-func TestFolded(t *testing.T) {
+func TestFoldedByLinker(t *testing.T) {
 	for _, c := range []struct {
 		args []string
 		want map[string]string

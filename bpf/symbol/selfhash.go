@@ -21,15 +21,48 @@ const (
 	maxDataScan      = 64 << 20
 )
 
-// BoringSSL and AWS-LC, built as a FIPS module, hash what lies between two
-// labels. Go's copy (GOEXPERIMENT=boringcrypto) has lost them, not the function.
+// Besides Go's own, these modules compare a hash of their text in memory with
+// one that was put into the file when it was built, and end the program or
+// refuse to work if it differs. Where it begins and ends only labels say, which
+// strip removes.
+//
+//   - BoringSSL as a FIPS module, and AWS-LC: BORINGSSL_bcm_text_start to _end
+//     (crypto/fipsmodule/bcm.c, FIPS.md). Go's copy of it
+//     (GOEXPERIMENT=boringcrypto) has lost the labels, not the function. Stripped,
+//     what it prints when it fails is left.
+//   - wolfCrypt FIPS: wolfCrypt_FIPS_first to _last (wolfcrypt/src/
+//     wolfcrypt_first.c, wolfcrypt_last.c; verifyCore in fips.c). Stripped, the
+//     function that reports the hash is still exported.
+//   - The OpenSSL FIPS Object Module 2.0 and before: FIPS_incore_fingerprint
+//     (fips/fips.c), from what FIPS_text_start() returns.
+//
+// Not these, which hash a file on the disk, where no breakpoint is: OpenSSL 3's
+// fips.so (providers/fips/self_test.c, verify_integrity), NSS (lib/freebl/
+// shvfy.c, the .chk files), libgcrypt (src/fips.c), GnuTLS (lib/fips.c, the
+// .hmac files). mbed TLS has no such test.
+//
+// Not recognized: strongSwan's optional integrity test, and whatever other
+// program hashes its own text.
 const (
-	boringStart = "BORINGSSL_bcm_text_start"
-	boringEnd   = "BORINGSSL_bcm_text_end"
 	boringCheck = "BORINGSSL_integrity_test"
+	boringTest  = "FIPS integrity test"  // what it is about,
+	boringFails = " failed.\nExpected: " // and what goes on: in one string or as a format
+	wolfCheck   = "wolfCrypt_GetCoreHash_fips"
+	opensslHash = "FIPS_incore_fingerprint"
+
+	maxTextScan = 256 << 20
 )
 
-var selfHashNames = []string{boringStart, boringEnd, boringCheck}
+// hashedText are pairs of labels.
+var hashedText = [][2]string{
+	{"BORINGSSL_bcm_text_start", "BORINGSSL_bcm_text_end"},
+	{"wolfCrypt_FIPS_first", "wolfCrypt_FIPS_last"},
+}
+
+var selfHashNames = []string{
+	hashedText[0][0], hashedText[0][1], hashedText[1][0], hashedText[1][1],
+	boringCheck, wolfCheck, opensslHash,
+}
 
 // goMarks are the places of what the Go toolchain leaves; how much of the file
 // follows in the same section or segment is their size.
@@ -53,18 +86,25 @@ func (p *parser) selfHashed(f *File, marks goMarks, own map[string][]Symbol) err
 			f.SelfHashed = append(f.SelfHashed, r)
 		}
 	}
-	start, end := own[boringStart], own[boringEnd]
-	switch {
-	case len(start) == 1 && len(end) == 1 && start[0].Offset < end[0].Offset:
-		f.SelfHashed = append(f.SelfHashed, Range{start[0].Offset, end[0].Offset})
-	case len(start)+len(end)+len(own[boringCheck]) > 0:
-		whole = true
-	case buildinfo != nil:
-		b := make([]byte, min(maxBuildinfo, buildinfo.size))
-		if err := p.src.read(b, buildinfo.off); err != nil {
-			return err
+	labels := false
+	for _, pair := range hashedText {
+		start, end := own[pair[0]], own[pair[1]]
+		switch {
+		case len(start) == 1 && len(end) == 1 && start[0].Offset < end[0].Offset:
+			f.SelfHashed = append(f.SelfHashed, Range{start[0].Offset, end[0].Offset})
+			labels = true
+		case len(start)+len(end) > 0:
+			whole = true
 		}
-		whole = whole || bytes.Contains(b, []byte("boringcrypto")) // stripped
+	}
+	whole = whole || len(own[opensslHash]) > 0
+	if !labels && !whole {
+		if whole = len(own[boringCheck])+len(own[wolfCheck]) > 0; !whole {
+			var err error
+			if whole, err = p.boringInside(buildinfo); err != nil {
+				return err
+			}
+		}
 	}
 	if whole {
 		f.SelfHashed = nil
@@ -75,6 +115,34 @@ func (p *parser) selfHashed(f *File, marks goMarks, own map[string][]Symbol) err
 		}
 	}
 	return nil
+}
+
+// boringInside reports whether a file without labels has BoringSSL's test.
+func (p *parser) boringInside(buildinfo *extent) (bool, error) {
+	if buildinfo != nil {
+		b := make([]byte, min(maxBuildinfo, buildinfo.size))
+		if err := p.src.read(b, buildinfo.off); err != nil {
+			return false, err
+		}
+		return bytes.Contains(b, []byte("boringcrypto")), nil
+	}
+	test, fails := false, false
+	budget := uint64(maxTextScan)
+	for _, s := range p.loads {
+		if s.filesz > budget {
+			continue
+		}
+		budget -= s.filesz
+		found, err := p.search(extent{s.off, s.filesz}, boringTest, boringFails)
+		if err != nil {
+			return false, err
+		}
+		_, ok := found[boringTest]
+		test = test || ok
+		_, ok = found[boringFails]
+		fails = fails || ok
+	}
+	return test && fails, nil
 }
 
 // findGoMarks finds the marks of the Go toolchain.
@@ -130,13 +198,16 @@ func (p *parser) marked(name, magic string) (*extent, error) {
 	return &extent{s.off, s.size}, nil
 }
 
-// search finds the first occurrence of each pattern; none is longer than
-// fipsMagic.
+// search finds the first occurrence of each pattern.
 func (p *parser) search(in extent, patterns ...string) (map[string]uint64, error) {
+	longest := 0
+	for _, pat := range patterns {
+		longest = max(longest, len(pat))
+	}
 	found, tail, at := map[string]uint64{}, []byte(nil), in.off
 	err := p.src.stream(in.off, in.size, 1, func(b []byte) error {
 		// A pattern may lie across two pieces.
-		joint := append(tail, b[:min(len(b), len(fipsMagic))]...)
+		joint := append(tail, b[:min(len(b), longest)]...)
 		for _, pat := range patterns {
 			if _, ok := found[pat]; ok {
 				continue
@@ -148,7 +219,7 @@ func (p *parser) search(in extent, patterns ...string) (map[string]uint64, error
 			}
 		}
 		at += uint64(len(b))
-		tail = bytes.Clone(b[max(0, len(b)-len(fipsMagic)):])
+		tail = append([]byte(nil), b[max(0, len(b)-longest):]...)
 		return nil
 	})
 	return found, err

@@ -205,6 +205,57 @@ func TestBoringLabels(t *testing.T) {
 	}
 }
 
+// Other modules that hash their text in memory, by their labels and without.
+func TestHashedModules(t *testing.T) {
+	const labels = "{first}: nop\n.globl hashed\n.type hashed,%function\nhashed: nop\n nop\n nop\n nop\n{last}: nop\n"
+	const print = ".section .rodata\n.asciz \"{text}\"\n.text\n"
+	function := func(name string) string {
+		return ".globl " + name + "\n.type " + name + ",%function\n" + name + ": nop\n"
+	}
+	wolf := strings.NewReplacer("{first}", "wolfCrypt_FIPS_first", "{last}", "wolfCrypt_FIPS_last")
+	for _, c := range []struct {
+		name, text string
+		args       []string
+		want       map[string]bool
+	}{
+		{"wolfCrypt", wolf.Replace(labels), nil, map[string]bool{"before": false, "hashed": true, "_start": false}},
+		{"wolfCrypt, half", wolf.Replace("{first}: nop\n") + function("hashed"), nil, map[string]bool{"before": true, "hashed": true, "_start": true}},
+		{"wolfCrypt, stripped", function(wolfCheck), []string{"-s", "-shared"}, map[string]bool{"before": true}},
+		{"OpenSSL 1.0", function(opensslHash), nil, map[string]bool{"before": true}},
+		{"BoringSSL, stripped", strings.ReplaceAll(print, "{text}", "FIPS integrity test failed.\\nExpected: "), []string{"-s", "-shared"}, map[string]bool{"before": true}},
+		{"AWS-LC, stripped", strings.ReplaceAll(print, "{text}", "FIPS integrity test") + strings.ReplaceAll(print, "{text}", "%s failed.\\nExpected: "), []string{"-s", "-shared"}, map[string]bool{"before": true}},
+		{"none", strings.ReplaceAll(print, "{text}", "FIPS integrity test passed"), []string{"-s", "-shared"}, map[string]bool{"before": false}},
+	} {
+		src := filepath.Join(t.TempDir(), "module.s")
+		text := ".text\n" + function("before") + c.text + function("_start")
+		if err := os.WriteFile(src, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		args := c.args
+		if args == nil {
+			args = []string{"-static"}
+		}
+		f, syms := readFile(t, gcc(t, append(args, "-nostdlib", src)...), "before", "hashed", "_start")
+		for name, want := range c.want {
+			if s := syms[name]; len(s) != 1 || f.WouldBreak(s[0].Offset) != want {
+				t.Errorf("%s: %s: %+v, range %+v", c.name, name, s, f.SelfHashed)
+			}
+		}
+	}
+}
+
+// A pattern is found wherever it lies, also across two pieces of a stream.
+func TestSearch(t *testing.T) {
+	for _, at := range []int{0, 1, streamBuffer - len(boringTest), streamBuffer - 5, streamBuffer - 1, streamBuffer, 3*streamBuffer - len(boringTest)} {
+		b := make([]byte, 3*streamBuffer)
+		copy(b[at:], boringTest)
+		p := &parser{src: source{r: bytes.NewReader(b), size: uint64(len(b))}}
+		if got, err := p.search(extent{0, uint64(len(b))}, "x", boringTest); err != nil || len(got) != 1 || got[boringTest] != uint64(at) {
+			t.Errorf("at %d: %v, %v", at, got, err)
+		}
+	}
+}
+
 func TestForeign(t *testing.T) {
 	b := tiny().bytes()
 	le.PutUint16(b[18:], uint16(elf.EM_PPC64))

@@ -154,8 +154,8 @@ type File struct {
 	Misplaced map[uint64]string
 
 	// SelfHashed is the text that a program compares with a checksum of
-	// itself, in which a breakpoint would make it stop: Go's FIPS 140 module
-	// and BoringCrypto. Where a file says that it has such text but not
+	// itself, in which a breakpoint would make it stop: Go's FIPS 140 module,
+	// BoringCrypto and others, see selfhash.go. Where a file says that it has such text but not
 	// which, it is all of the file's executable segments.
 	SelfHashed []Range
 
