@@ -295,6 +295,10 @@ var startFiles = []string{
 	"__libc_csu_init", "__libc_csu_fini", "__x86.get_pc_thunk.", "call_weak_fn",
 }
 
+func startFile(name string) bool {
+	return slices.ContainsFunc(startFiles, func(s string) bool { return name == s || strings.HasSuffix(s, ".") && strings.HasPrefix(name, s) })
+}
+
 // bare counts the functions outside of some addresses, and names one.
 func (p *parser) bare(covered []Range) (n int, one string, err error) {
 	covered = joined(covered)
@@ -319,7 +323,7 @@ func (p *parser) bare(covered []Range) (n int, one string, err error) {
 			if err != nil {
 				return err
 			}
-			if ok && slices.ContainsFunc(startFiles, func(s string) bool { return name == s || strings.HasSuffix(s, ".") && strings.HasPrefix(name, s) }) {
+			if ok && startFile(name) {
 				return nil
 			}
 			if n++; n == 1 {
