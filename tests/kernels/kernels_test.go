@@ -148,7 +148,7 @@ func TestKernels(t *testing.T) {
 	for _, m := range chosen(t) {
 		t.Run(m.Name, func(t *testing.T) {
 			dir := need.Kernel(t, m.QEMU(), m.Name)
-			k := Kernel{Name: m.Name, Suite: m.Suite, Arch: m.Arch, Tests: map[string]int{}, Cgroups: map[string]string{}}
+			k := Kernel{Name: m.Name, Suite: m.Suite, Arch: m.Arch, Tests: map[string]int{}}
 			steps, load := engineSteps(programs(t, m.Arch))
 			boot := bootOrFail(t, m, dir, guest.Job{Cgroups: guest.V2, Steps: append([]guest.Step{conformance}, steps...)}, load)
 			k.Release = boot.Release
