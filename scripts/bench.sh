@@ -4,7 +4,7 @@
 . "$(dirname "$0")/env.sh"
 
 [ "$(id -u)" = 0 ] || die "measuring needs root: sudo make bench" 2
-scripts/install.sh test
+scripts/install.sh test bench
 scripts/peers.sh containerd
 export PROBITY_REQUIRE=${PROBITY_REQUIRE:-all}
 exec scripts/private.sh go test -count=1 -v -run '^$' -bench . -benchtime 1x -timeout 30m ./tests/bench/...

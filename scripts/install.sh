@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing for the named purposes (demo, test, check, rpm, kernels)
-# through the distribution's package manager. It asks what is there first and
+# Installs what is missing for the named purposes (demo, test, check, bench,
+# kernels, rpm) through the distribution's package manager. It asks what is there first and
 # does nothing, not even look at package lists, when nothing is missing.
 # Go and git are the only things it does not install.
 #
@@ -26,6 +26,7 @@ test busybox busybox-static busybox
 test g++ g++ gcc-c++
 test objcopy binutils binutils
 test xz xz-utils xz
+bench bpftrace bpftrace bpftrace
 check clang-14 clang-14 clang
 check llvm-strip-14 llvm-14 llvm
 check /usr/include/bpf/bpf_helpers.h libbpf-dev libbpf-devel
@@ -51,7 +52,7 @@ there() {
 purposes=" $* "
 case $purposes in *" test "*) purposes+="demo kernels " ;; esac
 for p in "$@"; do
-	case $p in demo | test | check | rpm | kernels) ;; *) die "unknown purpose $p" 2 ;; esac
+	case $p in demo | test | check | bench | kernels | rpm) ;; *) die "unknown purpose $p" 2 ;; esac
 done
 
 column=3
