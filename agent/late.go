@@ -110,14 +110,30 @@ func (a *Agent) catchingUp(ctx context.Context) error {
 
 // executed looks at a program that a container has executed for the first time.
 func (a *Agent) executed(x appeared) {
-	if _, err := a.look(x.l, x.pid, x.from); err != nil && !errors.Is(err, process.ErrGone) {
-		a.log.Debug("look at a process", "container", x.l.container, "pid", x.pid, "err", err)
+	l := x.l
+	if _, err := a.look(l, x.pid, x.from); err != nil && !errors.Is(err, process.ErrGone) {
+		a.log.Debug("look at a process", "container", l.container, "pid", x.pid, "err", err)
 	}
-	x.l.checking.Lock()
-	defer x.l.checking.Unlock()
-	if mayBe(x.l.probes, x.path) && !has(x.l.handle, x.path) {
-		a.search(x) // it may have ended, or be part of the writable layer
+	l.checking.Lock()
+	defer l.checking.Unlock()
+	if !mayBe(l.probes, x.path) || has(l.handle, x.path) {
+		return
 	}
+	// It may have ended already, or be part of the writable layer.
+	pid, root, err := a.rootOf(l)
+	if err == nil {
+		defer root.Close()
+		var f *image.Mapped
+		if f, err = image.OpenMounted(pid, root, x.path); err == nil {
+			a.addMapped(l, pid, f, x.from)
+			return
+		}
+	}
+	if errors.Is(err, image.ErrRemote) {
+		a.witness.UnarmedMapping(l.id, x.path, x.from, 0, err.Error())
+		return
+	}
+	a.search(x)
 }
 
 // mayBe reports whether a path, as a process has named it, may be that of a
@@ -164,14 +180,19 @@ func (a *Agent) mapped(l *live, p *process.Process, other []process.Mapping, fro
 				a.witness.UnarmedMapping(l.id, m.Path, from, 0, err.Error())
 			}
 		default:
-			plan := probe.MakePlan(l.probes, probe.Appeared{Mapped: f, Inspector: a.inspect, Runs: command(l.notice)}, probe.On(a.kernel))
-			if !a.add(l, fmt.Sprintf("/proc/%d/root", p.Pid), plan, from, evidence.GapUnarmedMapping) {
-				f.Close()
-				continue
-			}
-			l.late.mapped = append(l.late.mapped, f)
+			a.addMapped(l, p.Pid, f, from)
 		}
 	}
+}
+
+// addMapped arms what is wanted of a file, and takes it over.
+func (a *Agent) addMapped(l *live, pid int, f *image.Mapped, from int64) {
+	plan := probe.MakePlan(l.probes, probe.Appeared{Mapped: f, Inspector: a.inspect, Runs: command(l.notice)}, probe.On(a.kernel))
+	if !a.add(l, fmt.Sprintf("/proc/%d/root", pid), plan, from, evidence.GapUnarmedMapping) {
+		f.Close() // by path only: nothing is lost
+		return
+	}
+	l.late.mapped = append(l.late.mapped, f)
 }
 
 // add arms what is new in a plan, and reports whether anything is.

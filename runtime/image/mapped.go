@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	"github.com/bmatcuk/doublestar/v4"
@@ -17,9 +18,8 @@ const (
 	FromMemfd  = "memfd"
 )
 
-// Mapped is a file that a process of a container has mapped and that lies
-// neither in the image nor in the writable layer: on a volume, on a tmpfs, or
-// in a memfd. It is held open, because there may be no name for it; who made it
+// Mapped is a file that a process of a container runs and that lies neither in
+// the image nor in the writable layer: on a volume, on a tmpfs, or in a memfd. It is held open, because there may be no name for it; who made it
 // closes it.
 type Mapped struct {
 	Match
@@ -44,11 +44,47 @@ func OpenMapped(pid int, link, path string, dev uint64) (*Mapped, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s of process %d: %w", path, pid, err)
 	}
+	return newMapped(fd, path, origin)
+}
+
+// OpenMounted opens what a container has at a path, below one of its mounts:
+// root is its root directory, as that of process pid. The path must be free of
+// symlinks, so that it leads through no other mount than the one that is found
+// for it. Errors as of [OpenMapped].
+func OpenMounted(pid int, root *os.File, path string) (*Mapped, error) {
+	if filepath.Clean(path) != path || !filepath.IsAbs(path) {
+		return nil, fmt.Errorf("open %q: not a clean absolute path", path)
+	}
+	var at *mount
+	err := eachMount("/proc/"+strconv.Itoa(pid)+"/mountinfo", func(m *mount) bool {
+		// A later line at the same point is mounted over the earlier one.
+		if within(path, m.point) && (at == nil || len(m.point) >= len(at.point)) {
+			found := *m
+			at = &found
+		}
+		return true
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open %s in the container's root: %w", path, err)
+	}
+	origin, err := originAt(at, "its path")
+	if err != nil {
+		return nil, fmt.Errorf("open %s in the container's root: %w", path, err)
+	}
+	fd, err := openat2(int(root.Fd()), path, unix.O_PATH, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_MAGICLINKS)
+	if err != nil {
+		return nil, fmt.Errorf("open %s in the container's root: %w", path, err)
+	}
+	return newMapped(fd, path, origin)
+}
+
+// newMapped takes over fd, which was opened by path only.
+func newMapped(fd int, path, origin string) (*Mapped, error) {
 	f := os.NewFile(uintptr(fd), path)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || kindOfStat(&st) != regular {
 		f.Close()
-		return nil, fmt.Errorf("open %s of process %d: %w", path, pid, ErrNotRegular)
+		return nil, fmt.Errorf("open %s: %w", path, ErrNotRegular)
 	}
 	return &Mapped{Match{Path: path, Kind: Regular, Origin: origin, Size: st.Size, mapped: f}, f}, nil
 }
@@ -98,9 +134,14 @@ func originOf(pid int, dev uint64) (string, error) {
 			return FromMemfd, nil
 		}
 	}
+	return originAt(at, "its device "+want)
+}
+
+// originAt says what a file on a mount is; what names how the mount was found.
+func originAt(at *mount, what string) (string, error) {
 	switch {
 	case at == nil:
-		return "", fmt.Errorf("%w: no mount has its device %s", ErrRemote, want)
+		return "", fmt.Errorf("%w: no mount has %s", ErrRemote, what)
 	case !localType(at.fstype):
 		return "", fmt.Errorf("%w: it is on %s", ErrRemote, at.fstype)
 	case at.point == "/":

@@ -129,7 +129,8 @@ func interpreter(t *testing.T) string {
 // A touch copies the file up: what the container runs from then on is not what
 // was armed, with the same digest.
 func TestTouch(t *testing.T) {
-	underEach(t, AgentOptions{Policies: []string{targetPolicy}}, func(t *testing.T, d driver, a *Agent) {
+	// No check in between arms the copy: what ran before one is what is shown here.
+	underEach(t, AgentOptions{Policies: []string{targetPolicy}, Config: "health: 1h\n"}, func(t *testing.T, d driver, a *Agent) {
 		targetImage(t, d)
 		c := d.start(t, targetName, "toucher", "wait")
 		c.exec(t, "/bin/target", "touch")

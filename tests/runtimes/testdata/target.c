@@ -4,6 +4,7 @@
  *	wait		until the file /go is there
  *	go		make it
  *	touch		this program's own file
+ *	copy		this program's file to /tool, and to /fast/tool where there is a /fast
  *	sparse		make /odd/sparse
  *	orphan		leave a child behind that calls hello after init has ended
  */
@@ -49,6 +50,21 @@ static void sparse(const char *self)
 	close(out);
 }
 
+static void copy(const char *self, const char *to)
+{
+	char buf[65536];
+	ssize_t n;
+	int in = open(self, O_RDONLY), out = open(to, O_CREAT | O_WRONLY, 0755);
+
+	if (out < 0)
+		return;
+	while ((n = read(in, buf, sizeof(buf))) > 0)
+		if (write(out, buf, n) != n)
+			_exit(1);
+	close(in);
+	close(out);
+}
+
 static void orphan(void)
 {
 	pid_t init = getpid();
@@ -76,6 +92,8 @@ int main(int argc, char **argv)
 			wait_for_go();
 		else if (!strcmp(argv[i], "touch"))
 			utimensat(AT_FDCWD, argv[0], NULL, 0);
+		else if (!strcmp(argv[i], "copy"))
+			copy(argv[0], "/tool"), copy(argv[0], "/fast/tool");
 		else if (!strcmp(argv[i], "go"))
 			close(open("/go", O_CREAT | O_WRONLY, 0644));
 		else if (!strcmp(argv[i], "sparse"))

@@ -1,0 +1,84 @@
+package image
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"probity/tests/need"
+)
+
+// What is below a mount of a container is opened where that cannot hang, and
+// through no other mount.
+func TestOpenMounted(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	for _, d := range []string{"tmp", "fuse"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tmp := filepath.Join(dir, "tmp")
+	if err := unix.Mount("tmpfs", tmp, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(tmp, 0) })
+	need.DeadFUSE(t, filepath.Join(dir, "fuse"))
+	if err := os.WriteFile(filepath.Join(tmp, "file"), []byte("text"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{"link": "file", "away": "../fuse/x"} {
+		if err := os.Symlink(target, filepath.Join(tmp, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mkfifo(filepath.Join(tmp, "fifo"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+
+	m, err := OpenMounted(os.Getpid(), root, filepath.Join(tmp, "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Origin != FromTmpfs || m.Size != 4 || !m.Mapped() {
+		t.Errorf("%+v", m.Match)
+	}
+	f, err := m.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	for _, pattern := range []string{filepath.Join(dir, "**"), "/nowhere"} {
+		got, complete, why := m.Glob(pattern)
+		if want := pattern != "/nowhere"; (len(got) == 1) != want || !complete || why != "" {
+			t.Errorf("%s: %v, %v, %s", pattern, got, complete, why)
+		}
+	}
+	for range 2 {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for path, want := range map[string]error{
+		filepath.Join(dir, "fuse/x"):  ErrRemote,
+		filepath.Join(tmp, "link"):    unix.ELOOP,
+		filepath.Join(tmp, "away"):    unix.ELOOP,
+		filepath.Join(tmp, "fifo"):    ErrNotRegular,
+		tmp + "/../tmp/file":          nil, // not clean
+		tmp:                           ErrNotRegular,
+		"tmp/file":                    nil,
+		filepath.Join(tmp, "nowhere"): unix.ENOENT,
+	} {
+		if m, err := OpenMounted(os.Getpid(), root, path); err == nil || want != nil && !errors.Is(err, want) {
+			t.Errorf("%s: %v, %v; want %v", path, m, err, want)
+		}
+	}
+}
