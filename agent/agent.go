@@ -20,8 +20,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -69,6 +71,10 @@ type Agent struct {
 	ahead   chan container.Notice // containers that are only created, to be looked at
 	catchUp chan appeared         // what runs in containers and may not be armed
 
+	identifying chan setWork  // entries of sets whose file is to be identified
+	closing     chan struct{} // closed by Close
+	closeOnce   sync.Once
+
 	// work are the goroutines of single runs: arming, watching, sealing.
 	work sync.WaitGroup
 
@@ -76,6 +82,7 @@ type Agent struct {
 	table    lifecycle.Table
 	live     map[string]*live
 	armedIn  map[uint64]*live // by cgroup id, those that are armed
+	newCalls map[*live]bool   // those that have used a system call for the first time
 	letGo    map[string]int64 // containers let go by their source, and when
 	busy     int              // notices being carried out, runs being sealed
 	changed  chan struct{}    // closed and replaced when live or busy change
@@ -94,7 +101,7 @@ func New(cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a := &Agent{
-		cfg: cfg, log: cfg.Log, live: map[string]*live{}, armedIn: map[uint64]*live{}, changed: make(chan struct{}),
+		cfg: cfg, log: cfg.Log, live: map[string]*live{}, armedIn: map[uint64]*live{}, newCalls: map[*live]bool{}, identifying: make(chan setWork, 1024), closing: make(chan struct{}), changed: make(chan struct{}),
 		sources: map[string]string{}, letGo: map[string]int64{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
 		ahead: make(chan container.Notice, 64), catchUp: make(chan appeared, 256),
 	}
@@ -162,7 +169,7 @@ func (a *Agent) openKernel() error {
 	if err != nil {
 		return err
 	}
-	a.ring = newRing(r, a.event, a.witness.Undecodable, a.log)
+	a.ring = newRing(r, a.event, a.entry, a.witness.Undecodable, a.log)
 	a.engine = probe.NewEngine(a.obj, probe.Config{
 		Kernel: a.kernel, Linger: a.cfg.Linger, BootTime: cgroup.BootTime, Log: a.log.With("in", "probe"),
 	})
@@ -249,9 +256,7 @@ func (a *Agent) stopRuns() {
 	for _, l := range runs {
 		a.check(l)
 	}
-	if a.ring != nil {
-		a.ring.drain()
-	}
+	a.readOut(slices.Collect(maps.Values(runs))...)
 	a.witness.Stop()
 	a.signNode(&evidence.Gap{
 		GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, Count: evidence.Loss{N: 1}, Detail: "the agent stopped",
@@ -263,6 +268,7 @@ func (a *Agent) stopRuns() {
 
 // Close lets go of everything that New opened. It is idempotent.
 func (a *Agent) Close() error {
+	a.closeOnce.Do(func() { close(a.closing) })
 	var errs []error
 	if a.admin != nil {
 		errs = append(errs, a.admin.Close())

@@ -56,6 +56,10 @@ type appeared struct {
 // event takes one event of the kernel: detail for the witness, and news for who
 // arms what appears.
 func (a *Agent) event(e bpf.Event) {
+	if e.Kind == bpf.EventCall {
+		a.called(e.Cgroup)
+		return
+	}
 	a.witness.Event(e)
 	if e.Kind != bpf.EventExec {
 		return

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -189,6 +190,9 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 		}
 	}
 	a.witness.Publish(l.id, released)
+	if released != 0 {
+		a.sweepSets(l) // what it did before this run was known
+	}
 	if l.handle != nil {
 		a.learn(run.Notice.Identity.Image.Digest)
 	}
@@ -249,13 +253,15 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 		return failed(evidence.AttachFailed, errors.New("the container's first process ended before its files were found"))
 	}
 	found := cgroup.BootTime()
-	plan := probe.MakePlan(probes, probe.Tree{
+	tree := probe.Tree{
 		View: view, Inspector: a.inspect, Runs: command(n), Until: time.Now().Add(a.cfg.Barrier / 3), // the rest is for arming
 		ReadUntil: time.Now().Add(readFor),
-	}, probe.On(a.kernel))
+	}
+	plan := probe.MakePlan(probes, tree, probe.On(a.kernel))
 	planned := cgroup.BootTime()
 	h, err := a.engine.Arm(l.ctx, probe.Target{
 		Cgroup: n.Identity.CgroupID, Level: a.level(n.Identity.CgroupPath), Root: fmt.Sprintf("/proc/self/fd/%d", root.Fd()), Upper: rootfs.Upper,
+		Files: probe.Tree{View: view, Inspector: a.inspect, Runs: tree.Runs}, // for as long as it lives: without the bounds of a start
 	}, plan)
 	switch {
 	case errors.Is(err, bpf.ErrTaken):
@@ -328,9 +334,7 @@ func (a *Agent) seal(l *live, at int64) {
 	defer a.end()
 	// First the check: the runtime removes the upper directory soon.
 	a.check(l)
-	if a.ring != nil {
-		a.ring.drain()
-	}
+	a.readOut(l)
 	a.mu.Lock()
 	actions := a.table.CgroupEmpty(l.id, at)
 	a.mu.Unlock()
@@ -351,6 +355,20 @@ func (a *Agent) seal(l *live, at int64) {
 		delete(a.armedIn, cg)
 	}
 	a.mu.Unlock()
+}
+
+// readOut takes what the kernel has of runs that are to have their last lines.
+func (a *Agent) readOut(runs ...*live) {
+	if a.ring == nil {
+		return
+	}
+	a.ring.drain()
+	if slices.ContainsFunc(runs, hasSets) {
+		a.identified()
+	}
+	for _, l := range runs {
+		a.sweepSets(l)
+	}
 }
 
 // check proves again that the run's sites are armed.

@@ -17,6 +17,7 @@ import (
 type ring struct {
 	reader *ringbuf.Reader
 	take   func(bpf.Event)
+	entry  func(*bpf.SetEntry)
 	bad    func(error) // takes why a record could not be decoded
 	log    *slog.Logger
 
@@ -25,13 +26,14 @@ type ring struct {
 	closed  bool
 }
 
-func newRing(r *ringbuf.Reader, take func(bpf.Event), bad func(error), log *slog.Logger) *ring {
-	return &ring{reader: r, take: take, bad: bad, log: log}
+func newRing(r *ringbuf.Reader, take func(bpf.Event), entry func(*bpf.SetEntry), bad func(error), log *slog.Logger) *ring {
+	return &ring{reader: r, take: take, entry: entry, bad: bad, log: log}
 }
 
 // run reads until the ring is closed.
 func (r *ring) run() error {
 	var rec ringbuf.Record
+	var entry bpf.SetEntry // one for all: it is large
 	var serving []chan struct{}
 	defer func() {
 		r.mu.Lock()
@@ -57,13 +59,22 @@ func (r *ring) run() error {
 		case err != nil:
 			return fmt.Errorf("read the ring buffer: %w", err)
 		default:
-			e, err := bpf.Decode(rec.RawSample)
-			if err != nil {
+			var e bpf.Event
+			isEntry := bpf.IsSetEvent(rec.RawSample)
+			if isEntry {
+				err = entry.Decode(rec.RawSample)
+			} else {
+				e, err = bpf.Decode(rec.RawSample)
+			}
+			switch {
+			case err != nil:
 				r.log.Error("an event of the kernel was not understood", "err", err)
 				r.bad(err)
-				continue
+			case isEntry:
+				r.entry(&entry)
+			default:
+				r.take(e)
 			}
-			r.take(e)
 		}
 	}
 }

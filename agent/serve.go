@@ -38,6 +38,9 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 				a.problem("detail of hits is lost from now on: %v", err)
 			}
 		}()
+		go a.identifyAll()
+		g.Go(func() error { a.engine.Prepare(a.setsOf()); return nil })
+		g.Go(func() error { return a.tellAllCalls(ctx) })
 		g.Go(func() error { return a.engine.Run(ctx) })
 		g.Go(func() error { return a.engine.Guard(ctx) })
 		g.Go(func() error { return a.sweep(ctx) })
@@ -176,8 +179,12 @@ func (a *Agent) health(ctx context.Context) error {
 		case <-tick.C:
 			for _, l := range a.runs() {
 				a.check(l)
+				a.tellLosses(l)
 			}
 		case <-hour.C:
+			for _, l := range a.runs() {
+				a.sweepSets(l)
+			}
 			a.witness.Hourly()
 		}
 	}
@@ -201,6 +208,9 @@ func (a *Agent) sweep(ctx context.Context) error {
 		if n != seen {
 			seen = n
 			a.witness.Sweep()
+			for _, l := range a.runs() {
+				a.sweepSets(l)
+			}
 		}
 	}
 }

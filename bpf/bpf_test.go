@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func load(t *testing.T, o Options) *Objects {
+func load(t testing.TB, o Options) *Objects {
 	t.Helper()
 	need.BPF(t)
 	obj, err := Load(o)

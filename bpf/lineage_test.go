@@ -26,7 +26,7 @@ type room struct {
 	level uint32
 }
 
-func newRoom(t *testing.T, obj *Objects, parent string) room {
+func newRoom(t testing.TB, obj *Objects, parent string) room {
 	t.Helper()
 	// A name of its own: other checkouts of this may be under test.
 	dir, err := os.MkdirTemp(parent, "probity-lineage-")
@@ -59,7 +59,7 @@ type shell struct {
 	out *bufio.Reader
 }
 
-func (r room) shell(t *testing.T) *shell {
+func (r room) shell(t testing.TB) *shell {
 	t.Helper()
 	fd, err := os.Open(r.dir)
 	must(t, err)
@@ -78,7 +78,7 @@ func (r room) shell(t *testing.T) *shell {
 }
 
 // do has the shell run a line, and returns what that printed once it is over.
-func (s *shell) do(t *testing.T, line string) string {
+func (s *shell) do(t testing.TB, line string) string {
 	t.Helper()
 	_, err := fmt.Fprintf(s.in, "%s; echo done\n", line)
 	must(t, err)

@@ -128,6 +128,9 @@ func (h *setHooks) prepare() error {
 	if err := tellAncestors(h.opts.KernelTypes, spec); err != nil {
 		return err
 	}
+	if err := tellAncestors(h.opts.KernelTypes, spec); err != nil {
+		return err
+	}
 	// From 6.1 on the kernel has an allocator that programs may use anywhere. It
 	// came with this map type; before, such a map makes the kernel warn.
 	h.onUse = !h.opts.ForceSetMemory && features.HaveMapType(ebpf.UserRingbuf) == nil

@@ -241,6 +241,8 @@ const (
 	setsProgSetLibrariesFentry = "set_libraries_fentry"
 	setsProgSetLibrariesKprobe = "set_libraries_kprobe"
 	setsProgSetLibrariesList   = "set_libraries_list"
+	setsProgSetMprotectFentry  = "set_mprotect_fentry"
+	setsProgSetMprotectKprobe  = "set_mprotect_kprobe"
 	setsProgSetNetworkCall     = "set_network_call"
 	setsProgSetSendFentry      = "set_send_fentry"
 	setsProgSetSendKprobe      = "set_send_kprobe"
@@ -317,6 +319,8 @@ type setsProgramSpecs struct {
 	SetLibrariesFentry *ebpf.ProgramSpec `ebpf:"set_libraries_fentry"`
 	SetLibrariesKprobe *ebpf.ProgramSpec `ebpf:"set_libraries_kprobe"`
 	SetLibrariesList   *ebpf.ProgramSpec `ebpf:"set_libraries_list"`
+	SetMprotectFentry  *ebpf.ProgramSpec `ebpf:"set_mprotect_fentry"`
+	SetMprotectKprobe  *ebpf.ProgramSpec `ebpf:"set_mprotect_kprobe"`
 	SetNetworkCall     *ebpf.ProgramSpec `ebpf:"set_network_call"`
 	SetSendFentry      *ebpf.ProgramSpec `ebpf:"set_send_fentry"`
 	SetSendKprobe      *ebpf.ProgramSpec `ebpf:"set_send_kprobe"`
@@ -438,6 +442,8 @@ type setsPrograms struct {
 	SetLibrariesFentry *ebpf.Program `ebpf:"set_libraries_fentry"`
 	SetLibrariesKprobe *ebpf.Program `ebpf:"set_libraries_kprobe"`
 	SetLibrariesList   *ebpf.Program `ebpf:"set_libraries_list"`
+	SetMprotectFentry  *ebpf.Program `ebpf:"set_mprotect_fentry"`
+	SetMprotectKprobe  *ebpf.Program `ebpf:"set_mprotect_kprobe"`
 	SetNetworkCall     *ebpf.Program `ebpf:"set_network_call"`
 	SetSendFentry      *ebpf.Program `ebpf:"set_send_fentry"`
 	SetSendKprobe      *ebpf.Program `ebpf:"set_send_kprobe"`
@@ -463,6 +469,8 @@ func (p *setsPrograms) Close() error {
 		p.SetLibrariesFentry,
 		p.SetLibrariesKprobe,
 		p.SetLibrariesList,
+		p.SetMprotectFentry,
+		p.SetMprotectKprobe,
 		p.SetNetworkCall,
 		p.SetSendFentry,
 		p.SetSendKprobe,

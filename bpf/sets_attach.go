@@ -23,6 +23,7 @@ type setHook struct {
 	target string
 	fresh  bool   // only for processes that have just become the container's
 	or     string // a program for the same place, where the kernel refuses this one
+	orAt   string // another name of the target, in newer kernels
 }
 
 type hookKind int
@@ -49,7 +50,17 @@ var setForms = [numSets][]setForm{
 	},
 	SetLibraries: {
 		{"fentry", "fentry", []setHook{{prog: setsProgSetLibrariesFentry, kind: atFunction, target: "perf_event_mmap"}, firstMappings}},
+		{"fentry", "fentry", []setHook{
+			{prog: setsProgSetLibrariesFentry, kind: atFunction, target: "uprobe_mmap"},
+			{prog: setsProgSetMprotectFentry, kind: atFunction, target: "security_file_mprotect"},
+			firstMappings,
+		}},
 		{"kprobe", "kprobe", []setHook{{prog: setsProgSetLibrariesKprobe, kind: atKprobe, target: "perf_event_mmap"}, firstMappings}},
+		{"kprobe", "kprobe", []setHook{
+			{prog: setsProgSetLibrariesKprobe, kind: atKprobe, target: "uprobe_mmap"},
+			{prog: setsProgSetMprotectKprobe, kind: atKprobe, target: "security_file_mprotect"},
+			firstMappings,
+		}},
 		{"rawTracepoint", "rawTracepoint", []setHook{
 			{prog: setsProgSetLibrariesCall, kind: atRawTracepoint, target: "sys_exit"},
 			{prog: setsProgSetLibrariesExec, kind: atRawTracepoint, target: "sched_process_exec"},
@@ -77,8 +88,8 @@ var setForms = [numSets][]setForm{
 		}},
 	},
 	SetFiles: {
-		{"fentry", "fexit", []setHook{{prog: setsProgSetFilesFexit, kind: atFunction, target: "do_filp_open"}, firstFile}},
-		{"kprobe", "kretprobe", []setHook{{prog: setsProgSetFilesKretprobe, kind: atKretprobe, target: "do_filp_open"}, firstFile}},
+		{"fentry", "fexit", []setHook{{prog: setsProgSetFilesFexit, kind: atFunction, target: "do_filp_open", orAt: "do_file_open"}, firstFile}},
+		{"kprobe", "kretprobe", []setHook{{prog: setsProgSetFilesKretprobe, kind: atKretprobe, target: "do_filp_open", orAt: "do_file_open"}, firstFile}},
 		{"rawTracepoint", "rawTracepoint", []setHook{
 			{prog: setsProgSetFilesCall, kind: atRawTracepoint, target: "sys_exit"},
 			{prog: setsProgSetFilesExec, kind: atRawTracepoint, target: "sched_process_exec"},
@@ -89,12 +100,13 @@ var setForms = [numSets][]setForm{
 // setLinks is one set as this kernel shows it, for all containers. Its programs
 // stay loaded: the verifier takes longer over them than attaching takes.
 type setLinks struct {
-	form  setForm
+	typ   string
 	note  string // why it is not a better way
 	refs  int    // containers
 	idle  time.Time
-	progs []*ebpf.Program // one for each of the form's hooks
-	links []link.Link     // empty: not attached
+	hooks []setHook // as this kernel takes them
+	progs []*ebpf.Program
+	links []link.Link // empty: not attached
 }
 
 // SetWay says how a set is seen.
@@ -113,7 +125,7 @@ func (o *Objects) ArmSet(s Set) (SetWay, error) {
 	if err != nil {
 		return SetWay{}, err
 	}
-	return SetWay{l.form.typ, l.note}, nil
+	return SetWay{l.typ, l.note}, nil
 }
 
 func (h *setHooks) arm(s Set) (*setLinks, error) {
@@ -151,32 +163,50 @@ func (h *setHooks) arm(s Set) (*setLinks, error) {
 
 // take loads and attaches all of a form.
 func (h *setHooks) take(f setForm) (_ *setLinks, err error) {
-	l := &setLinks{form: f, idle: time.Now()}
+	l := &setLinks{typ: f.typ, idle: time.Now()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.close())
 		}
 	}()
 	for _, k := range f.hooks {
-		p, err := h.load(k, k.prog)
-		if err != nil && k.or != "" {
-			var also error
-			if p, also = h.load(k, k.or); also == nil {
-				err = nil
-			}
-			err = errors.Join(err, also)
-		}
+		p, at, err := h.first(&k)
 		if err != nil {
 			return nil, err
 		}
-		l.progs = append(l.progs, p)
+		l.hooks, l.progs, l.links = append(l.hooks, k), append(l.progs, p), append(l.links, at)
 	}
-	return l, l.attach()
+	return l, nil
+}
+
+// first loads and attaches the first of a hook's programs and names that this
+// kernel takes, and leaves in the hook which they are.
+func (h *setHooks) first(k *setHook) (*ebpf.Program, link.Link, error) {
+	var errs []error
+	for _, c := range []struct{ prog, target string }{{k.prog, k.target}, {k.or, k.target}, {k.prog, k.orAt}} {
+		if c.prog == "" || c.target == "" {
+			continue
+		}
+		try := *k
+		try.prog, try.target = c.prog, c.target
+		p, err := h.load(try)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		at, err := try.attach(p)
+		if err == nil {
+			*k = try
+			return p, at, nil
+		}
+		errs = append(errs, fmt.Errorf("attach to %s: %w", c.target, err), p.Close())
+	}
+	return nil, nil, errors.Join(errs...)
 }
 
 // attach attaches every hook, or none.
 func (l *setLinks) attach() error {
-	for i, k := range l.form.hooks {
+	for i, k := range l.hooks {
 		at, err := k.attach(l.progs[i])
 		if err != nil {
 			return errors.Join(fmt.Errorf("attach to %s: %w", k.target, err), l.detach())
@@ -186,10 +216,10 @@ func (l *setLinks) attach() error {
 	return nil
 }
 
-func (h *setHooks) load(k setHook, prog string) (*ebpf.Program, error) {
-	return h.obj.load(prog, func(s *ebpf.CollectionSpec) error {
+func (h *setHooks) load(k setHook) (*ebpf.Program, error) {
+	return h.obj.load(k.prog, func(s *ebpf.CollectionSpec) error {
 		if k.kind == atFunction {
-			s.Programs[prog].AttachTo = k.target
+			s.Programs[k.prog].AttachTo = k.target
 		}
 		return s.Variables[setsVarFreshOnly].Set(k.fresh)
 	})

@@ -11,13 +11,16 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 	stdutf8 "unicode/utf8"
 	"unsafe"
 
+	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
 	"probity/tests/need"
@@ -31,7 +34,7 @@ type setRoomT struct {
 
 // newSetRoom arms sets as the options say. A way to see them that this kernel
 // does not have ends the test, if a reason is told.
-func newSetRoom(t *testing.T, o Options, quotas map[Set]uint32) setRoomT {
+func newSetRoom(t testing.TB, o Options, quotas map[Set]uint32) setRoomT {
 	t.Helper()
 	need.Command(t, "sh")
 	obj := load(t, o)
@@ -63,7 +66,7 @@ func (r setRoomT) entries(t *testing.T, s Set) (out []SetEntry) {
 	return out
 }
 
-func (r setRoomT) counts(t *testing.T, s Set) SetCounts {
+func (r setRoomT) counts(t testing.TB, s Set) SetCounts {
 	t.Helper()
 	c, err := r.obj.SetCounts(r.id)
 	must(t, err)
@@ -72,7 +75,7 @@ func (r setRoomT) counts(t *testing.T, s Set) SetCounts {
 
 // act has a process in the shell's place do something: this test's own binary.
 // It returns what that printed.
-func act(t *testing.T, s *shell, what string, args ...string) string {
+func act(t testing.TB, s *shell, what string, args ...string) string {
 	t.Helper()
 	self, err := os.Executable()
 	must(t, err)
@@ -140,6 +143,18 @@ var acts = map[string]func(*testing.T, []string){
 		var params [120]byte // struct io_uring_params
 		if _, _, errno := unix.Syscall(425, 1, uintptr(unsafe.Pointer(&params)), 0); errno != 0 {
 			fmt.Println("refused")
+		}
+	},
+	// As many datagrams, each to an address of its own.
+	"flood": func(t *testing.T, args []string) {
+		n, err := strconv.Atoi(args[0])
+		must(t, err)
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+		must(t, err)
+		to := unix.SockaddrInet4{Port: 9}
+		for i := range n {
+			to.Addr = [4]byte{127, byte(i >> 16), byte(i >> 8), byte(i)}
+			_ = unix.Sendto(fd, []byte("x"), 0, &to) // refused, in time
 		}
 	},
 	"odd": func(*testing.T, []string) { _, _, _ = unix.Syscall(5000, 0, 0, 0) },
@@ -732,4 +747,82 @@ func FuzzSetEntryDecode(f *testing.F) {
 			t.Fatalf("%+v", e)
 		}
 	})
+}
+
+func BenchmarkSetEntryDecode(b *testing.B) {
+	record := entryBytes("/usr/lib/x86_64-linux-gnu/libc.so.6", "")
+	var e SetEntry
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := e.Decode(record); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// Distinct entries from the system call to the decoded entry, from processes
+// that do nothing else, with the reader beside them.
+func BenchmarkSetEntries(b *testing.B) {
+	const each, containers = 50_000, 2
+	for b.Loop() {
+		b.StopTimer()
+		r := newSetRoom(b, Options{}, map[Set]uint32{SetNetwork: each + 10})
+		rooms := []room{r.room, newRoom(b, r.obj, need.Cgroup2(b))}
+		must(b, r.obj.PutSets(rooms[1].id, map[Set]uint32{SetNetwork: each + 10}))
+		events, err := r.obj.Reader()
+		must(b, err)
+		var shells []*shell
+		for _, m := range rooms {
+			shells = append(shells, m.shell(b))
+			shells[len(shells)-1].do(b, "true")
+		}
+		b.StartTimer()
+		var work sync.WaitGroup
+		began := time.Now()
+		for _, s := range shells {
+			work.Go(func() { act(b, s, "flood", strconv.Itoa(each)) })
+		}
+		go func() {
+			work.Wait()
+			_ = events.Flush()
+		}()
+		var rec ringbuf.Record
+		var e SetEntry
+		told := 0
+		for {
+			err := events.ReadInto(&rec)
+			if errors.Is(err, ringbuf.ErrFlushed) {
+				break
+			}
+			must(b, err)
+			if IsSetEvent(rec.RawSample) {
+				must(b, e.Decode(rec.RawSample))
+				told++
+			}
+		}
+		took := time.Since(began)
+		b.StopTimer()
+		full, err := r.obj.RingFull()
+		must(b, err)
+		kept, lost := 0, uint64(0)
+		for _, m := range rooms {
+			c := (setRoomT{m, r.obj}).counts(b, SetNetwork)
+			kept += int(c.Used)
+			lost += c.Lost + c.Full
+		}
+		if kept < each*containers || lost != 0 {
+			b.Errorf("%d entries, %d lost", kept, lost)
+		}
+		b.ReportMetric(float64(kept)/took.Seconds(), "entries/s")
+		b.ReportMetric(float64(told), "told")
+		b.ReportMetric(float64(full), "ringFull")
+		must(b, events.Close())
+		for _, s := range shells {
+			s.end()
+		}
+		for _, m := range rooms {
+			must(b, r.obj.DeleteSets(m.id))
+		}
+		b.StartTimer()
+	}
 }

@@ -65,7 +65,7 @@ struct {
  * its own: one may be preempted and another run on the same processor, while
  * the kernel never runs the same one twice at a time there.
  */
-enum { D_EXEC, D_LIBRARY, D_LIBRARY_EXEC, D_FILE, D_FILE_EXEC, D_CONNECT, D_BIND, D_ACCEPT, D_SEND, D_CALL, DRAFTS };
+enum { D_EXEC, D_LIBRARY, D_LIBRARY_EXEC, D_MPROTECT, D_FILE, D_FILE_EXEC, D_CONNECT, D_BIND, D_ACCEPT, D_SEND, D_CALL, DRAFTS };
 
 #define WALK_LEN SET_PATH_LEN
 
@@ -464,9 +464,8 @@ struct vm_area_struct {
 	struct file *vm_file;
 } __attribute__((preserve_access_index));
 
-static __always_inline void on_mapping(__u32 n, struct vm_area_struct *vma)
+static __always_inline void on_flags(__u32 n, struct vm_area_struct *vma, __u64 flags)
 {
-	__u64 flags = BPF_CORE_READ(vma, vm_flags);
 	struct file *f = BPF_CORE_READ(vma, vm_file);
 	struct draft *d;
 
@@ -480,6 +479,11 @@ static __always_inline void on_mapping(__u32 n, struct vm_area_struct *vma)
 		(flags & VM_WRITE ? MAPPING_PRIVATE_WRITABLE : MAPPING_PRIVATE);
 	set_file(d, f);
 	count(n, NOTED);
+}
+
+static __always_inline void on_mapping(__u32 n, struct vm_area_struct *vma)
+{
+	on_flags(n, vma, BPF_CORE_READ(vma, vm_flags));
 }
 
 /*
@@ -516,6 +520,32 @@ int set_libraries_kprobe(struct kprobe_regs *ctx)
 {
 	on_mapping(D_LIBRARY, (struct vm_area_struct *)ctx->FIRST_PARM);
 	return 0;
+}
+
+/*
+ * Where perf_event_mmap is compiled so that it cannot be traced (5.10),
+ * uprobe_mmap is told of new mappings of files, and this of changed ones.
+ */
+static __always_inline int on_mprotect(struct vm_area_struct *vma, __u64 prot)
+{
+	__u64 flags = BPF_CORE_READ(vma, vm_flags) & VM_MAYSHARE;
+
+	if (!(prot & VM_EXEC))
+		return 0;
+	on_flags(D_MPROTECT, vma, flags | (prot & (VM_WRITE | VM_EXEC))); /* PROT_x is VM_x */
+	return 0;
+}
+
+SEC("fentry/security_file_mprotect")
+int set_mprotect_fentry(__u64 *ctx)
+{
+	return on_mprotect((struct vm_area_struct *)ctx[0], ctx[2]);
+}
+
+SEC("kprobe/security_file_mprotect")
+int set_mprotect_kprobe(struct kprobe_regs *ctx)
+{
+	return on_mprotect((struct vm_area_struct *)ctx->FIRST_PARM, ctx->THIRD_PARM);
 }
 
 /*
@@ -796,7 +826,10 @@ static __always_inline int on_opened(__u64 ret)
 	return 0;
 }
 
-/* do_filp_open has three arguments, and returns a file or an error. */
+/*
+ * do_filp_open, which is do_file_open in 7.x, has three arguments and returns a
+ * file or an error.
+ */
 SEC("fexit/do_filp_open")
 int set_files_fexit(__u64 *ctx)
 {

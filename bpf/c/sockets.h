@@ -57,7 +57,7 @@ struct unix_sock {
 	struct sock *peer;
 } __attribute__((preserve_access_index));
 
-/* An address as a process gives it: any of sockaddr_in, _in6 and _un. */
+/* An address as a process gives it: sockaddr_in or _in6; what is neither is not read. */
 union given {
 	__u16 family;
 	struct {
@@ -71,11 +71,6 @@ union given {
 		__u32 flow;
 		__u64 addr[2];
 	} in6;
-	struct {
-		__u16 family;
-		char path[UNIX_PATH];
-	} un;
-	char bytes[128];
 };
 
 /* The socket that is open as fd in the current process, or NULL. */

@@ -108,6 +108,7 @@ type Target struct {
 	Level  int    // depth of that cgroup below the root, or AnyLevel
 	Root   string // path of its merged root file system: "/proc/PID/root" or a host path
 	Upper  string // host path of its upper directory; empty if it has none
+	Files  Files  // to say which files its sets are about; nil: that is not said
 }
 
 // Arm arms the plan's sites for one container and returns when each is proven
@@ -140,6 +141,7 @@ func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) 
 		e.armBatch(h, b, root)
 	}
 	e.armHooks(h)
+	e.armSets(h)
 	for i := range h.Sites {
 		if s := &h.Sites[i]; !s.Armed && s.Reason == "" {
 			s.Reason, s.Detail = evidence.KernelUnsupported, "nothing here attaches such a probe"
@@ -512,6 +514,9 @@ func (e *Engine) reap(before int64) {
 	}
 	e.mu.Unlock()
 	closeAll(idle, e.cfg.Log)
+	if err := e.obj.TrimSets(e.cfg.Linger); err != nil {
+		e.cfg.Log.Warn("detach from sets", "err", err)
+	}
 }
 
 // shared is what containers share: a sharedFile or a sharedHook.

@@ -1,0 +1,240 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"probity/bpf"
+	"probity/bpf/probe"
+	"probity/evidence"
+	"probity/evidence/witness"
+)
+
+// callsEvery is how soon system calls that a container has not used before are
+// told, all of that time together.
+const callsEvery = 200 * time.Millisecond
+
+// setWork is an entry whose file is to be identified, or whoever waits for all
+// those before.
+type setWork struct {
+	l     *live
+	entry bpf.SetEntry
+	done  chan struct{}
+}
+
+// entry takes a new entry of a set. What file it is about is found out by
+// whoever has time; if there is too much of that, it is not said.
+func (a *Agent) entry(e *bpf.SetEntry) {
+	a.mu.Lock()
+	l := a.armedIn[e.Cgroup]
+	a.mu.Unlock()
+	if l == nil {
+		return // its entries are read when it is
+	}
+	id := probe.Identified{}
+	if e.Set == bpf.SetExec || e.Set == bpf.SetLibraries {
+		select {
+		case a.identifying <- setWork{l: l, entry: *e}:
+			return
+		default:
+			id.Why = "there was no time to read the file"
+		}
+	}
+	a.witness.Entry(e.Cgroup, entryOf(e, id))
+}
+
+// identifyAll identifies the files of entries. It ends when the agent is closed.
+func (a *Agent) identifyAll() {
+	for {
+		select {
+		case <-a.closing:
+			return
+		case w := <-a.identifying:
+			if w.done != nil {
+				close(w.done)
+				continue
+			}
+			a.witness.Entry(w.entry.Cgroup, entryOf(&w.entry, w.l.handle.Identify(&w.entry)))
+		}
+	}
+}
+
+// identified returns when all entries so far are identified.
+func (a *Agent) identified() {
+	done := make(chan struct{})
+	a.identifying <- setWork{done: done}
+	<-done
+}
+
+// entryOf is an entry as the evidence has it.
+func entryOf(e *bpf.SetEntry, id probe.Identified) witness.Entry {
+	w := witness.Entry{
+		Set: e.Set.String(), At: e.FirstNs, Process: evidence.Process{Pid: e.Pid, Comm: e.Comm()},
+		FileDigest: id.Digest, BuildID: id.BuildID, Origin: id.Origin, LayerDiffID: id.LayerDiffID, Detail: id.Why,
+	}
+	if e.Session == bpf.SessionExec {
+		w.Process.Session = evidence.SessionExec
+	}
+	if e.Set == bpf.SetNetwork {
+		w.Entry = evidence.Entry{Operation: e.Operation(), Protocol: e.Protocol(), Family: e.Family(), Address: e.Address(), Port: e.Port()}
+		return w
+	}
+	major, minor := e.Device()
+	w.Path, w.Device, w.Inode = e.Path(), fmt.Sprintf("%d:%d", major, minor), evidence.Uint64(e.Inode())
+	if why := e.PathDoubt(); why != "" {
+		w.Detail = why
+	}
+	switch e.Set {
+	case bpf.SetExec:
+		w.Parent = &evidence.Process{Pid: e.Parent, Comm: e.ParentComm()}
+		if w.Path == "" {
+			w.Path = e.Argument()
+		} else if arg := e.Argument(); arg != w.Path {
+			w.Argument = arg
+		}
+	case bpf.SetLibraries:
+		w.Mapped = e.Mapping()
+	case bpf.SetFiles:
+		w.Access = e.Access()
+	}
+	if w.Path == "" && w.Detail == "" {
+		w.Detail = "the path is not known"
+	}
+	if w.Origin == "" && strings.HasPrefix(w.Path, "memfd:") && !e.PathKnown() {
+		w.Origin = "memfd"
+	}
+	return w
+}
+
+// sweepSets reads the sets of a run, as the kernel has them, and what they lack.
+func (a *Agent) sweepSets(l *live) {
+	if !hasSets(l) {
+		return
+	}
+	cg := l.notice.Identity.CgroupID
+	// The evidence does not tell apart all that the kernel does: counts are of
+	// all that look alike.
+	all := map[witness.Entry]*witness.Entry{}
+	err := l.handle.Entries(func(e *bpf.SetEntry) bool {
+		w := entryOf(e, l.handle.Identified(e.SetKey))
+		w.Last, w.Count = e.LastNs, e.Count
+		key := w
+		key.At, key.Last, key.Count, key.Parent, key.Detail = 0, 0, 0, nil, ""
+		key.Process = evidence.Process{Session: w.Process.Session}
+		have := all[key]
+		if have == nil {
+			all[key] = &w
+			return true
+		}
+		have.Count += w.Count
+		have.Last = max(have.Last, w.Last)
+		if w.At < have.At {
+			have.At, have.Process, have.Parent = w.At, w.Process, w.Parent
+		}
+		return true
+	})
+	if err != nil {
+		a.log.Warn("read the sets of a container", "run", l.id, "err", err)
+	}
+	for _, w := range all {
+		a.witness.Entry(cg, *w)
+	}
+	a.tellCalls(l)
+	a.tellLosses(l)
+}
+
+// hasSets reports whether the run is armed and has sets.
+func hasSets(l *live) bool {
+	select {
+	case <-l.armed:
+		return l.handle != nil && l.handle.HasSets()
+	default:
+		return false
+	}
+}
+
+// tellLosses tells what the sets of a run do not show.
+func (a *Agent) tellLosses(l *live) {
+	if !hasSets(l) {
+		return
+	}
+	counts, err := l.handle.SetCounts()
+	if err != nil {
+		a.log.Debug("read the sets of a container", "run", l.id, "err", err)
+		return
+	}
+	for set, c := range counts {
+		a.witness.SetCounts(l.notice.Identity.CgroupID, set.String(), c.Full, c.Lost, c.Around)
+	}
+}
+
+// tellCalls tells the system calls that a run has used.
+func (a *Agent) tellCalls(l *live) {
+	calls, err := l.handle.SystemCalls()
+	if err != nil {
+		a.log.Debug("read the system calls of a container", "run", l.id, "err", err)
+		return
+	}
+	if len(calls) == 0 {
+		return
+	}
+	var s witness.SystemCalls
+	for _, c := range calls {
+		s.Calls = append(s.Calls, evidence.SystemCalls{Arch: c.Arch, Numbers: c.Numbers, Beyond: c.Beyond})
+		s.IOUring = s.IOUring || c.IOUring()
+		if s.First == 0 || c.FirstNs < s.First {
+			s.First = c.FirstNs
+		}
+		s.Last = max(s.Last, c.LastNs)
+	}
+	a.witness.SystemCalls(l.notice.Identity.CgroupID, s)
+}
+
+// called notes that a container has used a system call for the first time.
+func (a *Agent) called(cgroup uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if l := a.armedIn[cgroup]; l != nil {
+		a.newCalls[l] = true
+	}
+}
+
+// tellAllCalls tells new system calls of all runs, until ctx ends.
+func (a *Agent) tellAllCalls(ctx context.Context) error {
+	tick := time.NewTicker(callsEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		a.mu.Lock()
+		now := a.newCalls
+		if len(now) > 0 {
+			a.newCalls = map[*live]bool{}
+		}
+		a.mu.Unlock()
+		for l := range now {
+			if hasSets(l) {
+				a.tellCalls(l)
+			}
+		}
+	}
+}
+
+// setsOf lists the sets that any policy wants.
+func (a *Agent) setsOf() (sets []string) {
+	seen := map[string]bool{}
+	for _, p := range a.policies.Policies {
+		for _, pr := range p.Probes {
+			if pr.Set != "" && !seen[pr.Set] {
+				seen[pr.Set] = true
+				sets = append(sets, pr.Set)
+			}
+		}
+	}
+	return sets
+}
