@@ -152,6 +152,16 @@ func originAt(at *mount, what string) (string, error) {
 	return FromVolume, nil
 }
 
+// LocalDevice returns nil if files of process pid that lie on that device, as
+// /proc/PID/maps shows it, can be read without the risk to wait for ever, else
+// an error that wraps [ErrRemote].
+func LocalDevice(pid int, dev uint64) error {
+	if _, err := originOf(pid, dev); err != nil && !errors.Is(err, ErrInRoot) {
+		return err
+	}
+	return nil
+}
+
 // memfdDevice is the device of the file system that all memfds are on.
 func memfdDevice() (uint64, error) {
 	fd, err := unix.MemfdCreate("probity", unix.MFD_CLOEXEC)

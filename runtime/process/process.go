@@ -1,10 +1,10 @@
 // Package process looks at a live process from outside: which files it has
-// mapped to be executed, and how.
+// mapped to be executed, and how; what it has open; which program it runs.
 //
 // In: a process id. Out: plain values, as /proc shows them at that moment. The
-// kernel is trusted, the process is not: it chooses how many mappings it has
-// and what their files are called, so both are bounded, and its names are text
-// to be quoted. A [Process] is bound to one process: once that has ended, every
+// kernel is trusted, the process is not: it chooses how many mappings and
+// descriptors it has and what their files are called, so all are bounded, and
+// its names are text to be quoted. A [Process] is bound to one process: once that has ended, every
 // method says so, and never answers for another one with the same number.
 //
 // What this is not: a mapping that comes and goes between two looks is not
