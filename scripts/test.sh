@@ -18,7 +18,7 @@ common=(-count=1 -timeout 15m)
 command=(go run ./tests/need/report)
 if [ "$(id -u)" = 0 ]; then
 	scripts/install.sh test
-	scripts/peers.sh containerd cosign
+	scripts/peers.sh containerd cosign runsc
 	# Where it cannot be fetched, the test that needs it says so.
 	if [ "${1:-}" = full ]; then scripts/kernels.sh || true; else scripts/kernels.sh 6.12 userland-amd64 || true; fi
 	export PROBITY_REQUIRE=${PROBITY_REQUIRE:-all}

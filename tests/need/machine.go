@@ -75,3 +75,15 @@ func Cgroup2(t testing.TB) string {
 	unmet(t, "cgroup2", "no cgroup2 file system is mounted")
 	return ""
 }
+
+// KVM needs a device that makes virtual machines, and returns it. Only its name
+// requires it: most machines that are virtual themselves have none.
+func KVM(t testing.TB) *os.File {
+	t.Helper()
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		unmet(t, "kvm", "%v", err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}

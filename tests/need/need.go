@@ -11,6 +11,9 @@
 // modules (see scripts/peers.sh); by default it is probity/peers below the
 // user's cache directory.
 //
+// What few machines have is required only by its name:
+// "all" does not mean it.
+//
 // Every message begins with "needs NAME: "; tests/need/report counts them. The
 // package trusts the machine's PATH. It changes nothing on the machine.
 package need
@@ -25,16 +28,19 @@ import (
 // Require is the variable that turns skips into failures.
 const Require = "PROBITY_REQUIRE"
 
-// Names lists the needs that PROBITY_REQUIRE may name, besides "all". A
-// program's need is "command", or "command:NAME" for just one.
-var Names = []string{"root", "bpf", "tracefs", "cgroup2", "podman", "runc", "containerd", "cosign", "fuse", "libc", "btf", "kernel", "command"}
+// Names lists the needs that "all" requires, and that PROBITY_REQUIRE may name
+// besides it. A program's need is "command", or "command:NAME" for just one.
+var Names = []string{"root", "bpf", "tracefs", "cgroup2", "podman", "runc", "containerd", "cosign", "runsc", "fuse", "libc", "btf", "kernel", "command"}
+
+// ByName lists the needs that only their name requires.
+var ByName = []string{"kvm", "qemu"}
 
 // unmet ends the test: by a failure if the need is required, else by a skip.
 func unmet(t testing.TB, name, format string, args ...any) {
 	t.Helper()
 	isRequired, unknown := required(os.Getenv(Require), name)
 	if unknown != "" {
-		t.Fatalf("%s=%s: %q is not a need; there are all, %s", Require, os.Getenv(Require), unknown, strings.Join(Names, ", "))
+		t.Fatalf("%s=%s: %q is not a need; there are all, %s", Require, os.Getenv(Require), unknown, strings.Join(slices.Concat(Names, ByName), ", "))
 	}
 	if isRequired {
 		t.Fatalf("needs "+name+": "+format+" ("+Require+" requires it)", args...)
@@ -50,9 +56,9 @@ func required(list, name string) (yes bool, unknown string) {
 		n = strings.TrimSpace(n)
 		switch {
 		case n == "":
-		case n == "all", n == name, n == family:
+		case n == "all" && !slices.Contains(ByName, family), n == name, n == family:
 			yes = true
-		case slices.Contains(Names, n), strings.HasPrefix(n, "command:"):
+		case n == "all", slices.Contains(Names, n), slices.Contains(ByName, n), strings.HasPrefix(n, "command:"):
 		default:
 			unknown = n
 		}

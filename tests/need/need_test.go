@@ -20,6 +20,9 @@ func TestRequired(t *testing.T) {
 		{"command", "command:gcc", true, ""},
 		{"command:gcc", "command:gcc", true, ""},
 		{"command:gcc", "command:ld", false, ""},
+		{"all", "kvm", false, ""},
+		{"all,kvm", "kvm", true, ""},
+		{"qemu", "qemu", true, ""},
 		{"contianerd", "containerd", false, "contianerd"},
 	} {
 		got, unknown := required(c.list, c.name)

@@ -109,6 +109,27 @@ func Cosign(t testing.TB) string {
 	return path
 }
 
+// Runsc needs root and gVisor's runsc built from its module, and returns its
+// path.
+func Runsc(t testing.TB) string {
+	t.Helper()
+	Root(t)
+	path := filepath.Join(PeersDir(t), "runsc")
+	peer(t, "runsc", path)
+	return path
+}
+
+// QEMU needs one of QEMU's programs, and returns its path. Only its name
+// requires it: no user needs it, and it is large.
+func QEMU(t testing.TB, name string) string {
+	t.Helper()
+	path, ok := Look(name)
+	if !ok {
+		unmet(t, "qemu", "%s is not installed", name)
+	}
+	return path
+}
+
 func peer(t testing.TB, name, path string) {
 	t.Helper()
 	if _, err := exec.LookPath(path); err != nil {
