@@ -60,6 +60,12 @@ var rules = map[string]rule{
 		},
 	},
 	"runtime/lifecycle": {ours: []string{"runtime/container"}},
+	// It opens a live process's program, and only runtime/image knows on which
+	// file systems that cannot block for ever.
+	"runtime/sandbox": {
+		ours:    []string{"runtime/image", "runtime/process"},
+		modules: []string{"golang.org/x/sys/unix"},
+	},
 
 	// The kernel's side.
 	"bpf": {modules: []string{"github.com/cilium/ebpf", "golang.org/x/sys/unix"}},
@@ -103,7 +109,7 @@ var rules = map[string]rule{
 	"agent": {
 		ours: []string{
 			"bpf", "bpf/kernel", "bpf/policy", "bpf/probe", "evidence", "evidence/sign", "evidence/spool", "evidence/witness",
-			"runtime/cgroup", "runtime/container", "runtime/handoff", "runtime/handoff/wire", "runtime/image", "runtime/lifecycle", "runtime/nri", "runtime/oci", "runtime/process",
+			"runtime/cgroup", "runtime/container", "runtime/handoff", "runtime/handoff/wire", "runtime/image", "runtime/lifecycle", "runtime/nri", "runtime/oci", "runtime/process", "runtime/sandbox",
 		},
 		modules: []string{"github.com/cilium/ebpf/ringbuf", "go.yaml.in/yaml/", "golang.org/x/sync/errgroup", "golang.org/x/sys/unix"},
 	},

@@ -164,11 +164,20 @@ func newBox(t *testing.T, depth int, args ...string) *box {
 	need.Command(t, "gcc")
 	bin, err := target()
 	must(t, err)
+	return newBoxOf(t, map[string][]byte{"bin/target": bin}, depth, args...)
+}
+
+// newBoxOf starts one with these files, of which it runs bin/target.
+func newBoxOf(t *testing.T, files map[string][]byte, depth int, args ...string) *box {
+	t.Helper()
+	var err error
 	b := &box{t: t, dir: t.TempDir()}
 	for _, d := range []string{"lower/bin", "upper", "work", "merged"} {
 		must(t, os.MkdirAll(filepath.Join(b.dir, d), 0o755))
 	}
-	must(t, os.WriteFile(b.dir+"/lower/bin/target", bin, 0o755))
+	for name, content := range files {
+		must(t, os.WriteFile(filepath.Join(b.dir, "lower", name), content, 0o755))
+	}
 	must(t, unix.Mount("overlay", b.dir+"/merged", "overlay", 0, fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", b.dir)))
 	t.Cleanup(func() { must(t, unix.Unmount(b.dir+"/merged", unix.MNT_DETACH)) })
 	b.cmd = exec.Command("/bin/target", args...)

@@ -222,6 +222,11 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 		start.ArmedAt = cgroup.BootTime()
 		return start
 	}
+	// First of all: the rest of what is found is about a process of this kernel.
+	by := a.sandbox(l, n)
+	if by.Kind != "" && !by.UnlessNative {
+		return refuse(evidence.SandboxedRuntime, errors.New(by.Why))
+	}
 	if cgErr != nil {
 		return refuse(whyNoCgroup(cgErr), cgErr)
 	}
@@ -256,6 +261,11 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	tree := probe.Tree{
 		View: view, Inspector: a.inspect, Runs: command(n), Until: time.Now().Add(a.cfg.Barrier / 3), // the rest is for arming
 		ReadUntil: time.Now().Add(readFor),
+	}
+	if by.UnlessNative {
+		if native, why := startsNative(tree); !native {
+			return refuse(evidence.SandboxedRuntime, fmt.Errorf("%s, and %s", by.Why, why))
+		}
 	}
 	plan := probe.MakePlan(probes, tree, probe.On(a.kernel))
 	planned := cgroup.BootTime()

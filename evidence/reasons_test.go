@@ -60,8 +60,7 @@ var notArmedReasons = map[evidence.NotArmedReason]reach{
 	evidence.AttachFailed:           {reachedBy: "bpf/probe"},
 	evidence.OverBudget:             {reachedBy: "bpf/probe"},
 	evidence.ManagedCode:            {reachedBy: "bpf/probe"},
-
-	evidence.SandboxedRuntime: {broughtBy: "work on runtimes: whose code the host kernel does not run"},
+	evidence.SandboxedRuntime:       {reachedBy: "agent"},
 
 	evidence.PolicyRefused: {broughtBy: "policy work: what a policy may forbid"},
 }

@@ -18,6 +18,19 @@ const (
 	maxPathBytes = 16 << 10
 )
 
+// Entrypoint finds the file that the container starts; why says why there is
+// none, or none that can be told.
+func Entrypoint(files Finder) (m image.Match, ok bool, why string) {
+	matches, complete, why, none := program(files, policy.Entrypoint)
+	switch {
+	case len(matches) == 1:
+		return matches[0], true, ""
+	case complete || why == "":
+		why = none
+	}
+	return m, false, why
+}
+
 // program finds the file that the container runs by a name, as execvp(3) does
 // it; none says what there is not.
 func program(files Finder, name string) (matches []image.Match, complete bool, why, none string) {
