@@ -70,6 +70,7 @@ type Agent struct {
 
 	ahead   chan container.Notice // containers that are only created, to be looked at
 	catchUp chan appeared         // what runs in containers and may not be armed
+	stacks  chan bpf.Event        // stacks of first hits, to be named
 
 	identifying chan setWork  // entries of sets whose file is to be identified
 	closing     chan struct{} // closed by Close
@@ -103,7 +104,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, live: map[string]*live{}, armedIn: map[uint64]*live{}, newCalls: map[*live]bool{}, identifying: make(chan setWork, 1024), closing: make(chan struct{}), changed: make(chan struct{}),
 		sources: map[string]string{}, letGo: map[string]int64{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
-		ahead: make(chan container.Notice, 64), catchUp: make(chan appeared, 256),
+		ahead: make(chan container.Notice, 64), catchUp: make(chan appeared, 256), stacks: make(chan bpf.Event, 256),
 	}
 	defer func() {
 		if err != nil {

@@ -56,8 +56,12 @@ type appeared struct {
 // event takes one event of the kernel: detail for the witness, and news for who
 // arms what appears.
 func (a *Agent) event(e bpf.Event) {
-	if e.Kind == bpf.EventCall {
+	switch e.Kind {
+	case bpf.EventCall:
 		a.called(e.Cgroup)
+		return
+	case bpf.EventStack:
+		a.stack(e)
 		return
 	}
 	a.witness.Event(e)

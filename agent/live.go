@@ -396,6 +396,7 @@ func (a *Agent) check(l *live) {
 	at := cgroup.BootTime()
 	troubles := append(l.handle.Check(), l.found...)
 	a.witness.Checked(l.id, at, troubles)
+	a.standings(l)
 	a.changedFiles(l, at, troubles)
 }
 

@@ -48,6 +48,7 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 	g.Go(func() error { return a.health(ctx) })
 	g.Go(func() error { return a.patrol(ctx) })
 	g.Go(func() error { return a.catchingUp(ctx) })
+	g.Go(func() error { return a.stacking(ctx) })
 	g.Go(func() error { return a.lookAhead(ctx) })
 	g.Go(func() error { return a.serveAdmin(ctx, a.admin) })
 	if a.hooks != nil {
@@ -190,16 +191,26 @@ func (a *Agent) health(ctx context.Context) error {
 	}
 }
 
-// sweep reads all counters when the ring had no room for an event.
+// sweep reads all counters when the ring had no room for an event, and those of
+// runs in which a probe stood down.
 func (a *Agent) sweep(ctx context.Context) error {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
-	var seen uint64
+	var seen, stood uint64
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		}
+		switch n, err := a.obj.Stood(); {
+		case err != nil:
+			return err
+		case n != stood:
+			stood = n
+			for _, l := range a.runs() {
+				a.standings(l)
+			}
 		}
 		n, err := a.obj.RingFull()
 		if err != nil {

@@ -1,0 +1,55 @@
+package agent
+
+import (
+	"context"
+
+	"probity/bpf"
+)
+
+// standings tells the witness which of a run's sites stood down, or count
+// again, since it was last asked.
+func (a *Agent) standings(l *live) {
+	select {
+	case <-l.armed:
+	default:
+		return
+	}
+	if l.handle == nil {
+		return
+	}
+	for _, s := range l.handle.Stood() {
+		a.witness.Stood(l.id, s.Reason, s.From, s.Detail, s.Site)
+		if s.To != 0 {
+			a.witness.Rearmed(l.id, s.To, s.Site)
+		}
+	}
+}
+
+// stacking names the frames of the stacks that come with first hits. It looks
+// at the processes and their files, which takes its time: the ring goes on
+// meanwhile.
+func (a *Agent) stacking(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e := <-a.stacks:
+			a.mu.Lock()
+			l := a.armedIn[e.Cgroup]
+			a.mu.Unlock()
+			if l != nil {
+				a.witness.Stack(e.Cgroup, e.Site, l.handle.Stack(e))
+			}
+		}
+	}
+}
+
+// stack has a stack named. When there are too many, the hit goes without: its
+// count and its process are elsewhere.
+func (a *Agent) stack(e bpf.Event) {
+	select {
+	case a.stacks <- e:
+	default:
+		a.log.Debug("a stack was left out: too many at once", "cgroup", e.Cgroup, "site", e.Site)
+	}
+}
