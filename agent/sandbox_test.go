@@ -11,7 +11,9 @@ import (
 
 	"probity/bpf"
 	"probity/evidence"
+	"probity/runtime/cgroup"
 	"probity/runtime/container"
+	"probity/tests/gvisor"
 	"probity/tests/need"
 )
 
@@ -85,6 +87,28 @@ func TestSandboxedRuntime(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// gVisor itself, created and not started. It has no cgroup of its own here, as
+// several containers of one sandbox have none.
+func TestSandboxedByGVisor(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	c := gvisor.Create(t, need.Runsc(t), nil)
+	n.notify(context.Background(), container.Notice{
+		Source: "nri:/test", Kind: container.Starting, Pid: c.Pid, At: cgroup.BootTime(),
+		Identity: container.Identity{Runtime: container.Containerd, ID: "c1"},
+	}, yes)
+	c.Delete()
+	must(t, n.waitIdle(context.Background()))
+	obs, _ := n.lines("c1")
+	for id, o := range obs {
+		if o.State != evidence.NotArmed || o.Reason != evidence.SandboxedRuntime || !strings.Contains(o.Detail, "gvisor.dev/gvisor/runsc") || !o.Final {
+			t.Errorf("%s: %+v", id, o)
+		}
+	}
+	if len(obs) != 3 {
+		t.Errorf("%d probes", len(obs))
 	}
 }
 
