@@ -40,6 +40,8 @@ type live struct {
 	handle *probe.Handle // nil if nothing could be armed
 	notice container.Notice
 	probes []policy.Probe
+	// unknown counts processes that were there before, and are not followed.
+	unknown int
 
 	checking sync.Mutex // one health check at a time
 	// What the patrol found at its last look at all processes, and when the
@@ -190,6 +192,9 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 		}
 	}
 	a.witness.Publish(l.id, released)
+	if l.unknown > 0 {
+		a.witness.AttributionLost(l.id, uint64(l.unknown), start.ArmedAt, "processes that were there before the container was armed cannot be told from its runtime's")
+	}
 	if released != 0 {
 		a.sweepSets(l) // what it did before this run was known
 	}
@@ -281,6 +286,10 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	}
 	a.log.Debug("armed", "run", l.id, "container", l.container, "sites", len(h.Sites),
 		"after", time.Duration(h.ArmedAt-n.At), "identified", time.Duration(began-n.At), "found", time.Duration(found-began), "planned", time.Duration(planned-found), "attached", time.Duration(h.ArmedAt-planned))
+	if h.NeedsLineage() {
+		l.unknown = a.already(h, n)
+		h.ArmedAt = cgroup.BootTime()
+	}
 	l.handle, l.looked, l.notice, l.probes = h, h.ArmedAt, n, probes
 	start.Sites, start.Searches, start.Arm, start.ArmedAt = h.Sites, h.Searches, h, h.ArmedAt
 	return start

@@ -136,3 +136,16 @@ func (o *Objects) rawTracepoint(prog, event string) *way {
 		return l, nil
 	}}
 }
+
+// AddProcess says that a process is a container's own, although nobody saw it
+// call execve there: it ran before the container was armed. level is the depth
+// of the container's cgroup. What is known of the process already is not
+// changed. Its children are the container's from now on.
+func (o *Objects) AddProcess(tgid int, cgroup uint64, level int) error {
+	p := probesProcess{Cgroup: cgroup, Level: uint32(level), Session: uint32(SessionInit)}
+	err := o.coll.Maps[probesMapProcesses].Update(uint32(tgid), p, ebpf.UpdateNoExist)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+		return mapError("add process", err)
+	}
+	return nil
+}

@@ -145,3 +145,19 @@ func (e *Engine) forget(s *sharedFile, why error) {
 		e.cfg.Log.Warn("detach", "file", s.path, "err", err)
 	}
 }
+
+// NeedsLineage reports whether something is armed that counts for the
+// container's own processes only, and not for its runtime's in the same cgroup.
+func (h *Handle) NeedsLineage() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.ContainsFunc(h.Sites, func(s Site) bool { return s.Armed && s.File == nil && s.ID != 0 || s.Set != "" })
+}
+
+// AddProcess says that a process of the container ran before it was armed.
+func (h *Handle) AddProcess(pid int) error {
+	if h.target.Level == AnyLevel {
+		return errors.New("the depth of the container's cgroup is not known")
+	}
+	return h.engine.obj.AddProcess(pid, h.target.Cgroup, h.target.Level)
+}

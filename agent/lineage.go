@@ -1,0 +1,84 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"probity/bpf/probe"
+	"probity/runtime/container"
+	"probity/runtime/process"
+)
+
+// maxPasses bounds how often a container's processes are listed until no new
+// one is found: one that was born meanwhile is known by its parent.
+const maxPasses = 16
+
+// already tells the kernel of the processes that the container had before it
+// was armed: whoever is in its cgroup by then and is not its runtime. It returns
+// how many cannot be told from the runtime's, or not be followed; of what those
+// do, probes that count for the container's own processes see nothing.
+func (a *Agent) already(h *probe.Handle, n container.Notice) (unknown int) {
+	seen := map[int]bool{}
+	for range maxPasses {
+		pids, whole, err := a.cgroups.Procs(n.Identity.CgroupPath, n.Identity.CgroupID)
+		if err != nil || !whole {
+			unknown++
+		}
+		fresh := false
+		for _, pid := range pids {
+			if seen[pid] {
+				continue
+			}
+			seen[pid], fresh = true, true
+			switch who, err := whose(pid); {
+			case err != nil || who == runtimes:
+			case who == containers:
+				if err := h.AddProcess(pid); err != nil {
+					a.log.Debug("follow a process", "container", n.Identity.ID, "pid", pid, "err", err)
+					unknown++
+				}
+			case pid != n.Pid: // which will call execve, if it is the runtime's
+				unknown++
+			}
+		}
+		if !fresh {
+			return unknown
+		}
+	}
+	return unknown + 1 // they are born faster than they are listed
+}
+
+// Whose process one in a container's cgroup is.
+type whoever int
+
+const (
+	nobodys    whoever = iota // it cannot be told
+	runtimes                  // it has not become the container yet
+	containers                // it runs a program of the container's root
+)
+
+// whose tells a container's process from its runtime's by where its program
+// is: on a mount of the container, or elsewhere. runc calls itself runc:[...]
+// while it works in the cgroup.
+func whose(pid int) (whoever, error) {
+	p, err := process.Open(pid)
+	if err != nil {
+		return nobodys, err
+	}
+	defer p.Close()
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return nobodys, err
+	}
+	own, err := p.OwnProgram()
+	switch {
+	case err != nil:
+		return nobodys, err // it has ended, or is a zombie, which does nothing any more
+	case strings.HasPrefix(string(comm), "runc:["):
+		return runtimes, p.Alive()
+	case own:
+		return containers, p.Alive()
+	}
+	return nobodys, p.Alive()
+}
