@@ -484,3 +484,25 @@ func TestSweepIsBounded(t *testing.T) {
 		t.Errorf("count %d, lost %v, gap %v", *obs["f0"].Count, cov.Losses, g[len(g)-1])
 	}
 }
+
+// A process that has mapped a file keeps it, however often the file is replaced
+// since: what it executes there is counted under the number of that time.
+func TestHitOfTheFirstOfMany(t *testing.T) {
+	st := newStage(t, armed(1, "hello"))
+	st.Publish(st.id, 0)
+	st.now = 6000
+	for id := uint32(101); id < 140; id++ {
+		st.now += 10
+		again := armed(id, "hello")
+		again.Offset = armed(1, "hello").Offset
+		st.Add(st.id, []probe.Site{again}, nil, st.now-5, evidence.GapFileChanged)
+	}
+	st.hit(1, 3, 7000)
+	st.Event(bpf.Event{Kind: bpf.EventHit, Cgroup: 42, Site: 1, Ns: 7000, Pid: 7, Comm: "app"})
+	if lines := take[*evidence.Observation](st.out); len(lines) == 0 || lines[len(lines)-1].State != evidence.Hit {
+		t.Errorf("the event of the first number is not told: %+v", lines)
+	}
+	if obs, _ := st.final(t, 9000); obs["hello"].State != evidence.Hit || *obs["hello"].Count != 3 {
+		t.Errorf("%s, %d", obs["hello"].State, *obs["hello"].Count)
+	}
+}

@@ -11,13 +11,15 @@ import (
 
 // site is one site and what was last said of it.
 type site struct {
-	*probe.Site               // the caller's; not changed after it was handed over
-	earlier     []*probe.Site // the same instruction, armed before under another number
-	retired     uint64        // what was counted under numbers that are kept no more
-	counter     bpf.Counter   // of all of them together
-	process     *evidence.Process
-	stack       *evidence.Stack // both of the first hit
-	gaps        []*gap          // of this site alone
+	*probe.Site // the caller's; not changed after it was handed over
+	// The same instruction, armed before under another number: a process that has
+	// mapped the file as it was then executes it under that number still. The
+	// engine bounds how many there are, as sites of the container.
+	earlier []*probe.Site
+	counter bpf.Counter // of all of them together
+	process *evidence.Process
+	stack   *evidence.Stack // both of the first hit
+	gaps    []*gap          // of this site alone
 
 	said  said
 	stale bool // is to be looked at for the next lines
@@ -30,10 +32,6 @@ type said struct {
 	gaps  int
 	stack bool
 }
-
-// maxEarlier bounds how many numbers in the kernel one site keeps: a file that
-// the container touches again and again is armed again and again.
-const maxEarlier = 8
 
 func (s *site) path() string {
 	if s.File == nil {
@@ -147,7 +145,6 @@ func (r *run) count(s *site) (bpf.Counter, error) {
 	if err != nil {
 		return sum, err
 	}
-	sum.Count += s.retired
 	for _, e := range s.earlier {
 		c, err := r.arm.Counter(*e)
 		if err != nil {
@@ -183,12 +180,6 @@ func (r *run) add(p *probe.Site, known map[identity]int) (at int, fresh bool) {
 	if at, ok := known[id]; ok {
 		if s := &r.sites[at]; p.Armed && p.ID != s.ID {
 			s.earlier = append(s.earlier, s.Site)
-			if len(s.earlier) > maxEarlier {
-				if c, err := r.arm.Counter(*s.earlier[0]); err == nil {
-					s.retired += c.Count
-				}
-				s.earlier = s.earlier[1:]
-			}
 			s.Site = p
 		}
 		return at, false
