@@ -134,3 +134,29 @@ func (b *box) copyTo(path string) {
 	must(b.t, err)
 	must(b.t, os.WriteFile(b.dir+"/merged"+path, data, 0o755))
 }
+
+// One container must not keep the others' last lines waiting: not by what it
+// has been given to read, and not if reading does not come back.
+func TestIdentifiedIsBounded(t *testing.T) {
+	a := &Agent{identifying: make(chan setWork, 1), closing: make(chan struct{})}
+	a.identifying <- setWork{} // and nobody takes it
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.identified()
+	}()
+	select {
+	case <-done:
+	case <-time.After(4 * identifyFor):
+		t.Error("it waits for ever")
+	}
+	now := time.Now()
+	for _, c := range []struct {
+		age, reading time.Duration
+		want         bool
+	}{{0, 0, true}, {0, readFor, false}, {time.Hour, 6 * time.Minute, true}, {time.Hour, 7 * time.Minute, false}} {
+		if got := (&live{since: now.Add(-c.age), reading: c.reading}).mayRead(now); got != c.want {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
+}

@@ -49,6 +49,9 @@ type live struct {
 	found  []probe.Trouble
 	looked int64
 	late   late
+
+	since   time.Time     // of the notice
+	reading time.Duration // spent on identifying the files of sets; of identifyAll
 }
 
 // notify applies one notice. For a notice with a barrier it returns when the
@@ -125,7 +128,7 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 		switch act := act.(type) {
 		case lifecycle.Arm:
 			mine = true
-			l = &live{id: act.Run.ID, container: n.Identity.ID, held: held, init: init, released: letGo, armed: make(chan struct{})}
+			l = &live{id: act.Run.ID, container: n.Identity.ID, held: held, init: init, released: letGo, armed: make(chan struct{}), since: time.Now()}
 			l.ctx, l.stop = context.WithCancel(context.Background())
 			a.live[l.id] = l
 			a.work.Go(func() { a.arm(l, act.Run, probes, cgErr) })

@@ -56,16 +56,46 @@ func (a *Agent) identifyAll() {
 				close(w.done)
 				continue
 			}
-			a.witness.Entry(w.entry.Cgroup, entryOf(&w.entry, w.l.handle.Identify(&w.entry)))
+			id := probe.Identified{Why: "reading this container's files takes more than its share of the time"}
+			began := time.Now()
+			if w.l.mayRead(began) {
+				id = w.l.handle.Identify(&w.entry)
+				w.l.reading += time.Since(began)
+			}
+			a.witness.Entry(w.entry.Cgroup, entryOf(&w.entry, id))
 		}
 	}
 }
 
-// identified returns when all entries so far are identified.
+// mayRead reports whether time is left for identifying the files of a run's
+// entries: some at the start, and a tenth of its life. A container makes files
+// faster than they can be hashed, and others wait for the same goroutine.
+func (l *live) mayRead(now time.Time) bool {
+	return l.reading < readFor+now.Sub(l.since)/10
+}
+
+// identifyFor bounds the wait for entries to be identified. What they are is in
+// the kernel and not lost; only what their files are may be.
+const identifyFor = 5 * time.Second
+
+// identified returns when all entries so far are identified, or when that takes
+// too long.
 func (a *Agent) identified() {
+	late := time.NewTimer(identifyFor)
+	defer late.Stop()
 	done := make(chan struct{})
-	a.identifying <- setWork{done: done}
-	<-done
+	select {
+	case a.identifying <- setWork{done: done}:
+	case <-late.C:
+		return
+	case <-a.closing:
+		return
+	}
+	select {
+	case <-done:
+	case <-late.C:
+	case <-a.closing: // and nobody identifies any more
+	}
 }
 
 // entryOf is an entry as the evidence has it.

@@ -94,7 +94,7 @@ func (in *Inspector) inspect(m image.Match, q symbol.Query, until time.Time) (Fa
 		n, _ := f.ReadAt(head, 0) // what it could not read, symbol.Read will say
 		e.facts.Head = string(head[:n])
 		e.facts.ELF, e.facts.Symbols, e.err = symbol.Read(f, at.size, q, in.Limits)
-		e.facts.Digest = sync.OnceValues(func() (string, error) { return digest(m, at) })
+		e.facts.Digest = sync.OnceValues(func() (string, error) { return digest(m, at, in.Limits.Largest()) })
 	})
 	if errors.Is(e.err, symbol.ErrTime) { // the machine was busy: it says little about the file
 		in.forget(e)
@@ -143,8 +143,12 @@ func (in *Inspector) entry(k inspectKey) *inspected {
 
 // digest hashes the file's bytes as they are on disk, never as they are in a
 // process: a probed function has a breakpoint in it. They must be the bytes
-// that were inspected, from the first to the last.
-func digest(m image.Match, at stamp) (string, error) {
+// that were inspected, from the first to the last. A file past the bound of
+// what is inspected is not hashed either: it may be terabytes of holes.
+func digest(m image.Match, at stamp, most int64) (string, error) {
+	if at.size > most {
+		return "", fmt.Errorf("hash %s: %w: it has %d bytes, %d are taken", m.Path, symbol.ErrTooLarge, at.size, most)
+	}
 	f, err := m.Open()
 	if err != nil {
 		return "", fmt.Errorf("hash %s: %w", m.Path, err)

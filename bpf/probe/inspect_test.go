@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"reflect"
 	"testing"
+	"time"
 
 	"probity/bpf/symbol"
+	"probity/runtime/image"
 )
 
 // What was found for one query is no answer to another, whichever field they
@@ -68,5 +70,31 @@ func TestInspectorAgain(t *testing.T) {
 	in.Limits.Time = 0
 	if facts, err := in.Inspect(matches[0], q); err != nil || !facts.ELF.HasEntry {
 		t.Errorf("%+v, %v", facts.ELF, err)
+	}
+}
+
+// A container can make a file of terabytes that takes no room.
+func TestDigestIsBounded(t *testing.T) {
+	layer := t.TempDir()
+	f, err := os.Create(filepath.Join(layer, "big"))
+	must(t, err)
+	defer f.Close()
+	must(t, f.Truncate(1<<40))
+	facts, err := new(Inspector).Inspect(image.Match{Path: "/big", Rel: "big", Layer: image.Layer{Dir: layer}, Kind: image.Regular}, symbol.Query{})
+	if !errors.Is(err, symbol.ErrTooLarge) {
+		t.Error(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := facts.Digest()
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, symbol.ErrTooLarge) {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("a terabyte is hashed")
 	}
 }

@@ -85,6 +85,9 @@ type Limits struct {
 	Time time.Duration
 }
 
+// Largest is the largest apparent size in bytes of a file that is read.
+func (l Limits) Largest() int64 { return l.orDefaults().FileSize }
+
 func (l Limits) orDefaults() Limits {
 	if l.FileSize <= 0 {
 		l.FileSize = 1 << 30
