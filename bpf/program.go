@@ -13,7 +13,7 @@ type programs struct {
 	mu     sync.Mutex
 	shared map[sharedKey]*ebpf.Program // one for all sites
 	copies map[*Program]bool           // one each per site
-	missed uint64                      // by copies that are closed
+	missed map[Kind]uint64             // by copies that are closed
 	pairs  error                       // why there can be no pairs
 	opened bool                        // whether that was found out
 }
@@ -56,7 +56,37 @@ type Program struct {
 	// Cookie: the link is to carry At.Cookie as its attach cookie.
 	Cookie bool
 
-	of *Objects // nil if the program is shared
+	of   *Objects // nil if the program is shared
+	kind Kind
+}
+
+// Kind tells programs apart by what runs them.
+type Kind string
+
+// The kinds of programs of sites.
+const (
+	KindUprobe        Kind = "uprobe" // uretprobes and markers too
+	KindKprobe        Kind = "kprobe" // kretprobes too
+	KindTracepoint    Kind = "tracepoint"
+	KindRawTracepoint Kind = "rawTracepoint"
+	KindFunction      Kind = "function" // fentry and fexit
+)
+
+// Kinds lists them all.
+var Kinds = []Kind{KindUprobe, KindKprobe, KindTracepoint, KindRawTracepoint, KindFunction}
+
+func kindOf(program string) Kind {
+	switch program {
+	case probesProgKernelProbe:
+		return KindKprobe
+	case probesProgKernelTracepoint:
+		return KindTracepoint
+	case probesProgKernelRawTracepoint, probesProgSyscallEnterRaw, probesProgSyscallExitRaw:
+		return KindRawTracepoint
+	case probesProgFunctionEntry, probesProgFunctionReturn:
+		return KindFunction
+	}
+	return KindUprobe
 }
 
 // Close gives the program back, after its link was closed. It is idempotent.
@@ -71,7 +101,10 @@ func (p *Program) Close() error {
 	}
 	delete(p.of.progs.copies, p)
 	if st, err := p.Stats(); err == nil {
-		p.of.progs.missed += st.RecursionMisses
+		if p.of.progs.missed == nil {
+			p.of.progs.missed = map[Kind]uint64{}
+		}
+		p.of.progs.missed[p.kind] += st.RecursionMisses
 	}
 	return p.Program.Close()
 }
@@ -197,7 +230,7 @@ func (o *Objects) copy(name string, at At, adjust func(*ebpf.CollectionSpec) err
 	if err != nil {
 		return nil, err
 	}
-	c := &Program{Program: p, of: o}
+	c := &Program{Program: p, of: o, kind: kindOf(name)}
 	if o.progs.copies == nil {
 		o.progs.copies = map[*Program]bool{}
 	}
@@ -205,12 +238,12 @@ func (o *Objects) copy(name string, at At, adjust func(*ebpf.CollectionSpec) err
 	return c, nil
 }
 
-// Misses is how often the kernel says it skipped one of the programs since
+// Misses is how often the kernel says it skipped a program of the kind since
 // Load. Whether it counts every miss depends on the kernel: see bpf/kernel.
-func (o *Objects) Misses() (uint64, error) {
+func (o *Objects) Misses(kind Kind) (uint64, error) {
 	o.progs.mu.Lock()
 	defer o.progs.mu.Unlock()
-	n := o.progs.missed
+	n := o.progs.missed[kind]
 	var errs []error
 	add := func(p *ebpf.Program) {
 		st, err := p.Stats()
@@ -220,12 +253,15 @@ func (o *Objects) Misses() (uint64, error) {
 		}
 		n += st.RecursionMisses
 	}
-	for _, p := range o.progs.shared {
-		add(p)
+	for k, p := range o.progs.shared {
+		if kindOf(k.name) == kind {
+			add(p)
+		}
 	}
 	for p := range o.progs.copies {
-		add(p.Program)
+		if p.kind == kind {
+			add(p.Program)
+		}
 	}
-	of, err := o.sets.misses()
-	return n + of, errors.Join(append(errs, err)...)
+	return n, errors.Join(errs...)
 }

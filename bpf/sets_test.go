@@ -737,7 +737,7 @@ func TestPutSets(t *testing.T) {
 	}
 	must(t, obj.PutSets(1, map[Set]uint32{SetExec: 100}))
 	must(t, obj.DeleteSets(1))
-	if _, err := obj.Misses(); err != nil {
+	if _, err := obj.Misses(KindRawTracepoint); err != nil {
 		t.Error(err)
 	}
 }

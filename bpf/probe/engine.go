@@ -62,6 +62,7 @@ type Engine struct {
 
 	handles map[*Handle]bool
 	stood   uint64 // bpf.Objects.Stood when the counters were last looked at
+	missed  uint64 // by hooks that are forgotten
 }
 
 // NewEngine begins to follow the processes of containers, and returns an engine without any
@@ -232,7 +233,7 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 		all(overBudget(err), err)
 		return
 	}
-	mine := held{file: shared, match: b.file.Match, stamp: at}
+	mine := held{file: shared, match: b.file.Match, stamp: at, mended: shared.mended.Load()}
 	if seen, err := stampOf(merged); err == nil {
 		mine.merged = process.File{Dev: seen.dev, Ino: seen.ino}
 	}
@@ -514,6 +515,13 @@ func (e *Engine) reap(before int64) {
 	}
 	e.mu.Unlock()
 	closeAll(idle, e.cfg.Log)
+	for _, s := range idle {
+		if hook, ok := s.(*sharedHook); ok {
+			e.mu.Lock()
+			e.missed += hook.missed // nobody has it any more
+			e.mu.Unlock()
+		}
+	}
 	if err := e.obj.TrimSets(e.cfg.Linger); err != nil {
 		e.cfg.Log.Warn("detach from sets", "err", err)
 	}
@@ -571,19 +579,6 @@ func (e *Engine) Stats() Stats {
 		}
 	}
 	return st
-}
-
-// Misses is how many program runs the kernel says it skipped since the engine
-// was made; unknowable on kernels that do not count them all.
-func (e *Engine) Misses() evidence.Loss {
-	if !e.cfg.Kernel.CountsMisses.Yes {
-		return evidence.Loss{Unknowable: true}
-	}
-	n, err := e.obj.Misses()
-	if err != nil {
-		return evidence.Loss{Unknowable: true}
-	}
-	return evidence.Loss{N: n}
 }
 
 // Close detaches everything. It is idempotent. Counters of handles that are

@@ -357,18 +357,58 @@ func TestReap(t *testing.T) {
 	}
 }
 
-// A link that somebody else closes shows in the canary.
+// A link that somebody else closes shows in the canary, and is made again; each
+// container that it served is told, once.
 func TestLinkLost(t *testing.T) {
-	b := newBox(t, newLower(t))
+	for rung, o := range rungs {
+		t.Run(rung, func(t *testing.T) {
+			lower := newLower(t)
+			b, other := newBox(t, lower), newBox(t, lower)
+			e := newEngine(t, o, Config{})
+			h, h2 := b.arm(e, symbols("hello")), other.arm(e, symbols("hello"))
+			for _, l := range h.held[0].file.att.links {
+				must(t, l.Close())
+			}
+			b.run(nil, "hello") // nobody sees it
+			for _, h := range []*Handle{h, h2} {
+				if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || tr[0].Path != "/bin/target" || strings.Contains(tr[0].Detail, "could not") {
+					t.Errorf("troubles %+v", tr)
+				}
+				if tr := h.Check(); len(tr) != 0 {
+					t.Errorf("armed again, and in trouble: %+v", tr)
+				}
+			}
+			b.run(nil, "hello")
+			if c := counts(t, h); c["hello"] != 1 {
+				t.Errorf("%v", c)
+			}
+		})
+	}
+}
+
+func TestHookLost(t *testing.T) {
+	lower := newLower(t)
+	b, other := newBox(t, lower), newBox(t, lower)
 	e := newEngine(t, bpf.Options{}, Config{})
-	h := b.arm(e, symbols("hello"))
-	for _, l := range h.held[0].file.att.links {
+	plan := func() Plan {
+		return kernelPlan(policy.Probe{ID: "calls", Type: "kprobe", Syscalls: []string{"getppid"}})
+	}
+	h, h2 := b.armPlan(e, plan()), other.armPlan(e, plan())
+	for _, l := range h.hooks[0].links {
 		must(t, l.Close())
 	}
-	if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost {
-		t.Errorf("troubles %v", tr)
+	for _, h := range []*Handle{h, h2} {
+		if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || tr[0].Probe != "calls" || strings.Contains(tr[0].Detail, "could not") {
+			t.Errorf("troubles %+v", tr)
+		}
+		if tr := h.Check(); len(tr) != 0 {
+			t.Errorf("armed again, and in trouble: %+v", tr)
+		}
 	}
-	h.held[0].file.att.links = nil
+	b.run(nil, "getppid")
+	if c, err := h.Counter(h.Sites[0]); err != nil || c.Count != 1 {
+		t.Errorf("%+v, %v", c, err)
+	}
 }
 
 func TestOverBudget(t *testing.T) {

@@ -51,12 +51,14 @@ type held struct {
 	ids    []uint32 // nil if the counters belong to another name of the file
 	times  []uint32 // those that have a duration
 	armed  []uint32 // those that are attached
+	mended uint32   // sharedFile.mended, as far as it was told
 }
 
 // heldHook is a reference to a place in the kernel.
 type heldHook struct {
 	*sharedHook
 	armed bool
+	seen  uint32 // sharedHook.mended, as far as it was told
 }
 
 // Counter reads the kernel's counter of an armed site. Probes without a site
@@ -88,9 +90,13 @@ func (h *Handle) Run() (bpf.Run, error) { return h.engine.obj.Run(h.target.Cgrou
 // Misses is Engine.Misses.
 func (h *Handle) Misses() evidence.Loss { return h.engine.Misses() }
 
+// MissesOf is Engine.MissesOf.
+func (h *Handle) MissesOf(t evidence.ProbeType) evidence.Loss { return h.engine.MissesOf(t) }
+
 // Trouble is a site that is not armed any more.
 type Trouble struct {
-	Path   string // of the file, in the container
+	Path   string // of the file, in the container; "" of a place in the kernel
+	Probe  string // the probe's id, of a place in the kernel
 	Reason evidence.GapReason
 	Detail string
 	// Since is the boot time of the last proof that it was well, if that is
@@ -100,7 +106,9 @@ type Trouble struct {
 
 // Check proves again that the container runs the files that were armed and
 // that they are still armed. It returns the files for which that is not so, at
-// most one trouble each.
+// most one trouble each, and the probes on the kernel. Links that are dead are
+// made again at once; the trouble is returned all the same, to every container
+// that they served, and not the next time.
 func (h *Handle) Check() []Trouble {
 	var out []Trouble
 	done := map[string]bool{}
@@ -133,7 +141,8 @@ func (h *Handle) Check() []Trouble {
 			add(path, evidence.GapFileChanged, detail)
 		}
 	}
-	for _, held := range h.held {
+	for i := range h.held {
+		held := &h.held[i]
 		path := held.match.Path
 		if current[path] && held.file.gone() != nil {
 			continue // what is there now is armed
@@ -147,7 +156,32 @@ func (h *Handle) Check() []Trouble {
 		if err != nil {
 			add(path, evidence.GapLinkLost, err.Error())
 		} else if len(lost) > 0 {
-			add(path, evidence.GapLinkLost, fmt.Sprintf("%d of the file's sites do not read as a breakpoint any more", len(lost)))
+			detail := fmt.Sprintf("%d of the file's sites do not read as a breakpoint any more", len(lost))
+			if err := held.file.mend(h.engine, held); err != nil {
+				detail += ", and could not be armed again: " + err.Error()
+			}
+			add(path, evidence.GapLinkLost, detail)
+		}
+		if n := held.file.mended.Load(); n != held.mended {
+			held.mended = n
+			add(path, evidence.GapLinkLost, "the file's links were lost, and made again")
+		}
+	}
+	for i := range h.hooks {
+		hook := &h.hooks[i]
+		why := hook.check(h.engine.kernelSide)
+		if why != "" {
+			if err := hook.mend(h.engine); err != nil {
+				why += ", and could not be armed again: " + err.Error()
+			}
+		}
+		n := hook.mended.Load()
+		if why == "" && n != hook.seen {
+			why = "its link was lost, and made again"
+		}
+		hook.seen = n
+		if why != "" && hook.armed {
+			out = append(out, Trouble{Probe: hook.key.probe, Reason: evidence.GapLinkLost, Detail: hook.key.name + ": " + why})
 		}
 	}
 	return out

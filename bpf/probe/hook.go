@@ -34,6 +34,7 @@ type sharedHook struct {
 	typ     evidence.ProbeType // what the kernel took
 	note    string             // why it is another type than was asked for
 	refused refusal            // if it is not attached
+	missed  uint64             // by links that are closed
 
 	usage
 }
@@ -129,6 +130,7 @@ func (s *sharedHook) close() error {
 
 // unlink detaches. With mu held.
 func (s *sharedHook) unlink() error {
+	s.missed += s.skipped()
 	var errs []error
 	for _, l := range s.links {
 		errs = append(errs, l.Close())
@@ -187,7 +189,7 @@ func (e *Engine) armHook(h *Handle, s *Site) {
 	hook.arm(e)
 	hook.mu.Lock()
 	defer hook.mu.Unlock()
-	h.hooks = append(h.hooks, heldHook{hook, len(hook.links) > 0})
+	h.hooks = append(h.hooks, heldHook{hook, len(hook.links) > 0, hook.mended.Load()})
 	if len(hook.links) == 0 {
 		s.Reason, s.Detail = hook.refused.reason, hook.refused.detail
 		return

@@ -40,8 +40,9 @@ type sharedFile struct {
 
 // usage counts who uses what containers share.
 type usage struct {
-	attachedAt atomic.Int64 // boot time at which it was attached; 0: it is not
-	failing    bool         // it could not be attached again; of Engine.keep
+	attachedAt atomic.Int64  // boot time at which it was attached; 0: it is not
+	failing    bool          // it could not be attached again; of Engine.keep
+	mended     atomic.Uint32 // how often lost links were made again
 
 	// Guarded by Engine.mu.
 	refs      int

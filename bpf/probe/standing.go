@@ -3,6 +3,7 @@ package probe
 import (
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"probity/bpf"
@@ -288,6 +289,25 @@ func (s *sharedFile) attachAgain(e *Engine, by *held) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.remake(e, lower)
+}
+
+// mend makes links again that were lost.
+func (s *sharedFile) mend(e *Engine, by *held) error {
+	s.mu.Lock()
+	if s.ready && s.why == nil {
+		s.mended.Add(1)
+		s.ready = false
+		s.attachedAt.Store(0)
+		// To close what is closed already is no error of interest.
+		_, _ = s.att.close(), s.canary.close()
+	}
+	s.mu.Unlock()
+	return s.attachAgain(e, by)
+}
+
+// remake attaches what is not attached. With mu held.
+func (s *sharedFile) remake(e *Engine, lower *os.File) error {
 	if s.ready || s.why != nil {
 		return s.why
 	}
@@ -317,4 +337,15 @@ func (s *sharedHook) attachAgain(e *Engine, _ *held) error {
 		return errors.New(s.refused.detail)
 	}
 	return nil
+}
+
+// mend makes links again that were lost.
+func (s *sharedHook) mend(e *Engine) error {
+	s.mu.Lock()
+	if len(s.links) > 0 {
+		s.mended.Add(1)
+		_ = s.unlink() // to close what is closed already is no error of interest
+	}
+	s.mu.Unlock()
+	return s.attachAgain(e, nil)
 }

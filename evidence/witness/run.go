@@ -275,18 +275,21 @@ func (r *run) losses(s *site) evidence.Losses {
 func (r *run) checked(at int64, troubles []probe.Trouble) {
 	type place struct {
 		reason evidence.GapReason
-		path   string
+		selector
 	}
 	bad := map[place]bool{}
 	for _, t := range troubles {
-		bad[place{t.Reason, t.Path}] = true
 		sel := selector{scope: evidence.ScopeFile, path: t.Path}
+		if t.Probe != "" { // of a place in the kernel
+			sel = selector{scope: evidence.ScopeSite, probe: t.Probe}
+		}
+		bad[place{t.Reason, sel}] = true
 		if r.openGap(t.Reason, sel) == nil {
 			r.addGap(&gap{selector: sel, reason: t.Reason, from: max(cmp.Or(t.Since, r.lastGood), r.first), count: 1, detail: clip(t.Detail, maxDetail), health: true})
 		}
 	}
 	for _, g := range slices.Clone(r.gaps) {
-		if g.scope == evidence.ScopeFile && g.to == 0 && g.health && !bad[place{g.reason, g.path}] {
+		if g.to == 0 && g.health && !bad[place{g.reason, g.selector}] {
 			r.close(g, at)
 		}
 	}
