@@ -174,6 +174,7 @@ func (a *Agent) openKernel() error {
 	a.engine = probe.NewEngine(a.obj, probe.Config{
 		Kernel: a.kernel, Linger: a.cfg.Linger, BootTime: cgroup.BootTime, Log: a.log.With("in", "probe"),
 	})
+	a.engine.Prepare(a.setsOf()) // not beside the first starts: they would wait for it
 	return nil
 }
 

@@ -39,7 +39,6 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 			}
 		}()
 		go a.identifyAll()
-		g.Go(func() error { a.engine.Prepare(a.setsOf()); return nil })
 		g.Go(func() error { return a.tellAllCalls(ctx) })
 		g.Go(func() error { return a.engine.Run(ctx) })
 		g.Go(func() error { return a.engine.Guard(ctx) })

@@ -3,10 +3,12 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 )
 
@@ -148,6 +150,10 @@ func (h *setHooks) arm(s Set) (*setLinks, error) {
 			errs = append(errs, fmt.Errorf("%s: switched off by option", f.typ))
 			continue
 		}
+		if err := offers(f.rung); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f.typ, err))
+			continue
+		}
 		l, err := h.take(f)
 		if err == nil {
 			if err := errors.Join(errs...); err != nil {
@@ -159,6 +165,26 @@ func (h *setHooks) arm(s Set) (*setLinks, error) {
 		errs = append(errs, fmt.Errorf("%s: %w", f.typ, err))
 	}
 	return nil, fmt.Errorf("arm the set %s: %w", s, errors.Join(errs...))
+}
+
+// offers says why the kernel has nothing of that kind at all, before a program is
+// verified in vain.
+func offers(rung string) error {
+	switch rung {
+	case "fentry":
+		if err := features.HaveProgramType(ebpf.Tracing); err != nil {
+			return fmt.Errorf("this kernel has no trampolines: %w", err)
+		}
+	case "kprobe":
+		var err error
+		for _, file := range []string{"/sys/kernel/tracing/kprobe_events", "/sys/kernel/debug/tracing/kprobe_events", "/sys/bus/event_source/devices/kprobe/type"} {
+			if _, err = os.Stat(file); err == nil {
+				return nil
+			}
+		}
+		return fmt.Errorf("this kernel has no kprobes: %w", err)
+	}
+	return nil
 }
 
 // take loads and attaches all of a form.
