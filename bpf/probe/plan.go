@@ -59,7 +59,7 @@ func Refuse(probes []policy.Probe, r evidence.NotArmedReason, why string) Plan {
 
 // begin returns what all sites of a probe have.
 func begin(pr policy.Probe) Site {
-	s := Site{Probe: pr, Set: pr.Set, Requested: evidence.ProbeType(pr.Type)}
+	s := Site{Probe: &pr, Set: pr.Set, Requested: evidence.ProbeType(pr.Type)}
 	if pr.Set != "" {
 		s.Requested = setTypes[pr.Set]
 	}
@@ -117,6 +117,8 @@ func planEach(probes []policy.Probe, plan func(pr policy.Probe, most int) ([]Sit
 		p.Sites = append(p.Sites, sites...)
 		p.Searches = append(p.Searches, search)
 	}
+	// It lives as long as the container: without the room that appending made.
+	p.Sites = append(make([]Site, 0, len(p.Sites)), p.Sites...)
 	return p
 }
 

@@ -45,8 +45,11 @@ type File struct {
 
 // Site is what one probe wants of one place, or the reason why there is none:
 // one instruction of one file, one function or event of the kernel, or one set.
+//
+// A node has a hundred thousand of them and more: those of its members that are
+// bools stand together, and what many share is behind a pointer.
 type Site struct {
-	Probe     policy.Probe
+	Probe     *policy.Probe      // shared by its sites
 	Requested evidence.ProbeType // of a set, the best that sees it
 	Set       string             // one of policy.Sets, or ""
 
@@ -58,17 +61,10 @@ type Site struct {
 	Kind      string // symbolKind of FORMAT.md
 	Inline    string // inline of FORMAT.md
 	Copies    int    // files that the probe's target matched
-	Offset    uint64 // in the file
-	HasOffset bool
-	// Duration: the entry is to be paired with the return, which is at these
-	// instructions, or wherever the kernel's return probe sees it if there are
-	// none. Go: a call is a goroutine's and not a thread's.
-	Duration bool
-	Returns  []uint64 // offsets in the file
-	Go       bool
-	// Return: this is one of Symbol's return instructions, which stand for a
-	// uretprobe where the kernel's own would break the target.
-	Return     bool
+	Offset    uint64 // in the file, if HasOffset
+	// Returns are the offsets in the file of the return instructions that end
+	// a Duration; without any it is the kernel's return probe.
+	Returns    []uint64
 	InlinedIn  string // the function that this instance of Symbol was inlined in
 	InlinedAt  []symbol.Instance
 	Implements string // the IFUNC that chooses Symbol
@@ -77,7 +73,6 @@ type Site struct {
 
 	// Of kernel probes.
 	Function string // the kernel's, or the system call as the policy names it: see Syscall
-	Syscall  bool
 	Event    string
 
 	// Reason is set if the site is not armed; Detail explains it to a person.
@@ -85,9 +80,17 @@ type Site struct {
 	Detail string
 
 	// What Arm found out.
-	Armed bool
 	Type  evidence.ProbeType // what the kernel really used
 	ID    uint32             // the site's number in the kernel
+	Armed bool
+
+	HasOffset bool
+	Duration  bool // the entry is to be paired with the return
+	Go        bool // a call is a goroutine's and not a thread's
+	// Return: this is one of Symbol's return instructions, which stand for a
+	// uretprobe where the kernel's own would break the target.
+	Return  bool
+	Syscall bool // Function is a system call's name
 }
 
 // Search says whether all files of a probe were found.

@@ -153,7 +153,9 @@ func TestInlinedOfGo(t *testing.T) {
 	must(t, err)
 	defer h.Close()
 	b.runAt("bin/answers", nil)
-	if hits, sites := sum(t, h, "main.answer"); hits != 1000 || sites != 1 {
+	// A Go function whose stack is too small begins again once it has been
+	// moved, so its first instruction runs more often than it is called.
+	if hits, sites := sum(t, h, "main.answer"); hits < 1000 || hits > 1100 || sites != 1 {
 		t.Errorf("answer: %d hits at %d sites", hits, sites)
 	}
 	hits, sites := sum(t, h, "main.small")

@@ -38,7 +38,7 @@ func newTyped(t *testing.T, sites ...probe.Site) (*stage, *typed) {
 
 func kernelSite(id uint32, function string, requested, used evidence.ProbeType) probe.Site {
 	return probe.Site{
-		Probe: policy.Probe{ID: "k-" + function, Type: string(requested)}, Requested: requested, Type: used, Armed: true, ID: id,
+		Probe: &policy.Probe{ID: "k-" + function, Type: string(requested)}, Requested: requested, Type: used, Armed: true, ID: id,
 		Function: function, Wanted: "openat", Detail: "fentry: no trampolines",
 	}
 }
@@ -280,7 +280,7 @@ func TestOtherBytes(t *testing.T) {
 // A site that was never armed may be found armed later: these are two lines, and
 // the first remains true of the start.
 func TestLateFoundFile(t *testing.T) {
-	gone := probe.Site{Probe: policy.Probe{ID: "p", Type: "uprobe", File: "/opt/*"}, Requested: evidence.Uprobe, Reason: evidence.FileNotFound}
+	gone := probe.Site{Probe: &policy.Probe{ID: "p", Type: "uprobe", File: "/opt/*"}, Requested: evidence.Uprobe, Reason: evidence.FileNotFound}
 	st := newStage(t, gone)
 	st.Publish(st.id, 0)
 	s := late(2, "f", "/opt/x")
