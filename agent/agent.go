@@ -71,6 +71,7 @@ type Agent struct {
 	ahead   chan container.Notice // containers that are only created, to be looked at
 	catchUp chan appeared         // what runs in containers and may not be armed
 	stacks  chan bpf.Event        // stacks of first hits, to be named
+	naming  sync.Mutex            // held while one is
 
 	identifying chan setWork  // entries of sets whose file is to be identified
 	closing     chan struct{} // closed by Close

@@ -385,6 +385,7 @@ func (a *Agent) readOut(runs ...*live) {
 		return
 	}
 	a.ring.drain()
+	a.named()
 	if slices.ContainsFunc(runs, hasSets) {
 		a.identified()
 	}

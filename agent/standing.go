@@ -34,12 +34,32 @@ func (a *Agent) stacking(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case e := <-a.stacks:
-			a.mu.Lock()
-			l := a.armedIn[e.Cgroup]
-			a.mu.Unlock()
-			if l != nil {
-				a.witness.Stack(e.Cgroup, e.Site, l.handle.Stack(e))
-			}
+			a.name(e)
+		}
+	}
+}
+
+func (a *Agent) name(e bpf.Event) {
+	a.naming.Lock()
+	defer a.naming.Unlock()
+	a.mu.Lock()
+	l := a.armedIn[e.Cgroup]
+	a.mu.Unlock()
+	if l != nil {
+		a.witness.Stack(e.Cgroup, e.Site, l.handle.Stack(e))
+	}
+}
+
+// named returns when every stack that the ring had has been named.
+func (a *Agent) named() {
+	for {
+		select {
+		case e := <-a.stacks:
+			a.name(e)
+		default:
+			a.naming.Lock() // the one that somebody else has taken
+			defer a.naming.Unlock()
+			return
 		}
 	}
 }
