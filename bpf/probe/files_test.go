@@ -200,10 +200,9 @@ func TestScansAreBounded(t *testing.T) {
 // Programs are found as execvp(3) finds them.
 func TestPlanProgram(t *testing.T) {
 	layer := t.TempDir()
+	need.Command(t, "gcc")
 	bin, err := target()
-	if err != nil {
-		t.Skip(err)
-	}
+	must(t, err)
 	b, err := os.ReadFile(bin)
 	must(t, err)
 	file(t, layer, "usr/local/bin/app", "not executable", 0o644)
@@ -253,10 +252,9 @@ func TestPlanProgram(t *testing.T) {
 // bytes, and the detail says what can be had instead.
 func TestManagedCode(t *testing.T) {
 	layer := t.TempDir()
+	need.Command(t, "gcc")
 	bin, err := target()
-	if err != nil {
-		t.Skip(err)
-	}
+	must(t, err)
 	b, err := os.ReadFile(bin)
 	must(t, err)
 	for rel, text := range map[string]string{
@@ -328,10 +326,9 @@ func (c changed) Inspect(m image.Match, q symbol.Query) (Facts, error) {
 // planned is the plan of one probe on the target, of which something else is said.
 func planned(t *testing.T, pr policy.Probe, m Machine, change func(*Facts)) Plan {
 	t.Helper()
+	need.Command(t, "gcc")
 	bin, err := target()
-	if err != nil {
-		t.Skip(err)
-	}
+	must(t, err)
 	layer := t.TempDir()
 	b, err := os.ReadFile(bin)
 	must(t, err)
@@ -432,10 +429,9 @@ func TestPlanKinds(t *testing.T) {
 	}
 	// What was matched by name already.
 	fake := planner{pr: pr, most: maxSites, search: Search{Complete: true}}
+	need.Command(t, "gcc")
 	bin, err := target()
-	if err != nil {
-		t.Skip(err)
-	}
+	must(t, err)
 	f, err := os.Open(bin)
 	must(t, err)
 	defer f.Close()
