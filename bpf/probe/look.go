@@ -53,7 +53,7 @@ func (h *Handle) Look(p *process.Process) (Looked, error) {
 				tell(path, "process %d has mapped the file %s: no probe can fire there", p.Pid, kindOf(m))
 				continue
 			}
-			lost, of, err := held.lost(h.engine.machine, p.Pid, m)
+			lost, of, err := held.lost(h.engine.machine, p.Thread, m)
 			if alive := p.Alive(); alive != nil {
 				return Looked{}, alive // the number may have been another's
 			}

@@ -12,6 +12,7 @@
 package process
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -34,8 +35,9 @@ const maxMaps = 16 << 20
 
 // Process is one process, held by its directory in /proc.
 type Process struct {
-	Pid int
-	dir *os.File
+	Pid    int
+	Thread int // one that has its memory
+	dir    *os.File
 }
 
 // Open holds on to a process.
@@ -44,7 +46,7 @@ func Open(pid int) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look at process %d: %w", pid, gone(err))
 	}
-	return &Process{Pid: pid, dir: dir}, nil
+	return &Process{Pid: pid, Thread: pid, dir: dir}, nil
 }
 
 // Close lets go of it. It is idempotent.
@@ -67,22 +69,80 @@ func (p *Process) Alive() error {
 
 // Executable returns the mappings of files that the process may execute, in
 // the order of their addresses. It is [ErrTooMany] past the bound.
+//
+// A process whose first thread has ended runs on in the others, and its own
+// directory shows no memory any more: then one of theirs does, which is in
+// Thread from then on.
 func (p *Process) Executable() ([]Mapping, error) {
-	f, err := p.open("maps")
+	out, empty, err := p.maps("maps")
+	if err == nil && !empty || err != nil && !errors.Is(err, ErrGone) {
+		return out, err
+	}
+	for range 3 { // threads come and go
+		tasks, err := p.tasks()
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range tasks {
+			out, empty, err := p.maps("task/" + t + "/maps")
+			if errors.Is(err, ErrGone) || err == nil && empty {
+				continue
+			}
+			if err == nil {
+				p.Thread, err = strconv.Atoi(t)
+			}
+			return out, err
+		}
+		if len(tasks) <= 1 { // a zombie, which executes nothing
+			return nil, fmt.Errorf("mappings of process %d: %w", p.Pid, ErrGone)
+		}
+	}
+	return nil, fmt.Errorf("mappings of process %d: none of its threads has any for long enough", p.Pid)
+}
+
+func (p *Process) maps(name string) (out []Mapping, empty bool, err error) {
+	f, err := p.open(name)
+	if err != nil {
+		return nil, false, err
+	}
+	defer f.Close()
+	text := &counter{r: io.LimitReader(f, maxMaps+1)}
+	if out, err = parse(text, maxMaps); err != nil {
+		return nil, false, fmt.Errorf("mappings of process %d: %w", p.Pid, gone(err))
+	}
+	return out, text.n == 0, nil
+}
+
+// counter counts what is read.
+type counter struct {
+	r io.Reader
+	n int
+}
+
+func (c *counter) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.n += n
+	return n, err
+}
+
+// tasks lists the process's threads, as many as are looked at for one with
+// memory: all those that are left have the same.
+func (p *Process) tasks() ([]string, error) {
+	dir, err := p.open("task")
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	out, err := parse(io.LimitReader(f, maxMaps+1), maxMaps)
-	if err != nil {
-		return nil, fmt.Errorf("mappings of process %d: %w", p.Pid, gone(err))
+	defer dir.Close()
+	names, err := dir.Readdirnames(64)
+	if err != nil && len(names) == 0 {
+		return nil, fmt.Errorf("threads of process %d: %w", p.Pid, cmp.Or(p.Alive(), err))
 	}
-	return out, nil
+	return names, nil
 }
 
 // Link is the process's own link to what it has mapped there.
 func (p *Process) Link(m Mapping) string {
-	return fmt.Sprintf("/proc/%d/map_files/%x-%x", p.Pid, m.Start, m.End)
+	return fmt.Sprintf("/proc/%d/map_files/%x-%x", p.Thread, m.Start, m.End)
 }
 
 // open opens a file of the process. The directory is the process's for as long

@@ -6,8 +6,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -121,4 +123,72 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// The first thread of a process may end before the others. What those execute is
+// seen all the same.
+func TestFirstThreadEnded(t *testing.T) {
+	need.Command(t, "gcc")
+	bin := filepath.Join(t.TempDir(), "leaderless")
+	build := exec.Command("gcc", "-pthread", "-x", "c", "-o", bin, "-")
+	build.Stdin = strings.NewReader(`
+#include <pthread.h>
+#include <unistd.h>
+static void *stay(void *x) { char c; write(1, ".", 1); read(0, &c, 1); _exit(0); }
+int main(void) { pthread_t t; pthread_create(&t, 0, stay, 0); pthread_exit(0); }
+`)
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	cmd := exec.Command(bin)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p, err := Open(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); ; {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(stat), ") Z ") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the first thread does not end")
+		}
+	}
+	maps, err := p.Executable()
+	if err != nil || !slices.ContainsFunc(maps, func(m Mapping) bool { return m.Path == bin }) {
+		t.Errorf("%+v, %v", maps, err)
+	}
+	if err := p.Alive(); err != nil || p.Thread == p.Pid {
+		t.Errorf("thread %d, %v", p.Thread, err)
+	}
+	for _, m := range maps {
+		if _, err := os.Lstat(p.Link(m)); err != nil {
+			t.Error(err)
+		}
+	}
+	in.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if _, err := p.Executable(); !errors.Is(err, ErrGone) {
+		t.Errorf("its mappings: %v", err)
+	}
 }
