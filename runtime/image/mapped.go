@@ -144,6 +144,9 @@ func originAt(at *mount, what string) (string, error) {
 		return "", fmt.Errorf("%w: no mount has %s", ErrRemote, what)
 	case !localType(at.fstype):
 		return "", fmt.Errorf("%w: it is on %s", ErrRemote, at.fstype)
+	case at.fstype == "overlay" && !ours(at.dev):
+		// Who has a user namespace can stack one on a FUSE file system.
+		return "", fmt.Errorf("%w: it is on an overlay of which nobody knows what it is made of", ErrRemote)
 	case at.point == "/":
 		return "", ErrInRoot
 	case at.fstype == "tmpfs" || at.fstype == "ramfs":

@@ -82,3 +82,13 @@ func TestOpenMounted(t *testing.T) {
 		}
 	}
 }
+
+// An overlay that a container has made itself may be stacked on anything, also on
+// what never answers.
+func TestOverlayOfTheContainers(t *testing.T) {
+	for _, point := range []string{"/", "/mnt"} {
+		if got, err := originAt(&mount{point: point, fstype: "overlay", dev: "0:1048575"}, "it"); !errors.Is(err, ErrRemote) {
+			t.Errorf("%s: %q, %v", point, got, err)
+		}
+	}
+}
