@@ -105,7 +105,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, live: map[string]*live{}, armedIn: map[uint64]*live{}, newCalls: map[*live]bool{}, identifying: make(chan setWork, 1024), closing: make(chan struct{}), changed: make(chan struct{}),
 		sources: map[string]string{}, letGo: map[string]int64{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
-		ahead: make(chan container.Notice, 64), catchUp: make(chan appeared, 256), stacks: make(chan bpf.Event, 256),
+		ahead: make(chan container.Notice, 64), catchUp: make(chan appeared, 4096), stacks: make(chan bpf.Event, 256),
 	}
 	defer func() {
 		if err != nil {
@@ -257,7 +257,7 @@ func (a *Agent) stopRuns() {
 	}
 	a.work.Wait()
 	for _, l := range runs {
-		a.check(l)
+		a.lastCheck(l)
 	}
 	a.readOut(slices.Collect(maps.Values(runs))...)
 	a.witness.Stop()

@@ -172,7 +172,7 @@ func newBoxOf(t *testing.T, files map[string][]byte, depth int, args ...string) 
 	t.Helper()
 	var err error
 	b := &box{t: t, dir: t.TempDir()}
-	for _, d := range []string{"lower/bin", "upper", "work", "merged"} {
+	for _, d := range []string{"lower/bin", "lower/tmp", "upper", "work", "merged"} {
 		must(t, os.MkdirAll(filepath.Join(b.dir, d), 0o755))
 	}
 	for name, content := range files {
@@ -188,7 +188,7 @@ func newBoxOf(t *testing.T, files map[string][]byte, depth int, args ...string) 
 		for i := range depth {
 			b.cgroup = filepath.Join(b.cgroup, fmt.Sprintf("probity-%d-%d", os.Getpid(), i))
 			if i == 0 {
-				b.cgroup += filepath.Base(filepath.Dir(b.dir))
+				b.cgroup += filepath.Base(filepath.Dir(b.dir)) + filepath.Base(b.dir)
 			}
 			must(t, os.Mkdir(b.cgroup, 0o755))
 			dir := b.cgroup

@@ -16,6 +16,7 @@ import (
 	"probity/bpf/probe"
 	"probity/evidence"
 	"probity/runtime/cgroup"
+	"probity/runtime/container"
 	"probity/runtime/image"
 	"probity/runtime/process"
 )
@@ -24,6 +25,7 @@ import (
 const (
 	maxOthers = 4096 // files that it has mapped and in which nothing is armed
 	maxExecs  = 4096 // paths that it has executed
+	maxLater  = 256  // things that wait for their turn
 	// maxReplan is the longest time between two searches of a container whose
 	// files have changed in a way that a search does not mend.
 	maxReplan = 5 * time.Minute
@@ -42,13 +44,14 @@ type late struct {
 	next    time.Time
 
 	execs map[string]bool // guarded by Agent.mu
+	later []appeared      // what somebody had no turn for; guarded by Agent.mu
 }
 
 // appeared is something that runs in a container and may not be armed.
 type appeared struct {
 	l    *live
 	pid  int    // of a process that has just called execve; 0: search the container
-	path string // as it was passed to execve
+	path string // as it was passed to execve, or mapped; empty: any
 	from int64  // boot time from which on it may have run unseen
 	why  evidence.GapReason
 }
@@ -69,25 +72,63 @@ func (a *Agent) event(e bpf.Event) {
 		return
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	l := a.armedIn[e.Cgroup]
-	if l == nil || l.late.execs[e.Path] || len(l.late.execs) == maxExecs {
+	if l == nil || l.late.execs[e.Path] {
+		a.mu.Unlock()
 		return
 	}
+	full := len(l.late.execs) == maxExecs
 	if l.late.execs == nil {
 		l.late.execs = map[string]bool{}
 	}
-	l.late.execs[e.Path] = true
-	a.soon(appeared{l: l, pid: e.Pid, path: e.Path, from: e.Ns, why: evidence.GapUnarmedMapping})
+	if !full {
+		l.late.execs[e.Path] = true
+	}
+	a.mu.Unlock()
+	x := appeared{l: l, pid: e.Pid, path: e.Path, from: e.Ns, why: evidence.GapUnarmedMapping}
+	if full {
+		a.unseen(x)
+		return
+	}
+	a.soon(x)
 }
 
-// soon has something looked at. When there is too much of it, the patrol and
-// the next health check will come by.
+// soon has something looked at.
 func (a *Agent) soon(x appeared) {
 	select {
 	case a.catchUp <- x:
 	default:
+		a.unseen(x)
 	}
+}
+
+// unseen signs that something will not be looked at which a probe may be for. A
+// file that has changed is found again by the next health check.
+func (a *Agent) unseen(x appeared) {
+	if x.why == evidence.GapUnarmedMapping && (x.path == "" || mayBe(x.l.probes, x.path)) {
+		a.witness.UnarmedMapping(x.l.id, x.path, x.from, 0, "so much appeared in the container that this was not looked at")
+	}
+}
+
+// putOff keeps something for later, while somebody else looks at the container.
+func (a *Agent) putOff(x appeared) {
+	a.mu.Lock()
+	full := len(x.l.late.later) == maxLater
+	if !full {
+		x.l.late.later = append(x.l.late.later, x)
+	}
+	a.mu.Unlock()
+	if full {
+		a.unseen(x)
+	}
+}
+
+func (a *Agent) takeLater(l *live) []appeared {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	later := l.late.later
+	l.late.later = nil
+	return later
 }
 
 // catchingUp looks at what appears, one after the other.
@@ -105,25 +146,32 @@ func (a *Agent) catchingUp(ctx context.Context) error {
 			if x.l.handle == nil || x.l.ctx.Err() != nil {
 				continue
 			}
-			if x.pid != 0 {
-				a.executed(x)
-				continue
+			begun, _ := x.l.inTurn(0, turnFor, func() { a.appeared(x) })
+			if !begun {
+				a.putOff(x)
 			}
-			x.l.checking.Lock()
-			a.search(x)
-			x.l.checking.Unlock()
 		}
 	}
 }
 
-// executed looks at a program that a container has executed for the first time.
+// appeared looks at what may not be armed. With l.checking held.
+func (a *Agent) appeared(x appeared) {
+	switch {
+	case x.l.disarmed:
+	case x.pid != 0:
+		a.executed(x)
+	default:
+		a.search(x)
+	}
+}
+
+// executed looks at a program that a container has executed for the first time. With
+// l.checking held.
 func (a *Agent) executed(x appeared) {
 	l := x.l
 	if _, err := a.look(l, x.pid, x.from); err != nil && !errors.Is(err, process.ErrGone) {
 		a.log.Debug("look at a process", "container", l.container, "pid", x.pid, "err", err)
 	}
-	l.checking.Lock()
-	defer l.checking.Unlock()
 	if !mayBe(l.probes, x.path) || has(l.handle, x.path) {
 		return
 	}
@@ -180,8 +228,12 @@ func (a *Agent) mapped(l *live, p *process.Process, other []process.Mapping, fro
 		f, err := image.OpenMapped(p.Pid, p.Link(m), m.Path, m.File.Dev)
 		switch {
 		case errors.Is(err, image.ErrInRoot):
-			if mayBe(l.probes, m.Path) && !has(l.handle, m.Path) {
-				a.soon(appeared{l: l, from: from, why: evidence.GapUnarmedMapping})
+			switch own, err := ownRoot(l, p); {
+			case !mayBe(l.probes, m.Path):
+			case err == nil && own:
+				a.witness.UnarmedMapping(l.id, m.Path, from, 0, "it is in a root file system that the process has for itself")
+			case !has(l.handle, m.Path):
+				a.soon(appeared{l: l, path: m.Path, from: from, why: evidence.GapUnarmedMapping})
 			}
 		case err != nil:
 			if p.Alive() == nil && mayBe(l.probes, m.Path) {
@@ -228,7 +280,9 @@ func (a *Agent) changedFiles(l *live, at int64, troubles []probe.Trouble) {
 	for _, t := range troubles {
 		switch t.Reason {
 		case evidence.GapFileChanged, evidence.GapLinkLost:
-			paths = append(paths, t.Path)
+			if t.Path != "" { // else a place in the kernel
+				paths = append(paths, t.Path)
+			}
 		}
 	}
 	if len(paths) == 0 {
@@ -260,7 +314,9 @@ func (a *Agent) search(x appeared) {
 	}
 	defer root.Close()
 	n := l.notice
-	n.Pid, n.Rootfs = pid, ""
+	// It may have moved to another root by now: what its mount table says is not
+	// what the runtime made.
+	n.Kind, n.Pid, n.Rootfs = container.Existing, pid, ""
 	rootfs, err := a.finder.Rootfs(l.ctx, n, n.Identity.Image)
 	if err == nil {
 		var view *image.View
@@ -275,6 +331,30 @@ func (a *Agent) search(x appeared) {
 		}
 	}
 	a.log.Debug("search a container again", "container", l.container, "err", err)
+}
+
+// ownRoot reports whether a process has another root file system than the
+// container's: one that it has made itself, or a container inside the container.
+func ownRoot(l *live, p *process.Process) (bool, error) {
+	dev, err := deviceOf(unix.AT_FDCWD, fmt.Sprintf("/proc/%d/root", p.Thread))
+	if err == nil {
+		err = p.Alive()
+	}
+	return dev != l.rootDev, err
+}
+
+// deviceOf returns the device of a file: of the directory itself without a path.
+// No file system asks its server for that.
+func deviceOf(dir int, path string) ([2]uint32, error) {
+	flags := unix.AT_STATX_DONT_SYNC | unix.AT_NO_AUTOMOUNT
+	if path == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	var st unix.Statx_t
+	if err := unix.Statx(dir, path, flags, unix.STATX_MNT_ID, &st); err != nil {
+		return [2]uint32{}, fmt.Errorf("look at %s: %w", path, err)
+	}
+	return [2]uint32{st.Dev_major, st.Dev_minor}, nil
 }
 
 // rootOf opens the root directory of a living process of the container, its
@@ -306,17 +386,29 @@ func (a *Agent) rootOf(l *live) (pid int, root *os.File, err error) {
 	return 0, nil, fmt.Errorf("container %s has no process any more", l.container)
 }
 
-// disarm takes the run's sites away.
+// disarm takes the run's sites away. Whoever looks at the container does not
+// find them taken away meanwhile; if he does not come back, they stay.
 func (a *Agent) disarm(l *live) {
 	if l.handle == nil {
 		return
 	}
-	l.checking.Lock()
-	defer l.checking.Unlock()
+	if begun, _ := l.inTurn(turnFor, turnFor, func() { a.disarmNow(l) }); !begun {
+		a.log.Warn("not disarmed: looking at the container has not come back", "run", l.id)
+		go func() {
+			l.checking.Lock()
+			defer l.checking.Unlock()
+			a.disarmNow(l)
+		}()
+	}
+}
+
+func (a *Agent) disarmNow(l *live) {
+	l.disarmed = true
 	err := l.handle.Close()
 	for _, f := range l.late.mapped {
 		err = errors.Join(err, f.Close())
 	}
+	l.late.mapped = nil
 	if err != nil {
 		a.log.Warn("disarm", "run", l.id, "err", err)
 	}

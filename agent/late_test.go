@@ -155,7 +155,7 @@ func TestIdentifiedIsBounded(t *testing.T) {
 		age, reading time.Duration
 		want         bool
 	}{{0, 0, true}, {0, readFor, false}, {time.Hour, 6 * time.Minute, true}, {time.Hour, 7 * time.Minute, false}} {
-		if got := (&live{since: now.Add(-c.age), reading: c.reading}).mayRead(now); got != c.want {
+		if got := (&live{since: now.Add(-c.age)}).share(c.reading, now); got != c.want {
 			t.Errorf("%+v: %v", c, got)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,15 +42,19 @@ type live struct {
 	// unknown counts processes that were there before, and are not followed.
 	unknown int
 
-	checking sync.Mutex // one health check at a time
+	checking *turn // who looks at its files and processes
 	// What the patrol found at its last look at all processes, and when the
 	// last look began that found nothing. Guarded by checking.
 	found  []probe.Trouble
 	looked int64
 	late   late
+	// disarmed: there is nothing to look at any more. Guarded by checking.
+	disarmed bool
+	rootDev  [2]uint32 // of the file system of its root
 
 	since   time.Time     // of the notice
 	reading time.Duration // spent on identifying the files of sets; of identifyAll
+	naming  time.Duration // spent on naming stacks; guarded by Agent.naming
 }
 
 // notify applies one notice. For a notice with a barrier it returns when the
@@ -87,7 +90,7 @@ func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool
 				// The runtime is about to take the root file system away: this
 				// is the last chance to prove that the files were the ones armed.
 				if l := a.run(act.Run.ID); l != nil {
-					a.check(l)
+					a.check(l, a.cfg.Barrier)
 				}
 			case lifecycle.Prefetch:
 				select {
@@ -128,7 +131,7 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 		switch act := act.(type) {
 		case lifecycle.Arm:
 			mine = true
-			l = &live{id: act.Run.ID, container: n.Identity.ID, held: held, init: init, released: letGo, armed: make(chan struct{}), since: time.Now()}
+			l = &live{id: act.Run.ID, container: n.Identity.ID, held: held, init: init, released: letGo, armed: make(chan struct{}), checking: newTurn(), since: time.Now()}
 			l.ctx, l.stop = context.WithCancel(context.Background())
 			a.live[l.id] = l
 			a.work.Go(func() { a.arm(l, act.Run, probes, cgErr) })
@@ -261,6 +264,10 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 		return failed(evidence.AttachFailed, fmt.Errorf("open the container's root: %w", err))
 	}
 	defer root.Close()
+	rootDev, err := deviceOf(int(root.Fd()), "")
+	if err != nil {
+		return failed(evidence.AttachFailed, fmt.Errorf("look at the container's root: %w", err))
+	}
 	if n.Rootfs == "" && !alive(l.init) {
 		// All this was found by its pid, which may have been another's by then.
 		return failed(evidence.AttachFailed, errors.New("the container's first process ended before its files were found"))
@@ -294,6 +301,7 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 		h.ArmedAt = cgroup.BootTime()
 	}
 	l.handle, l.looked, l.notice, l.probes = h, h.ArmedAt, n, probes
+	l.rootDev = rootDev
 	start.Sites, start.Searches, start.Arm, start.ArmedAt = h.Sites, h.Searches, h, h.ArmedAt
 	return start
 }
@@ -355,7 +363,7 @@ func (a *Agent) seal(l *live, at int64) {
 	a.begin()
 	defer a.end()
 	// First the check: the runtime removes the upper directory soon.
-	a.check(l)
+	a.lastCheck(l)
 	a.readOut(l)
 	a.mu.Lock()
 	actions := a.table.CgroupEmpty(l.id, at)
@@ -394,23 +402,42 @@ func (a *Agent) readOut(runs ...*live) {
 	}
 }
 
-// check proves again that the run's sites are armed.
-func (a *Agent) check(l *live) {
+// check proves again that the run's sites are armed. If somebody looks at the
+// container just now it waits so long; it reports whether it was done in time.
+func (a *Agent) check(l *live, wait time.Duration) bool {
 	select {
 	case <-l.armed:
 	default:
-		return
+		return true
 	}
 	if l.handle == nil {
-		return
+		return true
 	}
-	l.checking.Lock()
-	defer l.checking.Unlock()
-	at := cgroup.BootTime()
-	troubles := append(l.handle.Check(), l.found...)
-	a.witness.Checked(l.id, at, troubles)
-	a.standings(l)
-	a.changedFiles(l, at, troubles)
+	begun, done := l.inTurn(wait, turnFor, func() {
+		if l.disarmed {
+			return
+		}
+		at := cgroup.BootTime()
+		troubles := append(l.handle.Check(), l.found...)
+		a.witness.Checked(l.id, at, troubles)
+		a.standings(l)
+		a.changedFiles(l, at, troubles)
+	})
+	if !begun {
+		a.stuck(l)
+	}
+	return done
+}
+
+// lastCheck is a check after which nothing more is claimed of the run. What could
+// not be proven is a gap.
+func (a *Agent) lastCheck(l *live) {
+	if !a.check(l, turnFor) {
+		a.witness.UnarmedMapping(l.id, "", 0, 0, "its files could not be looked at when it ended: looking at them did not come back")
+	}
+	for _, x := range a.takeLater(l) {
+		a.unseen(x)
+	}
 }
 
 func (a *Agent) run(id string) *live {

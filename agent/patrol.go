@@ -3,10 +3,12 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
 	"probity/bpf/probe"
+	"probity/evidence"
 	"probity/runtime/cgroup"
 	"probity/runtime/process"
 )
@@ -14,6 +16,10 @@ import (
 // patrolShare is how much longer than looking the patrol rests: looking at
 // processes takes half a percent of one processor at most.
 const patrolShare = 200
+
+// longestRest bounds the rest after one look: a container chooses how long that
+// takes, and the others wait for their turn.
+const longestRest = 10 * time.Second
 
 // patrol looks at the processes of all runs in turn, for as long as the agent
 // runs: whether they would be seen executing what is armed. With few processes
@@ -36,7 +42,7 @@ func (a *Agent) patrol(ctx context.Context) error {
 			a.patrolRun(l, func() bool {
 				spent := time.Since(began)
 				defer func() { began = time.Now() }()
-				return pause(spent * patrolShare)
+				return pause(min(spent*patrolShare, longestRest))
 			})
 			if ctx.Err() != nil {
 				return nil
@@ -48,7 +54,8 @@ func (a *Agent) patrol(ctx context.Context) error {
 
 // patrolRun looks at every process of a run, and passes what it found on to the
 // run's next health check, which it makes. rest is called after each process;
-// it returns false when there is no more time.
+// it returns false when there is no more time. A process that could not be
+// looked at is not one in which nothing was found.
 func (a *Agent) patrolRun(l *live, rest func() bool) {
 	select {
 	case <-l.armed:
@@ -59,46 +66,67 @@ func (a *Agent) patrolRun(l *live, rest func() bool) {
 		return
 	}
 	began := cgroup.BootTime()
-	pids, _, err := a.cgroups.Procs(l.notice.Identity.CgroupPath, l.notice.Identity.CgroupID)
-	if err != nil {
-		a.log.Debug("list a container's processes", "container", l.container, "err", err)
-	}
+	pids, whole, err := a.cgroups.Procs(l.notice.Identity.CgroupPath, l.notice.Identity.CgroupID)
 	var troubles []probe.Trouble
 	told := map[string]bool{}
-	for _, pid := range pids {
-		got, err := a.look(l, pid, l.looked)
-		if err != nil {
-			if !errors.Is(err, process.ErrGone) {
-				a.log.Debug("look at a process", "container", l.container, "pid", pid, "err", err)
-			}
-			continue
+	tell := func(t probe.Trouble) {
+		if !told[t.Path] {
+			told[t.Path] = true
+			t.Since = l.looked
+			troubles = append(troubles, t)
 		}
-		for _, t := range got.Troubles {
-			if !told[t.Path] {
-				told[t.Path] = true
-				t.Since = l.looked
-				troubles = append(troubles, t)
-			}
-		}
-		if !rest() || l.ctx.Err() != nil {
+	}
+	switch {
+	case err != nil:
+		tell(blind("its processes could not be listed: %v", err))
+	case !whole:
+		tell(blind("it has more processes or cgroups than are looked at"))
+	}
+	for i, pid := range pids {
+		if i > 0 && !rest() || l.ctx.Err() != nil {
 			return
 		}
+		var got probe.Looked
+		var err error
+		begun, done := l.inTurn(time.Second, turnFor, func() { got, err = a.look(l, pid, l.looked) })
+		switch {
+		case !begun || !done: // the next time
+			a.stuck(l)
+			return
+		case err == nil:
+			for _, t := range got.Troubles {
+				tell(t)
+			}
+		case !errors.Is(err, process.ErrGone):
+			tell(blind("process %d could not be looked at: %v", pid, err))
+		}
 	}
-	l.checking.Lock()
-	changed := len(troubles) > 0 || len(l.found) > 0
-	l.found = troubles
-	if len(troubles) == 0 {
-		l.looked = began
-	}
-	l.checking.Unlock()
-	if changed {
-		a.check(l)
+	defer rest() // what was found waits for nothing
+	changed := false
+	_, done := l.inTurn(turnFor, turnFor, func() {
+		changed = len(troubles) > 0 || len(l.found) > 0
+		l.found = troubles
+		if len(troubles) == 0 {
+			l.looked = began
+		}
+	})
+	if done && changed {
+		a.check(l, turnFor)
 	}
 }
 
+// blind is a trouble of any file.
+func blind(format string, args ...any) probe.Trouble {
+	return probe.Trouble{Reason: evidence.GapUnarmedMapping, Detail: fmt.Sprintf(format, args...)}
+}
+
 // look looks at one process, if it still is one of the run's, and arms what it
-// has mapped of files that appeared since the boot time from.
+// has mapped of files that appeared since the boot time from. With l.checking
+// held.
 func (a *Agent) look(l *live, pid int, from int64) (probe.Looked, error) {
+	if l.disarmed {
+		return probe.Looked{}, process.ErrGone
+	}
 	p, err := process.Open(pid)
 	if err != nil {
 		return probe.Looked{}, err
@@ -114,8 +142,6 @@ func (a *Agent) look(l *live, pid int, from int64) (probe.Looked, error) {
 	case path != own && !strings.HasPrefix(path, own+"/"):
 		return probe.Looked{}, process.ErrGone // it has left, or is another with its number
 	}
-	l.checking.Lock()
-	defer l.checking.Unlock()
 	got, err := l.handle.Look(p)
 	if err == nil {
 		a.mapped(l, p, got.Other, from)

@@ -178,7 +178,11 @@ func (a *Agent) health(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			for _, l := range a.runs() {
-				a.check(l)
+				a.cfg.Alive()
+				a.check(l, 0)
+				for _, x := range a.takeLater(l) {
+					a.soon(x)
+				}
 				a.tellLosses(l)
 			}
 		case <-hour.C:

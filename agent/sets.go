@@ -58,7 +58,7 @@ func (a *Agent) identifyAll() {
 			}
 			id := probe.Identified{Why: "reading this container's files takes more than its share of the time"}
 			began := time.Now()
-			if w.l.mayRead(began) {
+			if w.l.share(w.l.reading, began) {
 				id = w.l.handle.Identify(&w.entry)
 				w.l.reading += time.Since(began)
 			}
@@ -67,11 +67,11 @@ func (a *Agent) identifyAll() {
 	}
 }
 
-// mayRead reports whether time is left for identifying the files of a run's
-// entries: some at the start, and a tenth of its life. A container makes files
-// faster than they can be hashed, and others wait for the same goroutine.
-func (l *live) mayRead(now time.Time) bool {
-	return l.reading < readFor+now.Sub(l.since)/10
+// share reports whether a run may have more than it has spent of a goroutine that
+// reads all containers' files: some at the start, and a tenth of its life. A
+// container makes files faster than they can be read, and the others wait.
+func (l *live) share(spent time.Duration, now time.Time) bool {
+	return spent < readFor+now.Sub(l.since)/10
 }
 
 // identifyFor bounds the wait for entries to be identified. What they are is in

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"time"
 
 	"probity/bpf"
 )
@@ -45,22 +46,36 @@ func (a *Agent) name(e bpf.Event) {
 	a.mu.Lock()
 	l := a.armedIn[e.Cgroup]
 	a.mu.Unlock()
-	if l != nil {
-		a.witness.Stack(e.Cgroup, e.Site, l.handle.Stack(e))
+	began := time.Now()
+	if l == nil || !l.share(l.naming, began) {
+		return
 	}
+	a.witness.Stack(e.Cgroup, e.Site, l.handle.Stack(e))
+	l.naming += time.Since(began)
 }
 
-// named returns when every stack that the ring had has been named.
+// named returns when every stack that the ring had has been named, or when that
+// takes too long: their files are the containers'.
 func (a *Agent) named() {
-	for {
-		select {
-		case e := <-a.stacks:
-			a.name(e)
-		default:
-			a.naming.Lock() // the one that somebody else has taken
-			defer a.naming.Unlock()
-			return
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case e := <-a.stacks:
+				a.name(e)
+			default:
+				a.naming.Lock() // the one that somebody else has taken
+				defer a.naming.Unlock()
+				return
+			}
 		}
+	}()
+	late := time.NewTimer(identifyFor)
+	defer late.Stop()
+	select {
+	case <-done:
+	case <-late.C:
 	}
 }
 

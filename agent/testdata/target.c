@@ -2,10 +2,12 @@
  * input, as a container waits at its barrier; then each argument calls one, or
  * drops the pages of all of them, and with them what was changed there. */
 #define _DEFAULT_SOURCE
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,6 +19,27 @@ NOINLINE void hello(void) { sink++; }
 NOINLINE void never(void) { sink--; }
 
 static void hide(void (*f)(void)) { madvise((void *)((uintptr_t)f & -4096UL), 4096, MADV_DONTNEED); }
+
+/* Has more to say of what it has mapped than anybody reads: names as long as a
+ * path may be, on every other page, so that the kernel cannot join them. */
+static void maps(void)
+{
+	char path[4000] = "/tmp";
+
+	for (int i = 0; i < 15; i++) {
+		size_t n = strlen(path);
+		path[n] = '/';
+		memset(path + n + 1, 'x', 250);
+		path[n + 251] = 0;
+		mkdir(path, 0700);
+	}
+	strcat(path, "/x");
+	int fd = open(path, O_CREAT | O_RDWR, 0700);
+	if (fd < 0 || ftruncate(fd, 2 * 4096))
+		return;
+	for (int i = 0; i < 10000; i++)
+		mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, fd, i % 2 * 4096);
+}
 
 /* Runs a program for each line "PATH ARGUMENT", and says so. */
 static int serve(void)
@@ -55,6 +78,8 @@ int main(int argc, char **argv)
 			never();
 		else if (!strcmp(argv[i], "hide"))
 			hide(hello), hide(never);
+		else if (!strcmp(argv[i], "maps"))
+			maps();
 		else if (!strcmp(argv[i], "serve"))
 			return serve();
 	if (now)

@@ -96,7 +96,7 @@ func (h *Handle) MissesOf(t evidence.ProbeType) evidence.Loss { return h.engine.
 // Trouble is a site that is not armed any more.
 type Trouble struct {
 	Path   string // of the file, in the container; "" of a place in the kernel
-	Probe  string // the probe's id, of a place in the kernel
+	Probe  string // the probe's id, of a place in the kernel; with neither it may be any site
 	Reason evidence.GapReason
 	Detail string
 	// Since is the boot time of the last proof that it was well, if that is

@@ -280,8 +280,11 @@ func (r *run) checked(at int64, troubles []probe.Trouble) {
 	bad := map[place]bool{}
 	for _, t := range troubles {
 		sel := selector{scope: evidence.ScopeFile, path: t.Path}
-		if t.Probe != "" { // of a place in the kernel
+		switch {
+		case t.Probe != "": // of a place in the kernel
 			sel = selector{scope: evidence.ScopeSite, probe: t.Probe}
+		case t.Path == "":
+			sel = wholeRun
 		}
 		bad[place{t.Reason, sel}] = true
 		if r.openGap(t.Reason, sel) == nil {
