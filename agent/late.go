@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -44,7 +45,10 @@ type late struct {
 	next    time.Time
 
 	execs map[string]bool // guarded by Agent.mu
+	past  bool            // more were executed; of who reads the ring
 	later []appeared      // what somebody had no turn for; guarded by Agent.mu
+	// What is not looked at yet, by path. Guarded by Agent.mu.
+	pending map[string]appeared
 }
 
 // appeared is something that runs in a container and may not be armed.
@@ -85,32 +89,61 @@ func (a *Agent) event(e bpf.Event) {
 		l.late.execs[e.Path] = true
 	}
 	a.mu.Unlock()
-	x := appeared{l: l, pid: e.Pid, path: e.Path, from: e.Ns, why: evidence.GapUnarmedMapping}
-	if full {
-		a.unseen(x)
-		return
+	switch {
+	case !full:
+		a.soon(appeared{l: l, pid: e.Pid, path: e.Path, from: e.Ns, why: evidence.GapUnarmedMapping})
+	case !l.late.past && mayBe(l.probes, e.Path):
+		l.late.past = true
+		a.witness.UnarmedMapping(l.id, "", e.Ns, 0, fmt.Sprintf("more than %d programs were executed: further ones are not looked at", maxExecs))
 	}
-	a.soon(x)
 }
 
 // soon has something looked at.
 func (a *Agent) soon(x appeared) {
+	if x.why == evidence.GapUnarmedMapping {
+		a.mu.Lock()
+		if x.l.late.pending == nil {
+			x.l.late.pending = map[string]appeared{}
+		}
+		x.l.late.pending[x.path] = x
+		a.mu.Unlock()
+	}
 	select {
 	case a.catchUp <- x:
 	default:
+		a.putOff(x)
+	}
+}
+
+// unseen signs that something was not looked at which a probe may be for. What
+// is in the image was found when it was searched, and a file that has changed is
+// found again by the next health check.
+func (a *Agent) unseen(x appeared) {
+	a.lookedAt(x)
+	if x.why != evidence.GapUnarmedMapping || x.path != "" && (!mayBe(x.l.probes, x.path) || x.l.handle.InImage(x.path)) {
+		return
+	}
+	a.witness.UnarmedMapping(x.l.id, x.path, x.from, 0, "it appeared in the container, and there was no time to look at it")
+}
+
+func (a *Agent) lookedAt(x appeared) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(x.l.late.pending, x.path)
+}
+
+// notLookedAt signs what of a run will not be looked at any more.
+func (a *Agent) notLookedAt(l *live) {
+	a.mu.Lock()
+	pending := slices.Collect(maps.Values(l.late.pending))
+	a.mu.Unlock()
+	for _, x := range pending {
 		a.unseen(x)
 	}
 }
 
-// unseen signs that something will not be looked at which a probe may be for. A
-// file that has changed is found again by the next health check.
-func (a *Agent) unseen(x appeared) {
-	if x.why == evidence.GapUnarmedMapping && (x.path == "" || mayBe(x.l.probes, x.path)) {
-		a.witness.UnarmedMapping(x.l.id, x.path, x.from, 0, "so much appeared in the container that this was not looked at")
-	}
-}
-
-// putOff keeps something for later, while somebody else looks at the container.
+// putOff keeps something for later, when there is too much to look at, or somebody
+// else looks at the container.
 func (a *Agent) putOff(x appeared) {
 	a.mu.Lock()
 	full := len(x.l.late.later) == maxLater
@@ -158,11 +191,13 @@ func (a *Agent) catchingUp(ctx context.Context) error {
 func (a *Agent) appeared(x appeared) {
 	switch {
 	case x.l.disarmed:
+		return
 	case x.pid != 0:
 		a.executed(x)
 	default:
 		a.search(x)
 	}
+	a.lookedAt(x)
 }
 
 // executed looks at a program that a container has executed for the first time. With
@@ -310,6 +345,7 @@ func (a *Agent) search(x appeared) {
 	pid, root, err := a.rootOf(l)
 	if err != nil {
 		a.log.Debug("search a container again", "container", l.container, "err", err)
+		a.unseen(x)
 		return
 	}
 	defer root.Close()
@@ -331,6 +367,7 @@ func (a *Agent) search(x appeared) {
 		}
 	}
 	a.log.Debug("search a container again", "container", l.container, "err", err)
+	a.unseen(x)
 }
 
 // ownRoot reports whether a process has another root file system than the

@@ -435,9 +435,7 @@ func (a *Agent) lastCheck(l *live) {
 	if !a.check(l, turnFor) {
 		a.witness.UnarmedMapping(l.id, "", 0, 0, "its files could not be looked at when it ended: looking at them did not come back")
 	}
-	for _, x := range a.takeLater(l) {
-		a.unseen(x)
-	}
+	a.notLookedAt(l)
 }
 
 func (a *Agent) run(id string) *live {

@@ -113,7 +113,31 @@ func TestTooMuchAppears(t *testing.T) {
 	until(t, func() bool { return strings.Contains(strings.Join(n.witness.Live()[0].Gaps, " "), "unarmedMapping") })
 	b.end()
 	must(t, n.waitIdle(context.Background()))
-	if _, gaps := n.lines("c1"); len(gaps) == 0 || gaps[0].Path != "/opt/tool" {
+	if _, gaps := n.lines("c1"); len(gaps) == 0 || gaps[0].Scope != evidence.ScopeRun {
 		t.Errorf("%+v", gaps)
+	}
+}
+
+// The last thing that a container executes may be one that nobody has looked at
+// when it ends.
+func TestLastThingThatAppears(t *testing.T) {
+	for path, want := range map[string]bool{"/opt/tool": true, "/bin/target": false, "/bin/other": false} {
+		n := newNodeWith(t, Config{Health: time.Hour}, latePolicy)
+		data, err := target()
+		must(t, err)
+		b := newBoxOf(t, map[string][]byte{"bin/target": data, "bin/other": data}, 1, "serve")
+		must(t, os.Mkdir(filepath.Join(b.dir, "merged/opt"), 0o755))
+		n.notify(context.Background(), b.notice("c1"), yes)
+		b.run()
+		b.copyTo("/opt/tool")
+		l := n.onlyRun()
+		n.mu.Lock()
+		l.late.pending = map[string]appeared{path: {l: l, pid: 1, path: path, from: cgroup.BootTime(), why: evidence.GapUnarmedMapping}}
+		n.mu.Unlock()
+		b.end()
+		must(t, n.waitIdle(context.Background()))
+		if _, gaps := n.lines("c1"); (len(gaps) > 0) != want || want && gaps[0].Path != path {
+			t.Errorf("%s: %+v", path, gaps)
+		}
 	}
 }

@@ -116,6 +116,34 @@ func (e *Engine) Add(ctx context.Context, h *Handle, root string, plan Plan) ([]
 	return more, nil
 }
 
+// InImage reports whether a path is that of a file of the image, which the
+// search before the start has seen, and not of one that the container has put
+// there since.
+func (h *Handle) InImage(path string) bool {
+	find, ok := h.target.Files.(Finder)
+	if !ok {
+		return false
+	}
+	m, _, err := find.Lookup(path)
+	if err != nil || m.Origin != image.FromLayer {
+		return false
+	}
+	if h.target.Upper == "" {
+		return true
+	}
+	upper, err := os.OpenFile(h.target.Upper, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return false
+	}
+	defer upper.Close()
+	for _, p := range []string{path, m.Path} { // they differ by symlinks
+		if own, _ := inUpper(upper, p); own {
+			return false
+		}
+	}
+	return true
+}
+
 // retire takes the links off a file that was written in place: the kernel keeps
 // the instruction that it found when it was first asked to probe it, and would
 // have every process run that one instead of what is there now. Other
