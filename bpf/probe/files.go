@@ -129,6 +129,9 @@ func (p *planner) unreadable(one Site, facts Facts, err error) {
 // it spells out have a site each, also where two of them are one function; what
 // a pattern matches has one for each place.
 func (p *planner) functions(one Site, facts Facts) {
+	if u := facts.ELF.Unjudged.String(); u != "" && len(p.pr.Symbols)+len(p.pr.SymbolGlobs)+len(p.pr.SymbolRegexps) > 0 {
+		p.incomplete("%s: %s", one.File.Match.Path, u)
+	}
 	found := map[string][]symbol.Symbol{} // a copy: others read the facts at the same time
 	for _, sym := range facts.Symbols {
 		found[sym.Wanted] = append(found[sym.Wanted], sym)

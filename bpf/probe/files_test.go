@@ -445,6 +445,30 @@ func TestPlanKinds(t *testing.T) {
 	same(t, "patterns", told(fake.sites), "hello", "gone symbolNotFound", "help", "^none$ symbolNotFound")
 }
 
+// A file of which not all is known has its sites, and its search says so to
+// whom it concerns.
+func TestPlanUnjudged(t *testing.T) {
+	for _, c := range []struct {
+		pr       policy.Probe
+		unjudged symbol.Unjudged
+		why      string
+	}{
+		{policy.Probe{Type: policy.Uprobe, Symbols: []string{"hello"}}, symbol.Unjudged{}, ""},
+		{policy.Probe{Type: policy.Uprobe, Symbols: []string{"hello"}}, symbol.Unjudged{Names: 3, Example: "_Z1f", Why: "because"}, "/bin/target: 3 mangled names may stand for more, _Z1f for one: because"},
+		{policy.Probe{Type: policy.Uprobe, SymbolGlobs: []string{"hello"}}, symbol.Unjudged{Debugdata: ".gnu_debugdata: broken"}, "/bin/target: .gnu_debugdata: broken"},
+		{policy.Probe{Type: policy.Uprobe, SymbolRegexps: []string{"^hello$"}}, symbol.Unjudged{Names: 1, Debugdata: "broken"}, "; broken"},
+		{policy.Probe{Type: policy.Uprobe, Offsets: []policy.Offset{{Entry: true}}}, symbol.Unjudged{Names: 3, Debugdata: "broken"}, ""},
+	} {
+		p := planned(t, c.pr, Host(), func(f *Facts) { f.ELF.Unjudged = c.unjudged })
+		if s := p.Searches[0]; s.Complete != (c.why == "") || !strings.Contains(s.Why, c.why) {
+			t.Errorf("%+v, %+v: %+v", c.pr, c.unjudged, s)
+		}
+		if len(p.Sites) != 1 || p.Sites[0].Reason != "" {
+			t.Errorf("%+v: %q", c.pr, told(p.Sites))
+		}
+	}
+}
+
 // One site for each place of a marker, and what is not there by its item.
 func TestPlanMarkers(t *testing.T) {
 	pr := policy.Probe{Type: policy.USDT, Markers: []string{"app:start", "app:re*", "lib:start", "app:stop"}}

@@ -159,13 +159,40 @@ func TestDebugdataBomb(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for lim, want := range map[Limits]error{
-		{Debugdata: 16 << 20}:         ErrTooLarge,
-		{Time: 50 * time.Millisecond}: ErrTime,
+	began := time.Now()
+	if _, err := askBytes(b, Query{Names: []string{"main"}}, Limits{Time: 50 * time.Millisecond}); !errors.Is(err, ErrTime) || time.Since(began) > 10*time.Second {
+		t.Errorf("%v after %v", err, time.Since(began))
+	}
+	f, syms, err := Read(bytes.NewReader(b), int64(len(b)), Query{Names: []string{"main"}}, Limits{Debugdata: 16 << 20, Time: time.Minute})
+	if err != nil || len(syms) != 1 || !strings.Contains(f.Unjudged.Debugdata, ErrTooLarge.Error()) {
+		t.Errorf("%+v, %v, %v", f, syms, err)
+	}
+}
+
+// A .gnu_debugdata that can't be read takes nothing from what else the file
+// has, and is told of.
+func TestDebugdataBroken(t *testing.T) {
+	dir := t.TempDir()
+	mini := filepath.Join(dir, "mini")
+	for what, packed := range map[string][]byte{
+		"no xz":            []byte("text"),
+		"half of it":       xzOf(t, bytes.Repeat([]byte("text"), 1000))[:60],
+		"no ELF":           xzOf(t, []byte("text")),
+		"foreign":          xzOf(t, append([]byte("\x7fELF\x01"), make([]byte, 200)...)),
+		"names do not end": xzOf(t, func() []byte { l := named("hidden"); l.strings = l.strings[:len(l.strings)-1] + "x"; return l.bytes() }()),
 	} {
-		began := time.Now()
-		if _, err := askBytes(b, Query{Names: []string{"main"}}, lim); !errors.Is(err, want) || time.Since(began) > 10*time.Second {
-			t.Errorf("%+v: %v after %v", lim, err, time.Since(began))
+		if err := os.WriteFile(mini, packed, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		file := gcc(t, "main.c")
+		command(t, ".", nil, "objcopy", "--add-section=.gnu_debugdata="+mini, file)
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, syms, err := Read(bytes.NewReader(b), int64(len(b)), Query{Names: []string{"main"}}, Limits{})
+		if err != nil || len(syms) != 1 || !strings.HasPrefix(f.Unjudged.String(), ".gnu_debugdata: ") {
+			t.Errorf("%s: %v, %v", what, syms, err)
 		}
 	}
 }

@@ -45,6 +45,8 @@ type parser struct {
 	matches int // names
 	kept    int // bytes of them
 	worked  int // bytes looked at since the time was
+
+	unjudged Unjudged
 }
 
 // extent is a part of the file, known to lie within it.

@@ -2,6 +2,7 @@ package symbol
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -32,6 +33,9 @@ func (p *parser) inlining(q Query, syms []Symbol) ([]Symbol, error) {
 	if err != nil {
 		return nil, err
 	}
+	w.work = p.work
+	defer func() { p.unjudged.merge(w.unjudged) }()
+	var late error
 	wanted := func(name string) (items []string) {
 		if i := w.exact.index(name); i >= 0 && w.asked(i) {
 			items = append(items, w.items[i])
@@ -42,9 +46,7 @@ func (p *parser) inlining(q Query, syms []Symbol) ([]Symbol, error) {
 			}
 			return nil
 		})
-		if err != nil { // a name that is too much to demangle; no table has it either
-			return nil
-		}
+		late = errors.Join(late, err)
 		return items
 	}
 	var sources []*inlining
@@ -64,7 +66,8 @@ func (p *parser) inlining(q Query, syms []Symbol) ([]Symbol, error) {
 			sources = append(sources, debug)
 		}
 	}
-	return p.inlinedSymbols(syms, sources, wanted)
+	syms, err = p.inlinedSymbols(syms, sources, wanted)
+	return syms, errors.Join(err, late)
 }
 
 // ways returns where control can come into a part of a function from outside

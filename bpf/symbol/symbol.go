@@ -18,8 +18,9 @@
 // True on return without an error: all segments and sections lie within the
 // file (it is whole), no two loadable segments overlap (so an address has one
 // file offset), each [Symbol] lies in an executable loadable segment, and the
-// returned names are complete for what the tables hold: when a bound is
-// reached the answer is [ErrTooLarge], never a shorter list.
+// returned names are complete for what the tables hold, apart from what
+// File.Unjudged says: when another bound is reached the answer is
+// [ErrTooLarge], never a shorter list.
 //
 // What this is not: a symbol table is the file author's claim. A file can name
 // its functions as it likes, hide them, or copy their code; a name that is
@@ -162,6 +163,9 @@ type File struct {
 	// which, it is all of the file's executable segments.
 	SelfHashed []Range
 
+	// Unjudged is what may hold more of what the Query asks for.
+	Unjudged Unjudged
+
 	segments []segment // the loadable ones, by address
 }
 
@@ -217,7 +221,7 @@ func read(r io.ReaderAt, size int64, q Query, lim Limits, runs func(elf.Machine,
 	if f.GoVersion, err = p.goVersion(marks.buildinfo); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", buildinfoSection, err)
 	}
-	if err := p.addDebugdata(); err != nil {
+	if err := p.addDebugdata(); err != nil && !p.unjudgedDebugdata(err) {
 		return nil, nil, fmt.Errorf("%s: %w", debugdataSection, err)
 	}
 	if err := p.addPclntab(); err != nil {
@@ -239,6 +243,7 @@ func read(r io.ReaderAt, size int64, q Query, lim Limits, runs func(elf.Machine,
 	if err := p.placed(f, q); err != nil {
 		return nil, nil, fmt.Errorf("instructions: %w", err)
 	}
+	f.Unjudged = p.unjudged
 	return f, syms, nil
 }
 

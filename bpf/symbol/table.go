@@ -3,6 +3,7 @@ package symbol
 import (
 	"cmp"
 	"debug/elf"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -125,12 +126,18 @@ func (p *parser) find(q Query) (syms []Symbol, own map[string][]Symbol, err erro
 	if err != nil {
 		return nil, nil, err
 	}
+	w.work = p.work
 	slices.SortStableFunc(p.tables, func(a, b table) int { return cmp.Compare(rank(a.source), rank(b.source)) })
-	for i := range p.tables {
-		if err := p.match(&p.tables[i], w); err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", p.tables[i].what, err)
+	for i := 0; i < len(p.tables); i++ {
+		t := &p.tables[i]
+		if err := p.match(t, w); t.source == SourceDebugdata && !errors.Is(err, ErrTooLarge) && p.unjudgedDebugdata(err) {
+			p.tables = slices.Delete(p.tables, i, i+1)
+			i--
+		} else if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", t.what, err)
 		}
 	}
+	p.unjudged.merge(w.unjudged)
 	places, err := p.claims()
 	if err != nil {
 		return nil, nil, err
@@ -280,7 +287,7 @@ const maxTold = 4 << 10
 // complete fills in what the name says, and makes it one that can be told.
 func (p *parser) complete(s *Symbol) error {
 	if s.Demangled == "" && demangle.Mangled([]byte(s.Name)) {
-		if err := p.work(1 << 10); err != nil {
+		if err := p.work(demangling); err != nil {
 			return err
 		}
 		if f, err := demangle.Of(s.Name); err == nil {

@@ -44,6 +44,9 @@ type wanted struct {
 	lengths  [128]bool           // the lengths of idents; the last for all that are longer
 	patterns []pattern
 	all      bool // of one of forms that is not known: each mangled name is demangled
+
+	work     func(n int) error // see parser.work; may be nil
+	unjudged Unjudged          // what could be a match
 }
 
 // pattern is a glob or a regular expression.
@@ -163,17 +166,24 @@ func (w *wanted) asked(item int32) bool {
 // empty reports whether the query asks for no function at all.
 func (w *wanted) empty() bool { return w.names == 0 && len(w.patterns) == 0 }
 
+// demangling is what it takes to demangle a name at most, in bytes looked at:
+// the time is looked at before every few names.
+const demangling = streamBuffer / 8
+
 // ask calls found with each item that a name matches as what it is or
 // demangled, apart from exact matches of the raw name, which w.exact finds.
 // The name has no version.
 func (w *wanted) ask(name []byte, found func(match) error) error {
 	var forms demangle.Forms
 	if demangle.Mangled(name) && w.demangles(name) {
+		if w.work != nil {
+			if err := w.work(demangling); err != nil {
+				return err
+			}
+		}
 		var err error
-		if forms, err = demangle.Of(string(name)); errors.Is(err, demangle.ErrTooLarge) {
-			return fmt.Errorf("what %.64q stands for is too much to say: %w", name, ErrTooLarge)
-		} else if err != nil {
-			forms = demangle.Forms{}
+		if forms, err = demangle.Of(string(name)); errors.Is(err, demangle.ErrUnjudged) {
+			w.unjudged.add(name, err)
 		}
 	}
 	for i := range w.patterns {

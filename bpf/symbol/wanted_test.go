@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"probity/bpf/symbol/demangle"
+	"probity/tests/need"
 )
 
 // ask reads a file of this host with a query.
@@ -189,6 +191,57 @@ func TestPatternsAgainstOracle(t *testing.T) {
 	}
 }
 
+// Real names are within the bounds of demangling, and are what binutils say,
+// apart from what the library numbers in another way in some expressions.
+func TestRealNames(t *testing.T) {
+	need.Command(t, "c++filt")
+	paths := []string{strings.TrimSpace(string(command(t, ".", nil, "g++", "-print-file-name=libstdc++.so.6")))}
+	others, _ := filepath.Glob("/usr/lib/*-linux-gnu/lib[ILicz]*.so.*") // LLVM, ICU and others, where there are any
+	for _, path := range others {
+		if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && len(paths) < 12 {
+			paths = append(paths, path)
+		}
+	}
+	var names []string
+	for _, path := range paths {
+		n := len(names)
+		for name := range functionPlaces(t, path) {
+			if demangle.Mangled([]byte(name)) {
+				names = append(names, name)
+			}
+		}
+		if t.Logf("%s: %d mangled names", path, len(names)-n); len(names) > 50_000 {
+			break
+		}
+	}
+	filt := exec.Command("c++filt")
+	filt.Stdin = strings.NewReader(strings.Join(names, "\n") + "\n")
+	out, err := filt.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := strings.Split(string(out), "\n")
+	unjudged, differ := 0, 0
+	for i, name := range names {
+		f, err := demangle.Of(name)
+		switch {
+		case errors.Is(err, demangle.ErrUnjudged):
+			unjudged++
+		// c++filt spells these out.
+		case err == nil && f.Full != said[i] && !regexp.MustCompile("S[sioda]").MatchString(name):
+			if differ++; differ <= 5 {
+				t.Logf("%s: %q, c++filt says %q", name, f.Full, said[i])
+			}
+		case err != nil && name != said[i]:
+			t.Errorf("%s: %v, c++filt says %q", name, err, said[i])
+		}
+	}
+	t.Logf("%d names, %d unjudged, %d differ", len(names), unjudged, differ)
+	if len(names) < 3000 || unjudged > len(names)/1000 || differ > len(names)/100 {
+		t.Errorf("%d names, %d unjudged, %d differ", len(names), unjudged, differ)
+	}
+}
+
 // The same for Rust, whose compiler is not at hand.
 func TestRustNames(t *testing.T) {
 	text, err := os.ReadFile("testdata/rust.txt")
@@ -317,8 +370,6 @@ func askBytes(b []byte, q Query, lim Limits) ([]Symbol, error) {
 
 // Each bound of matching, reached.
 func TestMatchBounds(t *testing.T) {
-	huge := "_Z1f" + strings.Repeat("P", demangle.MaxName) + "i"
-	costly := "_Z1fIJ" + strings.Repeat("i", 3000) + "EEv" + strings.Repeat("Dp1aIT_", 20) + strings.Repeat("E", 20)
 	long := strings.Repeat("n", maxWhole+1)
 	many := make([]string, 200)
 	for i := range many {
@@ -338,10 +389,6 @@ func TestMatchBounds(t *testing.T) {
 		{"all fit", many, Query{Globs: []string{"*"}}, Limits{Matches: 200}, nil},
 		{"one match too many", many, Query{Globs: []string{"*"}}, Limits{Matches: 199}, ErrTooLarge},
 		{"two patterns match each", many, Query{Globs: []string{"*"}, Regexps: []string{"m"}}, Limits{Matches: 399}, ErrTooLarge},
-		{"mangled name too long", []string{huge}, Query{Names: []string{"f"}}, Limits{}, ErrTooLarge},
-		{"mangled name too long, not looked at", []string{huge}, Query{Names: []string{"g"}}, Limits{}, nil},
-		{"mangled name too costly", []string{costly}, Query{Names: []string{"f"}}, Limits{}, ErrTooLarge},
-		{"mangled name too costly, for a glob", []string{costly}, Query{Globs: []string{"x*y"}}, Limits{}, ErrTooLarge},
 		{"name too long", []string{long}, Query{Globs: []string{"n*"}}, Limits{}, ErrTooLarge},
 		{"name just not too long", []string{long[1:]}, Query{Globs: []string{"n*"}}, Limits{}, nil},
 		{"names too long together", kept, Query{Globs: []string{"kept*"}}, Limits{}, ErrTooLarge},
@@ -351,6 +398,47 @@ func TestMatchBounds(t *testing.T) {
 		syms, err := askBytes(l.bytes(), c.q, c.lim)
 		if !errors.Is(err, c.want) || c.want != nil && syms != nil {
 			t.Errorf("%s: %d symbols, %v, want %v", c.name, len(syms), err, c.want)
+		}
+	}
+}
+
+// A mangled name that is too much to demangle takes nothing from the file's
+// other names, and is told of if it could be a match.
+func TestUnjudged(t *testing.T) {
+	huge := "_Z1f" + strings.Repeat("P", demangle.MaxName) + "i"
+	costly := "_Z1fIJ" + strings.Repeat("i", 3000) + "EEv" + strings.Repeat("Dp1aIT_", 20) + strings.Repeat("E", 20)
+	l := named(huge, "_Z1fi", "_Z1gv", costly, "plain", "_Z1f\x1b"+strings.Repeat("P", demangle.MaxName))
+	b := l.bytes()
+	for _, c := range []struct {
+		q        Query
+		want     []string
+		unjudged int
+	}{
+		{Query{Names: []string{"f"}}, []string{"_Z1fi"}, 3},
+		{Query{Names: []string{"f", "plain", huge}}, []string{"_Z1fi", "plain", huge}, 3},
+		{Query{Globs: []string{"f(*"}}, []string{"_Z1fi"}, 3},
+		{Query{Globs: []string{"g*", "x*y"}}, []string{"_Z1gv"}, 3},
+		{Query{Names: []string{"g"}}, []string{"_Z1gv"}, 0},
+		{Query{Names: []string{"plain"}}, []string{"plain"}, 0},
+		{Query{}, nil, 0},
+	} {
+		file, syms, err := Read(bytes.NewReader(b), int64(len(b)), c.q, Limits{})
+		if err != nil {
+			t.Errorf("%.80v: %v", c.q, err)
+			continue
+		}
+		var got []string
+		for _, s := range syms {
+			got = append(got, s.Name)
+		}
+		slices.Sort(got)
+		slices.Sort(c.want)
+		u := file.Unjudged
+		if !slices.Equal(got, c.want) || u.Names != c.unjudged || (u.String() == "") != (c.unjudged == 0) {
+			t.Errorf("%.80v: %.80q, %+v, want %d of %.80q", c.q, got, u, c.unjudged, c.want)
+		}
+		if u.Names > 0 && (len(u.Example) > 80 || !strings.HasPrefix(u.Example, "_Z1f") || u.Why == "" || !printable(u.String())) {
+			t.Errorf("%.80v: %q", c.q, u)
 		}
 	}
 }
