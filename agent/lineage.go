@@ -32,7 +32,7 @@ func (a *Agent) already(h *probe.Handle, n container.Notice) (unknown int) {
 			}
 			seen[pid], fresh = true, true
 			switch who, err := whose(pid); {
-			case err != nil || who == runtimes:
+			case err != nil || who == runtimes && pid == n.Pid:
 			case who == containers:
 				if err := h.AddProcess(pid); err != nil {
 					a.log.Debug("follow a process", "container", n.Identity.ID, "pid", pid, "err", err)
@@ -60,7 +60,8 @@ const (
 
 // whose tells a container's process from its runtime's by where its program
 // is: on a mount of the container, or elsewhere. runc calls itself runc:[...]
-// while it works in the cgroup.
+// while it works in the cgroup, but anybody may: a container's program is its
+// own whatever it is called, and a name excuses only the first process.
 func whose(pid int) (whoever, error) {
 	p, err := process.Open(pid)
 	if err != nil {
@@ -75,10 +76,10 @@ func whose(pid int) (whoever, error) {
 	switch {
 	case err != nil:
 		return nobodys, err // it has ended, or is a zombie, which does nothing any more
-	case strings.HasPrefix(string(comm), "runc:["):
-		return runtimes, p.Alive()
 	case own:
 		return containers, p.Alive()
+	case strings.HasPrefix(string(comm), "runc:["):
+		return runtimes, p.Alive()
 	}
 	return nobodys, p.Alive()
 }

@@ -2,6 +2,10 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 
 	"probity/bpf"
@@ -29,5 +33,26 @@ probes:
 	obs, _ := n.lines("c1")
 	if o := obs["forks"]; o.State != evidence.Hit || *o.Count != 3 {
 		t.Errorf("%+v", o)
+	}
+}
+
+// A container chooses what its processes are called.
+func TestCalledAsTheRuntime(t *testing.T) {
+	data, err := target()
+	must(t, err)
+	name := filepath.Join(t.TempDir(), "runc:[2:INIT]")
+	must(t, os.WriteFile(name, data, 0o755))
+	cmd := exec.Command(name)
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	defer func() {
+		in.Close()
+		_ = cmd.Wait()
+	}()
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid))
+	must(t, err)
+	if who, err := whose(cmd.Process.Pid); err != nil || who != containers {
+		t.Errorf("%q: %d, %v", comm, who, err)
 	}
 }
