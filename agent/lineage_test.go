@@ -56,3 +56,28 @@ func TestCalledAsTheRuntime(t *testing.T) {
 		t.Errorf("%q: %d, %v", comm, who, err)
 	}
 }
+
+// What a process does on its way out is the container's: it closes its files and
+// connections there.
+func TestOnTheWayOut(t *testing.T) {
+	n := newNodeWith(t, Config{}, `name: ends
+probes:
+  - id: ends
+    type: rawTracepoint
+    event: sched_process_exit
+`)
+	b := newBox(t, 1, "serve")
+	n.notify(context.Background(), b.notice("c1"), yes)
+	b.run()
+	b.exec("/bin/target", "hello") // that it serves at all
+	for range 3 {
+		b.exec("/bin/target", "hello")
+	}
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	obs, _ := n.lines("c1")
+	// Four children. The first process did not call execve after it was armed.
+	if o := obs["ends"]; o.State != evidence.Hit || *o.Count < 4 {
+		t.Errorf("%+v", o)
+	}
+}

@@ -60,7 +60,7 @@ func (o *Objects) AttachLineage() *Lineage {
 	// Through their arguments more can be told: whether a child was born into
 	// another cgroup, and which of a process's threads is the last.
 	fork := l.either(o.rawTracepoint(lineageProgForkRaw, "sched_process_fork"), o.tracepoint(lineageProgForkTracepoint, "sched_process_fork", "child_pid"))
-	end := l.either(o.rawTracepoint(lineageProgExitRaw, "sched_process_exit"), o.tracepoint(lineageProgFreeTracepoint, "sched_process_free", "pid"))
+	end := l.either(o.both(o.rawTracepoint(lineageProgFreeRaw, "sched_process_free"), o.rawTracepoint(lineageProgExitRaw, "sched_process_exit")), o.tracepoint(lineageProgFreeTracepoint, "sched_process_free", "pid"))
 	l.ProcessErr = errors.Join(fork, end)
 	l.MoveErr = l.either(o.rawTracepoint(lineageProgMoveRaw, "cgroup_attach_task"))
 	return l
@@ -96,6 +96,29 @@ func (l *Lineage) either(ways ...*way) error {
 	}
 	return errors.Join(errs...)
 }
+
+// both is a way that takes two events; neither is attached without the other.
+func (o *Objects) both(a, b *way) *way {
+	return &way{attach: func() (link.Link, error) {
+		first, err := a.attach()
+		if err != nil {
+			return nil, err
+		}
+		second, err := b.attach()
+		if err != nil {
+			return nil, errors.Join(err, first.Close())
+		}
+		return pair{first, second}, nil
+	}}
+}
+
+// pair is two links that are closed together.
+type pair struct {
+	link.Link
+	second link.Link
+}
+
+func (p pair) Close() error { return errors.Join(p.Link.Close(), p.second.Close()) }
 
 // tracepoint is the tracepoint of an event of the scheduler. field is the
 // member of its record that the program reads at an offset of its own, or "".

@@ -27,7 +27,7 @@ type lineageProcess struct {
 	Level   uint32
 	Session uint32
 	Fresh   uint32
-	Pad     uint32
+	Ending  uint32
 }
 
 type lineageRun struct {
@@ -92,6 +92,7 @@ const (
 	lineageProgExitRaw        = "exit_raw"
 	lineageProgForkRaw        = "fork_raw"
 	lineageProgForkTracepoint = "fork_tracepoint"
+	lineageProgFreeRaw        = "free_raw"
 	lineageProgFreeTracepoint = "free_tracepoint"
 	lineageProgMoveRaw        = "move_raw"
 	lineageVarAncestorOffsets = "ancestor_offsets"
@@ -145,6 +146,7 @@ type lineageProgramSpecs struct {
 	ExitRaw        *ebpf.ProgramSpec `ebpf:"exit_raw"`
 	ForkRaw        *ebpf.ProgramSpec `ebpf:"fork_raw"`
 	ForkTracepoint *ebpf.ProgramSpec `ebpf:"fork_tracepoint"`
+	FreeRaw        *ebpf.ProgramSpec `ebpf:"free_raw"`
 	FreeTracepoint *ebpf.ProgramSpec `ebpf:"free_tracepoint"`
 	MoveRaw        *ebpf.ProgramSpec `ebpf:"move_raw"`
 }
@@ -225,6 +227,7 @@ type lineagePrograms struct {
 	ExitRaw        *ebpf.Program `ebpf:"exit_raw"`
 	ForkRaw        *ebpf.Program `ebpf:"fork_raw"`
 	ForkTracepoint *ebpf.Program `ebpf:"fork_tracepoint"`
+	FreeRaw        *ebpf.Program `ebpf:"free_raw"`
 	FreeTracepoint *ebpf.Program `ebpf:"free_tracepoint"`
 	MoveRaw        *ebpf.Program `ebpf:"move_raw"`
 }
@@ -236,6 +239,7 @@ func (p *lineagePrograms) Close() error {
 		p.ExitRaw,
 		p.ForkRaw,
 		p.ForkTracepoint,
+		p.FreeRaw,
 		p.FreeTracepoint,
 		p.MoveRaw,
 	)

@@ -53,7 +53,7 @@ type pairsProcess struct {
 	Level   uint32
 	Session uint32
 	Fresh   uint32
-	Pad     uint32
+	Ending  uint32
 }
 
 type pairsRun struct {

@@ -82,7 +82,7 @@ type probesProcess struct {
 	Level   uint32
 	Session uint32
 	Fresh   uint32
-	Pad     uint32
+	Ending  uint32
 }
 
 type probesRun struct {

@@ -83,7 +83,7 @@ type setsProcess struct {
 	Level   uint32
 	Session uint32
 	Fresh   uint32
-	Pad     uint32
+	Ending  uint32
 }
 
 type setsRun struct {

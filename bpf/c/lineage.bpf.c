@@ -224,9 +224,8 @@ int fork_raw(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /*
- * The end of a process is the end of its last thread; the first one may have
- * ended long before. By the record that cannot be seen, but the first thread's
- * task is freed last.
+ * The first thread's task is freed last, also if it has ended long before. By the
+ * record it cannot be seen whether the number is another's by then.
  */
 SEC("tracepoint/sched/sched_process_free")
 int free_tracepoint(void *ctx)
@@ -237,16 +236,38 @@ int free_tracepoint(void *ctx)
 	return 0;
 }
 
+/*
+ * The end of a process is the end of its last thread. It goes on working for the
+ * container: it closes its files and connections on the way out. A number may be
+ * used again before the task is freed, and then is not marked.
+ */
 SEC("raw_tracepoint/sched_process_exit")
 int exit_raw(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx->args[0];
+	struct process *p;
 	__u32 tgid;
 
 	if (BPF_CORE_READ(task, signal, live.counter) > 0)
 		return 0;
 	tgid = BPF_CORE_READ(task, tgid);
-	bpf_map_delete_elem(&processes, &tgid);
+	p = bpf_map_lookup_elem(&processes, &tgid);
+	if (p)
+		p->ending = 1;
+	return 0;
+}
+
+SEC("raw_tracepoint/sched_process_free")
+int free_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx->args[0];
+	struct process *p;
+	__u32 pid;
+
+	pid = BPF_CORE_READ(task, pid);
+	p = bpf_map_lookup_elem(&processes, &pid);
+	if (p && p->ending)
+		bpf_map_delete_elem(&processes, &pid);
 	return 0;
 }
 

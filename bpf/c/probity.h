@@ -108,7 +108,7 @@ struct process {
 	__u32 level;
 	__u32 session;	/* enum session */
 	__u32 fresh;	/* its last execve is the one by which it became the container's */
-	__u32 pad;
+	__u32 ending;	/* its last thread is in exit: known until it is freed */
 };
 
 struct settings {
