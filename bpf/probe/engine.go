@@ -62,6 +62,7 @@ type Engine struct {
 
 	handles map[*Handle]bool
 	stood   uint64 // bpf.Objects.Stood when the counters were last looked at
+	turn    uint64 // of keep
 	missed  uint64 // by hooks that are forgotten
 }
 
@@ -428,7 +429,7 @@ func (e *Engine) take(at stamp, b *batch) (*sharedFile, error) {
 		s = &sharedFile{key: key, path: b.file.Match.Path, points: points}
 		e.files[key] = s
 	}
-	s.refs++
+	e.join(&s.usage)
 	return s, nil
 }
 
@@ -440,6 +441,12 @@ func (e *Engine) number(n int) (uint32, error) {
 	}
 	e.next += uint32(n)
 	return e.next - uint32(n) + 1, nil
+}
+
+// join takes a reference. With mu held.
+func (e *Engine) join(u *usage) {
+	u.refs++
+	u.joined = e.turn
 }
 
 // drop gives a reference back, and reports whether it was the last one.
@@ -533,7 +540,7 @@ type shared interface {
 	String() string
 	use() *usage
 	// rest takes the links away if so many stand down and nobody else uses it.
-	rest(e *Engine, standing int)
+	rest(e *Engine, standing int, turn uint64)
 	// attachAgain makes them again; by is one who holds a file.
 	attachAgain(e *Engine, by *held) error
 }

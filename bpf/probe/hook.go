@@ -212,6 +212,6 @@ func (e *Engine) takeHook(k hookKey) (*sharedHook, error) {
 		s = &sharedHook{key: k, site: site}
 		e.hooks[k] = s
 	}
-	s.refs++
+	e.join(&s.usage)
 	return s, nil
 }

@@ -46,7 +46,8 @@ type usage struct {
 
 	// Guarded by Engine.mu.
 	refs      int
-	idleSince int64 // boot time at which refs became 0
+	joined    uint64 // Engine.turn when somebody last began to use it
+	idleSince int64  // boot time at which refs became 0
 }
 
 func (u *usage) use() *usage { return u }

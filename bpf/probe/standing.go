@@ -185,6 +185,8 @@ func (e *Engine) keep(now int64) {
 		handles = append(handles, h)
 	}
 	before := e.stood
+	e.turn++
+	turn := e.turn
 	e.mu.Unlock()
 	n, err := e.obj.Stood()
 	if err != nil {
@@ -235,16 +237,16 @@ func (e *Engine) keep(now int64) {
 	e.stood = n
 	e.mu.Unlock()
 	for s, k := range standing {
-		s.rest(e, k)
+		s.rest(e, k, turn)
 	}
 }
 
 // rest takes the links away if all who use the file stand down. The canary
 // stays with whoever attaches again.
-func (s *sharedFile) rest(e *Engine, standing int) {
+func (s *sharedFile) rest(e *Engine, standing int, turn uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.ready || !e.nobodyElse(&s.usage, standing) {
+	if !s.ready || !e.nobodyElse(&s.usage, standing, turn) {
 		return
 	}
 	s.ready = false
@@ -254,10 +256,10 @@ func (s *sharedFile) rest(e *Engine, standing int) {
 	}
 }
 
-func (s *sharedHook) rest(e *Engine, standing int) {
+func (s *sharedHook) rest(e *Engine, standing int, turn uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.links) == 0 || !e.nobodyElse(&s.usage, standing) {
+	if len(s.links) == 0 || !e.nobodyElse(&s.usage, standing, turn) {
 		return
 	}
 	if err := s.unlink(); err != nil {
@@ -266,11 +268,11 @@ func (s *sharedHook) rest(e *Engine, standing int) {
 }
 
 // nobodyElse reports whether so many are all who use it: one who has come
-// since awaits an answer.
-func (e *Engine) nobodyElse(u *usage, standing int) bool {
+// since that turn began awaits an answer, also if another has gone meanwhile.
+func (e *Engine) nobodyElse(u *usage, standing int, turn uint64) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return u.refs == standing
+	return u.refs == standing && u.joined < turn
 }
 
 // attachAgain makes the links again, and proves them by the lower file.

@@ -223,3 +223,25 @@ func until(t *testing.T, ok func() bool) {
 		}
 	}
 }
+
+// Who stood down may end while it is being looked at, and another container of
+// the image begin: as many use the file as stand down, and one of them awaits an
+// answer.
+func TestOneGoesAnotherComes(t *testing.T) {
+	e := &Engine{cfg: Config{BootTime: func() int64 { return 1 }}}
+	var u usage
+	e.join(&u)
+	e.turn++ // it is found to stand down
+	if !e.nobodyElse(&u, 1, e.turn) {
+		t.Error("the only one stands down")
+	}
+	e.drop(&u)
+	e.join(&u)
+	if e.nobodyElse(&u, 1, e.turn) {
+		t.Error("another one has come")
+	}
+	e.turn++
+	if !e.nobodyElse(&u, 1, e.turn) {
+		t.Error("by the next turn it stands down, too")
+	}
+}
