@@ -35,7 +35,7 @@ const (
 // late is what is known of files that came into a container after its start.
 // Guarded by live.checking, but for execs.
 type late struct {
-	others map[process.File]bool
+	others map[otherFile]bool
 	mapped []*image.Mapped
 	full   bool // others is
 
@@ -242,11 +242,29 @@ func has(h *probe.Handle, path string) bool {
 	return false
 }
 
+// otherFile is a file as it was when it was looked at: what is written into it
+// later may be what a probe is for, and its number may become another's.
+type otherFile struct {
+	process.File
+	sec  int64 // of its change time, if that is known
+	nsec uint32
+}
+
+// whichFile asks no file system's server: it takes what the kernel knows.
+func whichFile(f process.File, link string) otherFile {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, link, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_CTIME, &st); err != nil {
+		return otherFile{File: f}
+	}
+	return otherFile{f, st.Ctime.Sec, st.Ctime.Nsec}
+}
+
 // mapped arms what a process has mapped of files that are on no layer. With
 // l.checking held.
 func (a *Agent) mapped(l *live, p *process.Process, other []process.Mapping, from int64) {
 	for _, m := range other {
-		if l.late.others[m.File] {
+		this := whichFile(m.File, p.Link(m))
+		if l.late.others[this] {
 			continue
 		}
 		if len(l.late.others) == maxOthers {
@@ -257,9 +275,9 @@ func (a *Agent) mapped(l *live, p *process.Process, other []process.Mapping, fro
 			return
 		}
 		if l.late.others == nil {
-			l.late.others = map[process.File]bool{}
+			l.late.others = map[otherFile]bool{}
 		}
-		l.late.others[m.File] = true
+		l.late.others[this] = true
 		f, err := image.OpenMapped(p.Pid, p.Link(m), m.Path, m.File.Dev)
 		switch {
 		case errors.Is(err, image.ErrInRoot):

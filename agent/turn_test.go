@@ -12,6 +12,7 @@ import (
 
 	"probity/evidence"
 	"probity/runtime/cgroup"
+	"probity/runtime/process"
 )
 
 // Looking at one container may never come back: what its files are on is its
@@ -139,5 +140,23 @@ func TestLastThingThatAppears(t *testing.T) {
 		if _, gaps := n.lines("c1"); (len(gaps) > 0) != want || want && gaps[0].Path != path {
 			t.Errorf("%s: %+v", path, gaps)
 		}
+	}
+}
+
+// A file that was looked at is another one when it has been written since.
+func TestWrittenSinceItWasLookedAt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lib")
+	f := process.File{Dev: 1, Ino: 2}
+	must(t, os.WriteFile(path, []byte("nothing"), 0o755))
+	before := whichFile(f, path)
+	if again := whichFile(f, path); again != before || before.sec == 0 {
+		t.Errorf("%+v, %+v", before, again)
+	}
+	until(t, func() bool { // the clock of file systems goes in steps
+		must(t, os.WriteFile(path, []byte("a library"), 0o755))
+		return whichFile(f, path) != before
+	})
+	if got := whichFile(f, path+".none"); got != (otherFile{File: f}) {
+		t.Errorf("%+v", got)
 	}
 }
