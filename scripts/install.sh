@@ -23,6 +23,7 @@ test rpmbuild rpm rpm-build
 test rpm rpm rpm
 test systemd-analyze systemd systemd
 test busybox busybox-static busybox
+test qemu-x86_64-static qemu-user-static qemu-user-static
 test g++ g++ gcc-c++
 test objcopy binutils binutils
 test xz xz-utils xz
