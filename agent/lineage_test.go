@@ -81,3 +81,24 @@ probes:
 		t.Errorf("%+v", o)
 	}
 }
+
+// Where it cannot be seen that a process leaves the container, nothing is sworn
+// to have not been executed.
+func TestMovesAreNotSeen(t *testing.T) {
+	n := newNode(t, bpf.Options{ForceNoMoves: true})
+	b := newBox(t, 1, "hello")
+	n.notify(context.Background(), b.notice("c1"), yes)
+	b.run()
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	obs, gaps := n.lines("c1")
+	if o := obs["never"]; o.State != evidence.Partial || o.Complete || len(o.Gaps) != 1 || o.Gaps[0].Reason != evidence.GapAttributionLost {
+		t.Errorf("never: %+v", o)
+	}
+	if o := obs["hello"]; o.State != evidence.Hit || o.Complete {
+		t.Errorf("hello: %+v", o)
+	}
+	if len(gaps) == 0 || gaps[0].Reason != evidence.GapAttributionLost {
+		t.Errorf("gaps: %+v", gaps)
+	}
+}

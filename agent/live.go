@@ -198,6 +198,11 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 		}
 	}
 	a.witness.Publish(l.id, released)
+	if l.handle != nil {
+		if err := a.engine.Moves(); err != nil {
+			a.witness.AttributionLost(l.id, 0, start.ArmedAt, "this kernel does not show that a process leaves the container's cgroup: "+err.Error())
+		}
+	}
 	if l.unknown > 0 {
 		a.witness.AttributionLost(l.id, uint64(l.unknown), start.ArmedAt, "processes that were there before the container was armed cannot be told from its runtime's")
 	}

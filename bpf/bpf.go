@@ -51,6 +51,9 @@ type Options struct {
 	ForceFixedSite bool
 	// ForceNoExec acts as if the kernel had neither way to see execs.
 	ForceNoExec bool
+	// ForceNoMoves acts as if it could not be seen that a process leaves its
+	// container's cgroup, as without kernel types.
+	ForceNoMoves bool
 }
 
 // MaxLevel is the depth of a container's cgroup that can be armed, exclusive.
@@ -65,6 +68,7 @@ type Objects struct {
 	missing error // why there is no uprobe_multi
 	cookies bool  // a perf link can tell a program its site
 	noExec  bool
+	noMoves bool
 
 	progs programs
 	sets  setHooks
@@ -117,7 +121,7 @@ func Load(o Options) (*Objects, error) {
 			delete(first.Programs, name) // loaded when first asked for
 		}
 	}
-	obj := &Objects{noExec: o.ForceNoExec}
+	obj := &Objects{noExec: o.ForceNoExec, noMoves: o.ForceNoMoves}
 	if o.ForceSingle {
 		obj.missing = errors.New("switched off by option")
 	} else if err := features.HaveBPFLinkUprobeMulti(); err != nil {

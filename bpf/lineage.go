@@ -41,13 +41,15 @@ type Lineage struct {
 	links []link.Link
 }
 
+// errOff is why something is not there that Options switched off.
+var errOff = errors.New("switched off by option")
+
 // AttachLineage attaches what follows processes. What this kernel does not
 // offer is said in the result; there is always one.
 func (o *Objects) AttachLineage() *Lineage {
 	l := &Lineage{}
 	if o.noExec {
-		off := errors.New("switched off by option")
-		l.ExecErr, l.ProcessErr, l.MoveErr = off, off, off
+		l.ExecErr, l.ProcessErr, l.MoveErr = errOff, errOff, errOff
 		return l
 	}
 	byRecord, byArgs := o.tracepoint(lineageProgExecTracepoint, "sched_process_exec", ""), o.rawTracepoint(lineageProgExecRaw, "sched_process_exec")
@@ -62,7 +64,9 @@ func (o *Objects) AttachLineage() *Lineage {
 	fork := l.either(o.rawTracepoint(lineageProgForkRaw, "sched_process_fork"), o.tracepoint(lineageProgForkTracepoint, "sched_process_fork", "child_pid"))
 	end := l.either(o.both(o.rawTracepoint(lineageProgFreeRaw, "sched_process_free"), o.rawTracepoint(lineageProgExitRaw, "sched_process_exit")), o.tracepoint(lineageProgFreeTracepoint, "sched_process_free", "pid"))
 	l.ProcessErr = errors.Join(fork, end)
-	l.MoveErr = l.either(o.rawTracepoint(lineageProgMoveRaw, "cgroup_attach_task"))
+	if l.MoveErr = errOff; !o.noMoves {
+		l.MoveErr = l.either(o.rawTracepoint(lineageProgMoveRaw, "cgroup_attach_task"))
+	}
 	return l
 }
 

@@ -100,6 +100,10 @@ func NewEngine(obj *bpf.Objects, cfg Config) *Engine {
 // ExecMechanism says how execs are seen, or why they are not.
 func (e *Engine) ExecMechanism() (bpf.ExecMechanism, error) { return e.lineage.Exec, e.lineage.ExecErr }
 
+// Moves returns nil, or why it cannot be seen that a process leaves the cgroup
+// of its container: what it does from then on would go unseen without a trace.
+func (e *Engine) Moves() error { return e.lineage.MoveErr }
+
 // AnyLevel is the depth of a cgroup whose depth below the real root is not
 // known: the kernel then looks at all depths, which costs each hit more.
 const AnyLevel = -1
