@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -180,7 +181,9 @@ var acts = map[string]func(*testing.T, []string){
 	// What a runtime does in a container's cgroup, and then it becomes the
 	// container.
 	"runtime": func(t *testing.T, args []string) {
-		_, err := os.Stdin.Read(make([]byte, 1))
+		_, err := fmt.Println("ready")
+		must(t, err)
+		_, err = os.Stdin.Read(make([]byte, 1))
 		must(t, err)
 		_, err = os.ReadFile(args[0] + "/before")
 		must(t, err)
@@ -592,8 +595,14 @@ func TestSetsBeginWithExecve(t *testing.T) {
 			imitation.Env = append(os.Environ(), "PROBITY_ACT=runtime\n"+dir)
 			in, err := imitation.StdinPipe()
 			must(t, err)
-			imitation.Stdout, imitation.Stderr = os.Stderr, os.Stderr
+			imitation.Stderr = os.Stderr
+			out, err := imitation.StdoutPipe()
+			must(t, err)
 			must(t, imitation.Start())
+			// Start returns within the child's execve, before the kernel tells of
+			// it: moved now, it would have called it in the container.
+			for lines := bufio.NewScanner(out); lines.Scan() && lines.Text() != "ready"; {
+			}
 			must(t, os.WriteFile(r.dir+"/cgroup.procs", []byte(fmt.Sprint(imitation.Process.Pid)), 0))
 			_, err = in.Write([]byte("go\n"))
 			must(t, err)
