@@ -171,13 +171,8 @@ func (a *Agent) catchingUp(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case x := <-a.catchUp:
-			select {
-			case <-x.l.armed:
-			default:
-				continue // it is being looked at as a whole
-			}
-			if x.l.handle == nil || x.l.ctx.Err() != nil {
-				continue
+			if !x.l.isArmed() || x.l.ctx.Err() != nil {
+				continue // not yet: then it is being looked at as a whole
 			}
 			begun, _ := x.l.inTurn(0, turnFor, func() { a.appeared(x) })
 			if !begun {

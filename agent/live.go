@@ -57,6 +57,17 @@ type live struct {
 	naming  time.Duration // spent on naming stacks; guarded by Agent.naming
 }
 
+// isArmed reports whether arming is over and something was armed: handle, and
+// what is set with it, may be read then.
+func (l *live) isArmed() bool {
+	select {
+	case <-l.armed:
+		return l.handle != nil
+	default:
+		return false
+	}
+}
+
 // notify applies one notice. For a notice with a barrier it returns when the
 // run is armed or ctx ends, and never later than the barrier's budget allows.
 // held says whether the source's own client still waits, if that can be known.
@@ -410,12 +421,7 @@ func (a *Agent) readOut(runs ...*live) {
 // check proves again that the run's sites are armed. If somebody looks at the
 // container just now it waits so long; it reports whether it was done in time.
 func (a *Agent) check(l *live, wait time.Duration) bool {
-	select {
-	case <-l.armed:
-	default:
-		return true
-	}
-	if l.handle == nil {
+	if !l.isArmed() {
 		return true
 	}
 	begun, done := l.inTurn(wait, turnFor, func() {

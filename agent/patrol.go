@@ -57,12 +57,7 @@ func (a *Agent) patrol(ctx context.Context) error {
 // it returns false when there is no more time. A process that could not be
 // looked at is not one in which nothing was found.
 func (a *Agent) patrolRun(l *live, rest func() bool) {
-	select {
-	case <-l.armed:
-	default:
-		return
-	}
-	if l.handle == nil {
+	if !l.isArmed() {
 		return
 	}
 	began := cgroup.BootTime()

@@ -176,14 +176,7 @@ func (a *Agent) sweepSets(l *live) {
 }
 
 // hasSets reports whether the run is armed and has sets.
-func hasSets(l *live) bool {
-	select {
-	case <-l.armed:
-		return l.handle != nil && l.handle.HasSets()
-	default:
-		return false
-	}
-}
+func hasSets(l *live) bool { return l.isArmed() && l.handle.HasSets() }
 
 // tellLosses tells what the sets of a run do not show.
 func (a *Agent) tellLosses(l *live) {

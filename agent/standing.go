@@ -10,12 +10,7 @@ import (
 // standings tells the witness which of a run's sites stood down, or count
 // again, since it was last asked.
 func (a *Agent) standings(l *live) {
-	select {
-	case <-l.armed:
-	default:
-		return
-	}
-	if l.handle == nil {
+	if !l.isArmed() {
 		return
 	}
 	for _, s := range l.handle.Stood() {
