@@ -69,6 +69,26 @@ func NewDuration(buckets []uint64, sumNs, unmatched uint64) *Duration {
 	return d
 }
 
+// Plus returns both together. Either may be nil, which is none; neither is
+// changed.
+func (d *Duration) Plus(e *Duration) *Duration {
+	switch {
+	case d == nil:
+		return e
+	case e == nil:
+		return d
+	}
+	longer, shorter := d.Counts, e.Counts
+	if len(longer) < len(shorter) {
+		longer, shorter = shorter, longer
+	}
+	sum := &Duration{Unit: UnitNs, Counts: slices.Clone(longer), SumNs: d.SumNs + e.SumNs, Count: d.Count + e.Count, Unmatched: d.Unmatched + e.Unmatched}
+	for i, n := range shorter {
+		sum.Counts[i] += n
+	}
+	return sum
+}
+
 // Stack is the user stack of a site's first hit, innermost frame first.
 type Stack struct {
 	Frames    []Frame `json:"frames"`

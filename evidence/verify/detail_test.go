@@ -123,6 +123,24 @@ func TestEntryRows(t *testing.T) {
 	}
 }
 
+// A file of the image and its copy in the writable layer are two sites: what is
+// said of the copy supersedes nothing that was said of the image.
+func TestCopiedUpIsAnotherRow(t *testing.T) {
+	lines := lines2(t)
+	image := *lines[1].(*evidence.Observation)
+	copied := image
+	copied.Origin, copied.LayerDiffID = "upper", ""
+	origins := map[string]bool{}
+	for _, r := range chunks2(t, lines, []evidence.Line{&copied}).Rows {
+		if r.ProbeID == image.ProbeID && r.Symbol == image.Symbol && r.Path == image.Path {
+			origins[r.Origin] = true
+		}
+	}
+	if image.Origin == "" || !origins[image.Origin] || !origins["upper"] {
+		t.Errorf("rows of the origins %v, the image's is %q", origins, image.Origin)
+	}
+}
+
 // A coverage line is hours old at times; what the rows say since then is not.
 func TestProbeStateIsNotOlderThanRows(t *testing.T) {
 	lines := lines2(t)

@@ -42,6 +42,7 @@ type Row struct {
 	IOUring       bool                    `json:"ioUring,omitempty"`
 	Event         string                  `json:"event,omitempty"`
 	Path          string                  `json:"path,omitempty"`
+	Origin        string                  `json:"origin,omitempty"`
 	FileDigest    string                  `json:"fileDigest,omitempty"`
 	BuildID       string                  `json:"buildId,omitempty"`
 	Offset        *evidence.Uint64        `json:"offset,omitempty"`
@@ -98,10 +99,10 @@ func (p position) after(q position) bool {
 }
 
 type siteKey struct {
-	run, probe, path, file, build, symbol, event, function string
-	offset                                                 uint64
-	hasOffset                                              bool
-	entry                                                  string // what tells an entry of a set from others; "" for all else
+	run, probe, path, origin, file, build, symbol, event, function string
+	offset                                                         uint64
+	hasOffset                                                      bool
+	entry                                                          string // what tells an entry of a set from others; "" for all else
 }
 
 type latestSite struct {
@@ -203,6 +204,8 @@ func (f *fold) site(at position, o *evidence.Observation) {
 	k := siteKey{run: o.RunID, probe: o.ProbeID, path: o.Path, file: o.FileDigest, symbol: o.Symbol, event: o.Event, function: o.Function}
 	if o.Entry != nil {
 		k.build, k.entry = o.BuildID, entryKey(o)
+	} else {
+		k.origin = o.Origin
 	}
 	if o.Offset != nil {
 		k.offset, k.hasOffset = uint64(*o.Offset), true
@@ -214,7 +217,7 @@ func (f *fold) site(at position, o *evidence.Observation) {
 	r := Row{
 		RunID: f.keep(o.RunID), ContainerID: f.keep(o.ContainerID), Runtime: f.keep(o.Runtime),
 		ImageDigest: f.keep(o.ImageDigest), ProbeID: f.keep(o.ProbeID), ProbeType: evidence.ProbeType(f.keep(string(o.ProbeType))),
-		Symbol: f.keep(o.Symbol), Event: f.keep(o.Event), Path: f.keep(o.Path), FileDigest: f.keep(o.FileDigest),
+		Symbol: f.keep(o.Symbol), Event: f.keep(o.Event), Path: f.keep(o.Path), Origin: f.keep(o.Origin), FileDigest: f.keep(o.FileDigest),
 		Offset: o.Offset, State: evidence.State(f.keep(string(o.State))), Reason: evidence.NotArmedReason(f.keep(string(o.Reason))),
 		Detail: f.keep(o.Detail), Count: o.Count, Complete: o.Complete, Confidence: o.Confidence.Value, Final: o.Final,
 		FirstAt: o.FirstAt, LastAt: o.LastAt, From: o.From, To: o.To,
@@ -234,6 +237,8 @@ func (f *fold) site(at position, o *evidence.Observation) {
 	k.run, k.probe, k.path, k.file, k.symbol, k.event, k.function = r.RunID, r.ProbeID, r.Path, r.FileDigest, r.Symbol, r.Event, r.Function
 	if r.Entry != nil {
 		k.build = r.BuildID
+	} else {
+		k.origin = r.Origin
 	}
 	f.sites[k] = &latestSite{at, r}
 }
@@ -469,6 +474,7 @@ func (f *fold) inOrder() []*latestSite {
 		return cmp.Or(
 			cmp.Compare(x.offset, y.offset), strings.Compare(a.Symbol, b.Symbol), strings.Compare(a.FileDigest, b.FileDigest), strings.Compare(a.Event, b.Event),
 			strings.Compare(a.Function, b.Function), strings.Compare(x.entry, y.entry), strings.Compare(a.BuildID, b.BuildID),
+			strings.Compare(a.Origin, b.Origin),
 		)
 	})
 	out := make([]*latestSite, len(order))

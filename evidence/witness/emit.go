@@ -24,12 +24,39 @@ const (
 // fill the spool too. Nothing is lost by it: the latest count is told.
 const growEvery = 10e9
 
+// countEvery is how often at most a run's lines tell of sites of which only the
+// count is another, in nanoseconds, unless counts are asked for. What is not told
+// stays for the next lines: a container chooses how often it has gaps.
+const countEvery = 1e9
+
+// onlyCount reports whether nothing but the count is new. Of a set, that is how
+// many things it has.
+func (s *site) onlyCount(now said) bool {
+	now.count = s.said.count
+	return s.Set == "" && now == s.said
+}
+
+// due reports whether there is something for lines that tell what has changed.
+func (r *run) due(now int64) bool {
+	if len(r.unsaid) > 0 {
+		return true
+	}
+	for _, i := range r.stale {
+		if s := &r.sites[i]; now-r.countAt >= countEvery || !s.onlyCount(r.saying(s)) {
+			return true
+		}
+	}
+	return false
+}
+
 // batch is what one append tells, and what is to be remembered once it is taken.
 type batch struct {
 	lines   []evidence.Line
 	sites   []toldSite
 	entries []*entry
-	grown   bool // with the gaps that had only grown
+	grown   bool    // with the gaps that had only grown
+	counted bool    // with sites of which only the count is new
+	later   []int32 // sites of which that is so, and that are not told of now
 }
 
 type toldSite struct {
@@ -83,10 +110,16 @@ func (r *run) told(b batch, to int64) {
 	for _, s := range b.sites {
 		r.sites[s.at].said = s.said
 	}
+	if b.counted {
+		r.countAt = to
+	}
 	for _, i := range r.stale {
 		r.sites[i].stale = false
 	}
 	r.stale = r.stale[:0]
+	for _, i := range b.later {
+		r.touch(int(i))
+	}
 	for _, e := range b.entries {
 		e.said = e.Count
 	}
@@ -114,6 +147,12 @@ func (w *Witness) lines(r *run, c evidence.Clock, to int64, of what) (b batch) {
 		s := &r.sites[i]
 		now := r.saying(s)
 		if of&allSites != 0 || now != s.said {
+			if only := of&(counts|allSites) == 0 && s.onlyCount(now); only && to-r.countAt < countEvery {
+				b.later = append(b.later, i)
+				return
+			} else if only {
+				b.counted = true
+			}
 			b.lines = append(b.lines, r.observe(c, s, to, w.cfg.Log))
 			b.sites = append(b.sites, toldSite{i, now})
 		}

@@ -2,6 +2,7 @@ package witness
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -218,6 +219,51 @@ func TestArmedAgain(t *testing.T) {
 	}
 	if obs["other"].State != evidence.Partial { // of the same file
 		t.Errorf("%+v", obs["other"])
+	}
+}
+
+// A file of the image that was copied up is another site: what was counted before
+// was of the image, and that stays so.
+func TestCopiedUpIsAnotherSite(t *testing.T) {
+	st := newStage(t, armed(1, "hello"))
+	st.Publish(st.id, 0)
+	st.hit(1, 5, 6000)
+	copied := armed(2, "hello")
+	copied.Offset = armed(1, "hello").Offset
+	copied.File = &probe.File{Match: image.Match{Path: libPath, Origin: image.FromUpper}, Digest: copied.File.Digest}
+	st.now = 7000
+	st.Add(st.id, []probe.Site{copied}, nil, 6500, evidence.GapFileChanged)
+	st.hit(2, 2, 7500)
+	st.out.lines = nil
+	st.End(st.id, 9000, true)
+	got := map[string]uint64{}
+	for _, o := range take[*evidence.Observation](st.out) {
+		got[o.Origin] += uint64(*o.Count)
+	}
+	if len(got) != 2 || got[image.FromLayer] != 5 || got[image.FromUpper] != 2 {
+		t.Errorf("counted by origin: %v", got)
+	}
+}
+
+// What was timed under earlier numbers of a site is of the site as well.
+func TestDurationsOfAllNumbers(t *testing.T) {
+	site := func(id uint32) probe.Site {
+		s := armed(id, "hello")
+		s.Offset, s.Probe = 0x1001, &policy.Probe{ID: "p", Type: "uprobe", Duration: true}
+		return s
+	}
+	st, k := newTyped(t, site(1))
+	st.Publish(st.id, 0)
+	st.now = 7000
+	st.Add(st.id, []probe.Site{site(2), site(3)}, nil, 6500, evidence.GapFileChanged)
+	for id, buckets := range map[uint32][]uint64{1: {0, 0, 3}, 2: {1}} { // the third has none
+		k.durations[id] = evidence.NewDuration(buckets, uint64(10*id), 1)
+		st.hit(id, 4, 8000)
+	}
+	obs, _ := st.final(t, 9000)
+	want := evidence.NewDuration([]uint64{1, 0, 3}, 30, 2)
+	if got := obs["hello"].Duration; !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
 	}
 }
 
@@ -482,6 +528,99 @@ func TestSweepIsBounded(t *testing.T) {
 	g := take[*evidence.Gap](st.out)
 	if *obs["f0"].Count != 1+600_000 || cov.Losses.RingFull.N != 30_001 || g[len(g)-1].Count.N != 30_001 {
 		t.Errorf("count %d, lost %v, gap %v", *obs["f0"].Count, cov.Losses, g[len(g)-1])
+	}
+}
+
+// counting counts how often counters are read.
+type counting struct {
+	*fakeKernel
+	reads int
+}
+
+func (k *counting) Counter(s probe.Site) (bpf.Counter, error) {
+	k.reads++
+	return k.fakeKernel.Counter(s)
+}
+
+// A sweep reads what may have been dropped: of the runs whose own events were,
+// the sites that were not hit yet. What one container drops costs little for
+// the others.
+func TestSweepReadsWhatWasDropped(t *testing.T) {
+	st := newStage(t)
+	kerns := map[bool]*counting{}
+	for _, loud := range []bool{true, false} {
+		k := &counting{fakeKernel: &fakeKernel{slots: map[uint32]bpf.Counter{}}}
+		id := st.identity
+		id.ID, id.CgroupID = fmt.Sprintf("%064v", loud)[:64], map[bool]uint64{true: 50, false: 51}[loud]
+		var sites []probe.Site
+		for i := range uint32(100) {
+			sites = append(sites, armed(i+1, fmt.Sprint("f", i)))
+		}
+		st.Armed(Start{Identity: id, Source: "hook", Sites: sites, Arm: k, ArmedAt: armedAt})
+		st.Publish(id.RunID(), 0)
+		kerns[loud] = k
+	}
+	loud, quiet := kerns[true], kerns[false]
+	loud.reads, quiet.reads, st.out.lines = 0, 0, nil
+	loud.run.RingFull = 1
+	for i := range uint32(90) {
+		loud.slots[i+1] = bpf.Counter{Count: 1, FirstNs: 6000, LastNs: 6000}
+	}
+	st.Sweep()
+	if got := take[*evidence.Observation](st.out); len(got) < 90 || loud.reads == 0 || quiet.reads != 0 {
+		t.Errorf("%d lines; %d reads of who dropped, %d of the other", len(got), loud.reads, quiet.reads)
+	}
+	loud.reads, st.out.lines = 0, nil
+	for range 10 {
+		st.now += 3e8
+		st.Sweep() // nothing new was dropped
+	}
+	if loud.reads != 0 {
+		t.Errorf("%d reads for nothing", loud.reads)
+	}
+	loud.run.RingFull++
+	loud.slots[95] = bpf.Counter{Count: 1, FirstNs: st.now, LastNs: st.now}
+	st.Sweep()
+	if got := take[*evidence.Observation](st.out); len(got) != 1 || loud.reads > 10 {
+		t.Errorf("%d lines, %d reads: 10 sites were not hit yet", len(got), loud.reads)
+	}
+}
+
+// A file goes bad and well again all the time while its sites are hit: the counts
+// are told once a second, and the last one is not forgotten.
+func TestCountsAreToldOncePerSecond(t *testing.T) {
+	var sites []probe.Site
+	for i := range uint32(50) {
+		sites = append(sites, armed(i+1, fmt.Sprint("f", i)))
+	}
+	st := newStage(t, sites...)
+	st.Publish(st.id, 0)
+	st.now = 1e12
+	turn := func(n int) {
+		for i := range n {
+			st.now += 5e7
+			for i := range uint32(50) {
+				st.hit(i+1, 3, st.now)
+			}
+			var bad []probe.Trouble
+			if i%2 == 0 {
+				bad = []probe.Trouble{{Path: libPath, Reason: evidence.GapFileChanged, Detail: "toggled"}}
+			}
+			st.Checked(st.id, st.now, bad)
+		}
+	}
+	turn(2) // hit, and with the gap
+	st.out.lines = nil
+	turn(200) // ten seconds
+	obs := take[*evidence.Observation](st.out)
+	if len(obs) > 11*50 || len(obs) < 9*50 {
+		t.Errorf("%d lines of 50 sites in ten seconds", len(obs))
+	}
+	st.now += 2e9
+	st.Checked(st.id, st.now, nil)
+	obs = append(obs, take[*evidence.Observation](st.out)...)
+	if last := obs[len(obs)-1]; uint64(*last.Count) != 202*3 {
+		t.Errorf("the last line says %d, counted were %d", *last.Count, 202*3)
 	}
 }
 

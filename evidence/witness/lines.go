@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sort"
 
+	"probity/bpf/probe"
 	"probity/evidence"
 	"probity/evidence/score"
 )
@@ -78,18 +79,23 @@ func (r *run) observe(c evidence.Clock, s *site, to int64, log *slog.Logger) *ev
 	return o
 }
 
-// duration reads how long the function ran, where that is counted.
-func (r *run) duration(s *site, log *slog.Logger) *evidence.Duration {
+// duration reads how long the function ran, where that is counted, under all
+// numbers of the site. If one of them cannot be read, nothing is said: a part
+// would be taken for the whole.
+func (r *run) duration(s *site, log *slog.Logger) (sum *evidence.Duration) {
 	t, ok := r.arm.(Timer)
 	if !ok || !s.Probe.Duration {
 		return nil
 	}
-	d, err := t.Duration(*s.Site)
-	if err != nil {
-		log.Error("read a duration", "run", r.runID, "probe", s.Probe.ID, "err", err)
-		return nil
+	for _, n := range append([]*probe.Site{s.Site}, s.earlier...) {
+		d, err := t.Duration(*n)
+		if err != nil {
+			log.Error("read a duration", "run", r.runID, "probe", s.Probe.ID, "err", err)
+			return nil
+		}
+		sum = sum.Plus(d)
 	}
-	return d
+	return sum
 }
 
 func (r *run) describeSet(o *evidence.Observation, s *site) {

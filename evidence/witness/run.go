@@ -43,7 +43,8 @@ type run struct {
 	final    bool
 	last     int64 // the latest hit
 	said     int64 // up to when its lines reach
-	grewAt   int64 // when lines last told of counts that had only grown
+	grewAt   int64 // when lines last told of gaps whose count had only grown
+	countAt  int64 // when they last told of sites of which that is so
 	public   bool  // its first lines are written; nothing is before
 	over     bool  // its last lines are written; nothing is after
 
@@ -179,9 +180,38 @@ func (r *run) refresh(log *slog.Logger) {
 	if r.arm == nil {
 		return
 	}
+	// First this: what was dropped by then is in the counters that are read next.
+	k, err := r.arm.Run()
+	r.read(log, false)
+	if err != nil {
+		log.Error("read a container's counters", "run", r.runID, "err", err)
+		return
+	}
+	r.whole(k)
+}
+
+// sweep is refresh for those who only want first hits that nobody told of: of a
+// run that dropped none since its counters were last read there are none.
+func (r *run) sweep(log *slog.Logger) {
+	if r.arm == nil {
+		return
+	}
+	k, err := r.arm.Run()
+	if err != nil {
+		log.Error("read a container's counters", "run", r.runID, "err", err)
+		return
+	}
+	if k.RingFull > r.kernel.RingFull {
+		r.read(log, true)
+		r.whole(k)
+	}
+}
+
+// read reads the sites' counters; unhit leaves out those with a hit.
+func (r *run) read(log *slog.Logger, unhit bool) {
 	for i := range r.sites {
 		s := &r.sites[i]
-		if !s.counted() {
+		if !s.counted() || unhit && s.said.state == evidence.Hit {
 			continue
 		}
 		c, err := r.count(s)
@@ -195,11 +225,10 @@ func (r *run) refresh(log *slog.Logger) {
 			r.touch(i)
 		}
 	}
-	k, err := r.arm.Run()
-	if err != nil {
-		log.Error("read a container's counters", "run", r.runID, "err", err)
-		return
-	}
+}
+
+// whole takes what the kernel counts of the run as a whole.
+func (r *run) whole(k bpf.Run) {
 	if r.kernel.FirstExecNs != 0 && (k.FirstExecNs == 0 || r.kernel.FirstExecNs < k.FirstExecNs) {
 		k.FirstExecNs = r.kernel.FirstExecNs
 	}

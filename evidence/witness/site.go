@@ -53,12 +53,13 @@ func (s *site) name() string {
 func (s *site) counted() bool { return s.Armed && (s.Set == "" || s.ID != 0) }
 
 // identity is what makes two sites one for a reader of the evidence: a file that
-// was touched is another inode, and the same instruction.
+// was touched is another inode, and the same instruction. But one of the image
+// and its copy in the writable layer are two: only the first speaks for the image.
 type identity struct {
-	probe, path, digest, symbol, function, event, set string
-	offset                                            uint64
-	hasOffset, armed                                  bool
-	reason                                            evidence.NotArmedReason
+	probe, path, origin, digest, symbol, function, event, set string
+	offset                                                    uint64
+	hasOffset, armed                                          bool
+	reason                                                    evidence.NotArmedReason
 }
 
 func identityOf(s *probe.Site) identity {
@@ -67,7 +68,7 @@ func identityOf(s *probe.Site) identity {
 		id.offset = s.Offset
 	}
 	if s.File != nil {
-		id.path = s.File.Match.Path
+		id.path, id.origin = s.File.Match.Path, s.File.Match.Origin
 		if s.File.Digest != nil {
 			id.digest, _ = s.File.Digest()
 		}

@@ -339,16 +339,21 @@ func (w *Witness) Undecodable(err error) {
 	w.sign(g)
 }
 
-// Sweep reads the counters of every live run and writes first hits and gaps that
-// nobody told of. The agent calls it when the ring was full: the counters are the
-// truth. What has only grown since is told at most every growEvery.
+// Sweep writes first hits and gaps that nobody told of. The agent calls it when the
+// ring was full: the counters are the truth. It reads those of the runs whose own
+// events were dropped since their counters were last read, and of these the sites
+// without a hit, so that a container that fills the ring all the time costs the
+// node little more than its own sites. What has only grown since is told at most
+// every growEvery.
 func (w *Witness) Sweep() {
 	for _, r := range w.all() {
 		r.mu.Lock()
-		r.refresh(w.cfg.Log)
-		now := w.cfg.BootTime()
-		if len(r.stale)+len(r.unsaid) > 0 || len(r.grown) > 0 && now-r.grewAt >= growEvery {
-			w.emit(r, now, changed)
+		if r.public && !r.over {
+			r.sweep(w.cfg.Log)
+			now := w.cfg.BootTime()
+			if r.due(now) || len(r.grown) > 0 && now-r.grewAt >= growEvery {
+				w.emit(r, now, changed)
+			}
 		}
 		r.mu.Unlock()
 	}
@@ -388,6 +393,8 @@ func (w *Witness) Checked(runID string, at int64, troubles []probe.Trouble) {
 	defer r.mu.Unlock()
 	if r.checked(at, troubles); len(r.unsaid) > 0 {
 		r.refresh(w.cfg.Log)
+		w.emit(r, at, changed)
+	} else if r.due(at) {
 		w.emit(r, at, changed)
 	}
 }
