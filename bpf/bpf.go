@@ -47,7 +47,9 @@ type Options struct {
 	// ForceSingle acts as if the kernel had no uprobe_multi links, so that the
 	// other rung of the ladder can be tested on any kernel.
 	ForceSingle bool
-	// ForceFixedSite acts as if the kernel had no attach cookies.
+	// ForceFixedSite acts as if the kernel had no attach cookies. Only for
+	// tests: kernels that have them may preempt a uprobe's program, and then
+	// two stubs on one processor could be taken for each other.
 	ForceFixedSite bool
 	// ForceNoExec acts as if the kernel had neither way to see execs.
 	ForceNoExec bool
@@ -74,8 +76,8 @@ type Objects struct {
 	sets  setHooks
 }
 
-// shared are the maps that the programs of all objects use (c/maps.h).
-var shared = []string{probesMapSlots, probesMapRuns, probesMapProcesses, probesMapSettings, probesMapTotals, probesMapEvents}
+// shared are the maps that the programs of several objects use (c/maps.h).
+var shared = []string{probesMapStubCookie, probesMapSlots, probesMapRuns, probesMapProcesses, probesMapSettings, probesMapTotals, probesMapEvents}
 
 // object is one compiled file of c/, whose programs are loaded one by one.
 type object struct {
@@ -174,6 +176,9 @@ func (o *Objects) Close() error {
 	defer o.progs.mu.Unlock()
 	for _, p := range o.progs.shared {
 		p.Close()
+	}
+	for _, m := range o.progs.stubbed {
+		m.Close()
 	}
 	for _, name := range []string{pairsMapDurations, pairsMapCalls} {
 		if m := o.pairs.maps[name]; m != nil {

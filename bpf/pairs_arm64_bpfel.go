@@ -114,6 +114,7 @@ const (
 	pairsMapRuns                 = "runs"
 	pairsMapSettings             = "settings"
 	pairsMapSlots                = "slots"
+	pairsMapStubCookie           = "stub_cookie"
 	pairsMapTotals               = "totals"
 	pairsProgFunctionEntry       = "function_entry"
 	pairsProgFunctionReturn      = "function_return"
@@ -195,14 +196,15 @@ type pairsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type pairsMapSpecs struct {
-	Calls     *ebpf.MapSpec `ebpf:"calls"`
-	Durations *ebpf.MapSpec `ebpf:"durations"`
-	Events    *ebpf.MapSpec `ebpf:"events"`
-	Processes *ebpf.MapSpec `ebpf:"processes"`
-	Runs      *ebpf.MapSpec `ebpf:"runs"`
-	Settings  *ebpf.MapSpec `ebpf:"settings"`
-	Slots     *ebpf.MapSpec `ebpf:"slots"`
-	Totals    *ebpf.MapSpec `ebpf:"totals"`
+	Calls      *ebpf.MapSpec `ebpf:"calls"`
+	Durations  *ebpf.MapSpec `ebpf:"durations"`
+	Events     *ebpf.MapSpec `ebpf:"events"`
+	Processes  *ebpf.MapSpec `ebpf:"processes"`
+	Runs       *ebpf.MapSpec `ebpf:"runs"`
+	Settings   *ebpf.MapSpec `ebpf:"settings"`
+	Slots      *ebpf.MapSpec `ebpf:"slots"`
+	StubCookie *ebpf.MapSpec `ebpf:"stub_cookie"`
+	Totals     *ebpf.MapSpec `ebpf:"totals"`
 }
 
 // pairsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -243,14 +245,15 @@ func (o *pairsObjects) Close() error {
 //
 // It can be passed to loadPairsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pairsMaps struct {
-	Calls     *ebpf.Map `ebpf:"calls"`
-	Durations *ebpf.Map `ebpf:"durations"`
-	Events    *ebpf.Map `ebpf:"events"`
-	Processes *ebpf.Map `ebpf:"processes"`
-	Runs      *ebpf.Map `ebpf:"runs"`
-	Settings  *ebpf.Map `ebpf:"settings"`
-	Slots     *ebpf.Map `ebpf:"slots"`
-	Totals    *ebpf.Map `ebpf:"totals"`
+	Calls      *ebpf.Map `ebpf:"calls"`
+	Durations  *ebpf.Map `ebpf:"durations"`
+	Events     *ebpf.Map `ebpf:"events"`
+	Processes  *ebpf.Map `ebpf:"processes"`
+	Runs       *ebpf.Map `ebpf:"runs"`
+	Settings   *ebpf.Map `ebpf:"settings"`
+	Slots      *ebpf.Map `ebpf:"slots"`
+	StubCookie *ebpf.Map `ebpf:"stub_cookie"`
+	Totals     *ebpf.Map `ebpf:"totals"`
 }
 
 func (m *pairsMaps) Close() error {
@@ -262,6 +265,7 @@ func (m *pairsMaps) Close() error {
 		m.Runs,
 		m.Settings,
 		m.Slots,
+		m.StubCookie,
 		m.Totals,
 	)
 }

@@ -184,6 +184,7 @@ const (
 	probesMapRuns                 = "runs"
 	probesMapSettings             = "settings"
 	probesMapSlots                = "slots"
+	probesMapStubCookie           = "stub_cookie"
 	probesMapTotals               = "totals"
 	probesProgFunctionEntry       = "function_entry"
 	probesProgFunctionReturn      = "function_return"
@@ -265,12 +266,13 @@ type probesProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type probesMapSpecs struct {
-	Events    *ebpf.MapSpec `ebpf:"events"`
-	Processes *ebpf.MapSpec `ebpf:"processes"`
-	Runs      *ebpf.MapSpec `ebpf:"runs"`
-	Settings  *ebpf.MapSpec `ebpf:"settings"`
-	Slots     *ebpf.MapSpec `ebpf:"slots"`
-	Totals    *ebpf.MapSpec `ebpf:"totals"`
+	Events     *ebpf.MapSpec `ebpf:"events"`
+	Processes  *ebpf.MapSpec `ebpf:"processes"`
+	Runs       *ebpf.MapSpec `ebpf:"runs"`
+	Settings   *ebpf.MapSpec `ebpf:"settings"`
+	Slots      *ebpf.MapSpec `ebpf:"slots"`
+	StubCookie *ebpf.MapSpec `ebpf:"stub_cookie"`
+	Totals     *ebpf.MapSpec `ebpf:"totals"`
 }
 
 // probesVariableSpecs contains global variables before they are loaded into the kernel.
@@ -311,12 +313,13 @@ func (o *probesObjects) Close() error {
 //
 // It can be passed to loadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probesMaps struct {
-	Events    *ebpf.Map `ebpf:"events"`
-	Processes *ebpf.Map `ebpf:"processes"`
-	Runs      *ebpf.Map `ebpf:"runs"`
-	Settings  *ebpf.Map `ebpf:"settings"`
-	Slots     *ebpf.Map `ebpf:"slots"`
-	Totals    *ebpf.Map `ebpf:"totals"`
+	Events     *ebpf.Map `ebpf:"events"`
+	Processes  *ebpf.Map `ebpf:"processes"`
+	Runs       *ebpf.Map `ebpf:"runs"`
+	Settings   *ebpf.Map `ebpf:"settings"`
+	Slots      *ebpf.Map `ebpf:"slots"`
+	StubCookie *ebpf.Map `ebpf:"stub_cookie"`
+	Totals     *ebpf.Map `ebpf:"totals"`
 }
 
 func (m *probesMaps) Close() error {
@@ -326,6 +329,7 @@ func (m *probesMaps) Close() error {
 		m.Runs,
 		m.Settings,
 		m.Slots,
+		m.StubCookie,
 		m.Totals,
 	)
 }

@@ -13,9 +13,11 @@ type programs struct {
 	mu     sync.Mutex
 	shared map[sharedKey]*ebpf.Program // one for all sites
 	copies map[*Program]bool           // one each per site
-	missed map[Kind]uint64             // by copies that are closed
-	pairs  error                       // why there can be no pairs
-	opened bool                        // whether that was found out
+	// stubbed are the arrays through which stubs call a shared program.
+	stubbed map[sharedKey]*ebpf.Map
+	missed  map[Kind]uint64 // by copies that are closed
+	pairs   error           // why there can be no pairs
+	opened  bool            // whether that was found out
 }
 
 type sharedKey struct {
@@ -158,16 +160,16 @@ func (o *Objects) UprobeMulti(pair bool) (*ebpf.Program, error) {
 	if o.missing != nil {
 		return nil, o.missing
 	}
-	return o.common(pair, probesProgUprobeMulti)
+	return o.common(pair, probesProgUprobeMulti, nil)
 }
 
 // perf returns the program that takes its place from the attach cookie, or a
-// copy where there are none.
+// stub where there are none.
 func (o *Objects) perf(name string, at At) (*Program, error) {
 	if !o.cookies {
-		return o.copy(name, at, nil)
+		return o.stub(name, at)
 	}
-	p, err := o.common(at.Pair, name)
+	p, err := o.common(at.Pair, name, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -175,9 +177,14 @@ func (o *Objects) perf(name string, at At) (*Program, error) {
 }
 
 // common returns the one program for all sites, loaded when first asked for.
-func (o *Objects) common(pair bool, name string) (*ebpf.Program, error) {
+func (o *Objects) common(pair bool, name string, adjust func(*ebpf.CollectionSpec) error) (*ebpf.Program, error) {
 	o.progs.mu.Lock()
 	defer o.progs.mu.Unlock()
+	return o.commonLocked(pair, name, adjust)
+}
+
+// commonLocked is common with progs.mu held.
+func (o *Objects) commonLocked(pair bool, name string, adjust func(*ebpf.CollectionSpec) error) (*ebpf.Program, error) {
 	k := sharedKey{pair, name}
 	if p := o.progs.shared[k]; p != nil {
 		return p, nil
@@ -186,7 +193,7 @@ func (o *Objects) common(pair bool, name string) (*ebpf.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := obj.load(name, nil)
+	p, err := obj.load(name, adjust)
 	if err != nil {
 		return nil, err
 	}
@@ -230,12 +237,17 @@ func (o *Objects) copy(name string, at At, adjust func(*ebpf.CollectionSpec) err
 	if err != nil {
 		return nil, err
 	}
+	return o.own(p, name), nil
+}
+
+// own makes p a program that belongs to one site. With progs.mu held.
+func (o *Objects) own(p *ebpf.Program, name string) *Program {
 	c := &Program{Program: p, of: o, kind: kindOf(name)}
 	if o.progs.copies == nil {
 		o.progs.copies = map[*Program]bool{}
 	}
 	o.progs.copies[c] = true
-	return c, nil
+	return c
 }
 
 // Misses is how often the kernel says it skipped a program of the kind since

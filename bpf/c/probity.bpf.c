@@ -30,17 +30,39 @@ const enum session *unused_session __attribute__((unused));
 
 /*
  * bpf_get_attach_cookie (since 5.15 for perf links, 6.6 for uprobe_multi) is
- * absent from older kernels and from some types of programs, where one copy of
- * the program is loaded per site with its number in fixed_site. The verifier
- * prunes the other branch, so the unknown helper is never looked at.
+ * absent from older kernels and from some types of programs. Where a program
+ * must be loaded for each site anyway (fentry, raw tracepoints) its copy has
+ * the cookie in fixed_site. Else fixed_site is BY_STUB, and the program is
+ * reached by a tail call from the site's stub (../stub.go), ten instructions
+ * that leave the cookie in stub_cookie: a copy of all this took the verifier
+ * long. Nothing comes in between: before 5.15 the kernel runs one such program
+ * on a processor at a time, and it is not preempted (trace_call_bpf).
+ *
+ * The verifier prunes the other branches, so an unknown helper is never looked
+ * at.
  */
+#define BY_STUB (~0ULL)
 const volatile __u64 fixed_site = 0;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} stub_cookie SEC(".maps");
 
 /* Of the programs on all system calls: the one that their site is about. */
 const volatile __u64 fixed_syscall = 0;
 
 static __always_inline __u64 cookie_of(void *ctx)
 {
+	__u32 zero = 0;
+	__u64 *told;
+
+	if (fixed_site == BY_STUB) {
+		told = bpf_map_lookup_elem(&stub_cookie, &zero);
+		return told ? *told : 0;
+	}
 	return fixed_site ? fixed_site : bpf_get_attach_cookie(ctx);
 }
 

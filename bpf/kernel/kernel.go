@@ -111,7 +111,7 @@ type Mechanism string
 const (
 	UprobeMulti   Mechanism = "uprobeMulti"   // one link for many offsets of a file
 	PerfLink      Mechanism = "perfLink"      // one link per site, one program for all
-	PerfEvent     Mechanism = "perfEvent"     // one event and one copy of the program per site
+	PerfEvent     Mechanism = "perfEvent"     // one event and one small program per site
 	TracefsLink   Mechanism = "tracefsLink"   // like PerfLink, on an event made in tracefs
 	TracefsEvent  Mechanism = "tracefsEvent"  // like PerfEvent, on an event made in tracefs
 	Trampoline    Mechanism = "trampoline"    // a call patched into the function

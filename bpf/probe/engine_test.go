@@ -3,7 +3,6 @@ package probe
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -484,21 +483,24 @@ type object struct {
 	id   int
 }
 
+// exists asks for the next id after the one before it, and opens the thing only
+// where there is no other way: an array of programs that was opened is emptied
+// when it is closed, which takes a moment and holds it meanwhile, so that asking
+// again and again would keep it.
 func (o object) exists() bool {
-	var c io.Closer
-	var err error
 	switch o.kind {
 	case "prog_id":
-		c, err = ebpf.NewProgramFromID(ebpf.ProgramID(o.id))
+		id, err := ebpf.ProgramGetNextID(ebpf.ProgramID(o.id - 1))
+		return err == nil && int(id) == o.id
 	case "map_id":
-		c, err = ebpf.NewMapFromID(ebpf.MapID(o.id))
-	case "link_id":
-		c, err = link.NewFromID(link.ID(o.id))
+		id, err := ebpf.MapGetNextID(ebpf.MapID(o.id - 1))
+		return err == nil && int(id) == o.id
 	}
+	l, err := link.NewFromID(link.ID(o.id))
 	if err != nil {
 		return false
 	}
-	c.Close()
+	l.Close()
 	return true
 }
 
