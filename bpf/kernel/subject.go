@@ -26,10 +26,14 @@ const (
 
 type subject struct {
 	file *os.File // open for reading: a file open for writing cannot be executed
-	path string   // names the descriptor, for this process and what it forks
+	path string   // names the descriptor, for this process
 }
 
 func newSubject() (_ *subject, err error) {
+	// Who forks while the file is open for writing holds it so until its exec,
+	// and nobody can execute it: nobody forks meanwhile.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	// MFD_EXEC came with 6.3, and a kernel set to vm.memfd_noexec=1 wants it.
 	fd, err := unix.MemfdCreate("probity-subject", unix.MFD_CLOEXEC|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) {
@@ -65,31 +69,28 @@ func (o outcome) String() string {
 
 // run runs the subject with so many extra arguments.
 func (s *subject) run(extra int) (outcome, error) {
-	var err error
-	for range 50 {
-		cmd := &exec.Cmd{Path: s.path, Args: append([]string{"probity-subject"}, make([]string, extra)...), Env: []string{}, WaitDelay: time.Second}
-		if err = cmd.Start(); err == nil {
-			// The subject cannot loop; a kernel that never lets it go is
-			// stopped here, and not waited for.
-			timer := time.AfterFunc(2*time.Second, func() { _ = cmd.Process.Kill() })
-			err = cmd.Wait()
-			timer.Stop()
-			if st, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok {
-				if st.Exited() {
-					return outcome{exit: st.ExitStatus()}, nil
-				}
-				return outcome{exit: -1, signal: st.Signal()}, nil
-			}
-			return outcome{}, fmt.Errorf("run a program from memory: %w", err)
-		}
-		// Another goroutine that forked while the file was still open for
-		// writing holds it open until its exec.
-		if !errors.Is(err, unix.ETXTBSY) {
-			break
-		}
-		time.Sleep(time.Millisecond)
+	cmd := &exec.Cmd{
+		// Handed over, and not by s.path: what Go moves about between fork and
+		// exec can take the place of a descriptor that it does not know of.
+		Path: "/proc/self/fd/3", ExtraFiles: []*os.File{s.file},
+		Args: append([]string{"probity-subject"}, make([]string, extra)...), Env: []string{}, WaitDelay: time.Second,
 	}
-	return outcome{}, fmt.Errorf("run a program from memory: %w", err)
+	if err := cmd.Start(); err != nil {
+		return outcome{}, fmt.Errorf("run a program from memory: %w", err)
+	}
+	// The subject cannot loop; a kernel that never lets it go is stopped here,
+	// and not waited for.
+	timer := time.AfterFunc(2*time.Second, func() { _ = cmd.Process.Kill() })
+	err := cmd.Wait()
+	timer.Stop()
+	st, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	switch {
+	case !ok:
+		return outcome{}, fmt.Errorf("run a program from memory: %w", err)
+	case st.Exited():
+		return outcome{exit: st.ExitStatus()}, nil
+	}
+	return outcome{exit: -1, signal: st.Signal()}, nil
 }
 
 func (s *subject) close() error { return s.file.Close() }
