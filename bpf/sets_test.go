@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -486,7 +485,7 @@ func TestSetAround(t *testing.T) {
 	eachWay(t, []Set{SetFiles, SetNetwork}, func(t *testing.T, o Options) {
 		r := newSetRoom(t, o, map[Set]uint32{SetFiles: 0, SetNetwork: 0})
 		if strings.Contains(act(t, r.shell(t), "uring"), "refused") {
-			t.Skip("this kernel refuses io_uring")
+			need.Feature(t, "io_uring", errors.New("this kernel refuses it"))
 		}
 		for _, s := range []Set{SetFiles, SetNetwork} {
 			if c := r.counts(t, s); (c.Around != 0) != (o.ForceSet == "rawTracepoint") {
@@ -529,9 +528,7 @@ func TestSetSyscalls(t *testing.T) {
 
 // A 64-bit program may make 32-bit calls, whose numbers mean something else.
 func TestSetSyscalls32(t *testing.T) {
-	if runtime.GOARCH != "amd64" {
-		t.Skip("int 0x80 is x86's")
-	}
+	need.Machine(t, "amd64") // int 0x80 is x86's
 	r := newSetRoom(t, Options{}, map[Set]uint32{SetSyscalls: 0, SetFiles: 0})
 	dir := real(t, t.TempDir())
 	// open("/dev/null") by the table of i386, then exit by that of x86-64.
@@ -563,7 +560,7 @@ func TestSetSyscalls32(t *testing.T) {
 	calls, err := r.obj.SystemCalls(r.id)
 	must(t, err)
 	if len(calls) == 1 {
-		t.Skip("this kernel has no 32-bit calls")
+		need.Feature(t, "32-bit", errors.New("this kernel has none"))
 	}
 	if calls[1].Arch != "i386" || !slices.Equal(calls[1].Numbers, []int{5}) {
 		t.Errorf("%+v", calls)

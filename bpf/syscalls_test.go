@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"probity/tests/need"
 )
 
 // The tables have what x/sys has; its numbers are in them as constants.
@@ -19,10 +21,8 @@ func TestSyscallNumbers(t *testing.T) {
 	if _, ok := SyscallNumber("no_such_call"); ok {
 		t.Error("a call that does not exist has a number")
 	}
-	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "golang.org/x/sys").Output()
-	if err != nil {
-		t.Skipf("needs the source of golang.org/x/sys: %v", err)
-	}
+	dir, err := exec.Command(need.Command(t, "go")[0], "list", "-m", "-f", "{{.Dir}}", "golang.org/x/sys").Output()
+	must(t, err)
 	for _, arch := range []string{"amd64", "arm64"} {
 		theirs, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), "unix", "zsysnum_linux_"+arch+".go"))
 		must(t, err)

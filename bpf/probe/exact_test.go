@@ -74,9 +74,8 @@ func TestCountsWithoutReader(t *testing.T) {
 // it: unwinding a user stack takes a lock that has a tracepoint.
 func TestKernelMissed(t *testing.T) {
 	const event = "mmap_lock_acquire_returned"
-	if _, err := os.Stat(filepath.Join(need.Tracefs(t), "events/mmap_lock", event, "id")); err != nil {
-		t.Skip("this kernel has no tracepoint within what our programs call: ", err)
-	}
+	_, err := os.Stat(filepath.Join(need.Tracefs(t), "events/mmap_lock", event, "id"))
+	need.Feature(t, "mmap_lock", err) // a tracepoint within what our programs call
 	b := newBox(t, newLower(t))
 	e := newEngine(t, bpf.Options{}, Config{})
 	before := e.MissesOf(evidence.RawTracepoint)

@@ -311,10 +311,9 @@ func FuzzPatternsAreTaken(f *testing.F) {
 	for _, s := range []string{"*", "a[b-d]?", `main.(\*T).*`, "^SSL_(read|write)$", "(?i)a{1,5}", "[[:alpha:]]", `\pL`, "x*", "{closure#0}"} {
 		f.Add(s)
 	}
+	need.Command(f, "gcc")
 	bin, err := target()
-	if err != nil {
-		f.Skip(err)
-	}
+	must(f, err)
 	b, err := os.ReadFile(bin)
 	must(f, err)
 	f.Fuzz(func(t *testing.T, pattern string) {

@@ -81,7 +81,7 @@ func TestIdentifyMachine(t *testing.T) {
 		}
 	}
 	if n == 0 {
-		t.Skip("this machine has no ELF files in /usr")
+		t.Error("this machine has no ELF files in /usr")
 	}
 }
 

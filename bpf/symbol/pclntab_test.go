@@ -181,9 +181,7 @@ func TestPclntabFormats(t *testing.T) {
 func TestPclntab115(t *testing.T) {
 	path := filepath.Join(strings.TrimSpace(string(command(t, ".", nil, "go", "env", "GOROOT"))), "src/debug/gosym/testdata/pcln115.gz")
 	f, err := os.Open(path)
-	if err != nil {
-		t.Skipf("this toolchain has none: %v", err)
-	}
+	need.File(t, "of the Go toolchain's tests", err)
 	defer f.Close()
 	z, err := gzip.NewReader(f)
 	if err != nil {
@@ -215,8 +213,8 @@ func TestStrippedGo(t *testing.T) {
 			if slices.Contains(c.env, "CGO_ENABLED=1") {
 				need.Command(t, "gcc")
 			}
-			if name == "386" && runtime.GOARCH != "amd64" {
-				t.Skip("this machine does not run it")
+			if name == "386" {
+				need.Machine(t, "amd64") // others do not run it
 			}
 			path := goProgram(t, c.env, c.args...)
 			whole := ask(t, path, Query{Globs: []string{"*"}})

@@ -94,9 +94,6 @@ func functions(t testing.TB, path string) map[uint64]elf.Symbol {
 // The walk agrees with a disassembler on each instruction and each return of
 // the C library, and of Go programs for both machines.
 func TestWalkAgainstDisassembler(t *testing.T) {
-	if testing.Short() {
-		t.Skip("disassembles whole programs")
-	}
 	for name, c := range map[string]struct {
 		path  string
 		lines func(testing.TB, string) map[uint64]string

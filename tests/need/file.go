@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,25 @@ func DeadFUSE(t testing.TB, dir string) {
 			t.Errorf("unmount: %v", err)
 		}
 	})
+}
+
+// File needs what a file was opened for: err is how that ended.
+func File(t testing.TB, what string, err error) {
+	t.Helper()
+	if err != nil {
+		unmet(t, "file", "%s: %v", what, err)
+	}
+}
+
+// GNUCLibrary needs the C library of this machine to be glibc, and returns its
+// path.
+func GNUCLibrary(t testing.TB) string {
+	t.Helper()
+	path := CLibrary(t)
+	if !strings.HasSuffix(path, "/libc.so.6") {
+		unmet(t, "libc", "%s is another", path)
+	}
+	return path
 }
 
 // CLibrary needs the C library of this machine, and returns its path.

@@ -3,6 +3,7 @@ package need
 import (
 	"bufio"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -74,6 +75,25 @@ func Cgroup2(t testing.TB) string {
 	}
 	unmet(t, "cgroup2", "no cgroup2 file system is mounted")
 	return ""
+}
+
+// Feature needs something that a kernel may have been built or set up without.
+// why is what keeps it from offering that, nil if it does offer it. Only its
+// name requires it.
+func Feature(t testing.TB, name string, why error) {
+	t.Helper()
+	if why != nil {
+		unmet(t, "feature:"+name, "%v", why)
+	}
+}
+
+// Machine needs a machine of an architecture, as Go names them. Only its name
+// requires it.
+func Machine(t testing.TB, arch string) {
+	t.Helper()
+	if runtime.GOARCH != arch {
+		unmet(t, "machine:"+arch, "this is %s", runtime.GOARCH)
+	}
 }
 
 // KVM needs a device that makes virtual machines, and returns it. Only its name

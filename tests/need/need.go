@@ -30,10 +30,11 @@ const Require = "PROBITY_REQUIRE"
 
 // Names lists the needs that "all" requires, and that PROBITY_REQUIRE may name
 // besides it. A program's need is "command", or "command:NAME" for just one.
-var Names = []string{"root", "bpf", "tracefs", "cgroup2", "podman", "runc", "containerd", "cosign", "runsc", "fuse", "libc", "btf", "kernel", "command"}
+var Names = []string{"root", "bpf", "tracefs", "cgroup2", "podman", "runc", "containerd", "cosign", "runsc", "fuse", "libc", "file", "btf", "kernel", "command"}
 
-// ByName lists the needs that only their name requires.
-var ByName = []string{"kvm", "qemu"}
+// ByName lists the needs that only their name requires. A feature of the kernel
+// and a machine's architecture are "feature:NAME" and "machine:NAME" as well.
+var ByName = []string{"kvm", "qemu", "feature", "machine"}
 
 // unmet ends the test: by a failure if the need is required, else by a skip.
 func unmet(t testing.TB, name, format string, args ...any) {
@@ -58,7 +59,7 @@ func required(list, name string) (yes bool, unknown string) {
 		case n == "":
 		case n == "all" && !slices.Contains(ByName, family), n == name, n == family:
 			yes = true
-		case n == "all", slices.Contains(Names, n), slices.Contains(ByName, n), strings.HasPrefix(n, "command:"):
+		case n == "all", slices.Contains(Names, n), slices.Contains(ByName, n), strings.HasPrefix(n, "command:"), strings.HasPrefix(n, "feature:"), strings.HasPrefix(n, "machine:"):
 		default:
 			unknown = n
 		}

@@ -23,6 +23,10 @@ func TestRequired(t *testing.T) {
 		{"all", "kvm", false, ""},
 		{"all,kvm", "kvm", true, ""},
 		{"qemu", "qemu", true, ""},
+		{"all", "feature:io_uring", false, ""},
+		{"all,feature:io_uring", "feature:io_uring", true, ""},
+		{"feature", "feature:io_uring", true, ""},
+		{"machine:amd64", "machine:arm64", false, ""},
 		{"contianerd", "containerd", false, "contianerd"},
 	} {
 		got, unknown := required(c.list, c.name)
