@@ -115,6 +115,7 @@ func TestAliased(t *testing.T) {
 		{[]naming{{"a", false, 4}, {"b", false, 4}}, false, true},
 		{[]naming{{"a", false, 4}, {"b", true, 4}}, true, true},
 		{[]naming{{"a", false, 4}, {"b", false, 8}}, true, true},
+		{[]naming{{"a", false, 0}, {"b", false, 4}, {"c", false, 8}}, true, true},
 		{[]naming{{"__libc_read", false, 4}, {"read", false, 4}, {"__GI___read", false, 4}}, true, true},
 		{[]naming{{"fopen", false, 4}, {"fopen64", false, 4}, {"_IO_fopen", false, 4}}, true, true},
 		{[]naming{{"_ZN1AC1Ev", true, 4}, {"_ZN1AC2Ev", true, 4}}, true, true},
@@ -125,4 +126,31 @@ func TestAliased(t *testing.T) {
 			t.Errorf("%v, folds %v: %v", c.list, c.folds, got)
 		}
 	}
+}
+
+// FuzzAliased: what is said of names at one address does not depend on their
+// order, and what a name is a clone of gets shorter until it is no clone.
+func FuzzAliased(f *testing.F) {
+	f.Add("read", "__libc_read", "__GI___read", uint8(0), uint64(4), uint64(4), uint64(0))
+	f.Add("_ZN1AC1Ev", "_ZN1AC2Ev", "_ZN1AD1Ev", uint8(3), uint64(0), uint64(4), uint64(8))
+	f.Add("f.isra.0.cold", "f.part.1", "f.llvm.12", uint8(9), uint64(1), uint64(1), uint64(1))
+	f.Fuzz(func(t *testing.T, a, b, c string, flags uint8, sizeA, sizeB, sizeC uint64) {
+		list := []naming{{a, flags&1 != 0, sizeA}, {b, flags&2 != 0, sizeB}, {c, flags&4 != 0, sizeC}}
+		want := aliased(list, flags&8 != 0)
+		for _, order := range [][]int{{0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}} {
+			if got := aliased([]naming{list[order[0]], list[order[1]], list[order[2]]}, flags&8 != 0); got != want {
+				t.Fatalf("%v: %v, in the order %v: %v", list, want, order, got)
+			}
+		}
+		for _, name := range []string{a, b, c} {
+			for base, kind := splitClone(name, flags&16 != 0); ; base, kind = splitClone(base, flags&16 != 0) {
+				if kind == notCloned && base != name || kind != notCloned && (len(base) >= len(name) || !strings.HasPrefix(name, base+".")) {
+					t.Fatalf("%q: %q, %d", name, base, kind)
+				}
+				if name = base; kind == notCloned {
+					break
+				}
+			}
+		}
+	})
 }

@@ -88,12 +88,12 @@ func aliased(list []naming, folds bool) bool {
 	if len(list) < 2 {
 		return true
 	}
-	first := list[0]
-	root, related, weak, mangled := rootName(first.name), true, false, false
+	root, size, related, weak, mangled := rootName(list[0].name), uint64(0), true, false, false
 	for _, n := range list {
-		if n.size != first.size && n.size > 0 && first.size > 0 {
+		if n.size != size && n.size > 0 && size > 0 {
 			return true
 		}
+		size = max(size, n.size)
 		related = related && rootName(n.name) == root
 		weak = weak || n.weak
 		mangled = mangled || strings.HasPrefix(n.name, "_Z") || strings.HasPrefix(n.name, "_R")

@@ -90,3 +90,39 @@ func TestResolve(t *testing.T) {
 		t.Error("more symbols than are taken")
 	}
 }
+
+// FuzzResolver: whatever the bytes, each place that is named lies behind what it
+// is named after, and what is remembered is what was said.
+func FuzzResolver(f *testing.F) {
+	f.Add(tiny().bytes(), uint64(tinyText+0x10), uint64(tinyText))
+	f.Add(named("a", "b", "_Z1fv").bytes(), uint64(tinyText+0x11), uint64(1<<63))
+	if _, ok := need.Look("gcc"); ok {
+		b, err := os.ReadFile(greetLibrary(f, "-s"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b, uint64(0x1100), uint64(0x1139))
+	}
+	f.Fuzz(func(t *testing.T, b []byte, first, second uint64) {
+		r, err := newResolver(bytes.NewReader(b), int64(len(b)), Limits{FileSize: 1 << 20, Symbols: 10000, StringBytes: 1 << 20}, anything)
+		if err != nil {
+			return
+		}
+		told, err := r.Resolve(first, second, first)
+		if err != nil {
+			return
+		}
+		for i, off := range []uint64{first, second, first} {
+			if l := told[i]; l.Symbol != "" && (l.Delta > off || off >= uint64(len(b)) || !printable(l.Symbol)) {
+				t.Errorf("%#x: %v", off, l)
+			}
+		}
+		again, err := r.Resolve(second, first)
+		if err != nil || again[0] != told[1] || again[1] != told[0] {
+			t.Errorf("%v, then %v, %v", told, again, err)
+		}
+		if how, err := r.Unwinds(); err == nil && how != UnwindsYes && how != UnwindsNo && how != UnwindsUnknown {
+			t.Errorf("unwinds: %q", how)
+		}
+	})
+}

@@ -72,3 +72,18 @@ func TestListed(t *testing.T) {
 		}
 	}
 }
+
+// FuzzListed: an id is listed if and only if a line, however it ends, begins with it.
+func FuzzListed(f *testing.F) {
+	f.Add("22 1 0:20 / /sys rw - sysfs sysfs rw\n221 1 0:21 / /proc rw\n", uint64(22))
+	f.Add("\r\n7 \n", uint64(7))
+	f.Fuzz(func(t *testing.T, table string, id uint64) {
+		got, err := listed(strings.NewReader(table), id)
+		if err != nil { // a line that is too long
+			return
+		}
+		if want := strings.Contains("\n"+table, fmt.Sprintf("\n%d ", id)); got != want {
+			t.Fatalf("%q, %d: %v, want %v", table, id, got, want)
+		}
+	})
+}
