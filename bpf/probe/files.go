@@ -21,6 +21,7 @@ type planner struct {
 	machine Machine
 	most    int // sites
 	sites   []Site
+	drafts  []draft // of the file that is being planned
 	search  Search
 }
 
@@ -31,12 +32,19 @@ func (p *planner) incomplete(format string, args ...any) {
 }
 
 // full reports whether there is one more site than the bound, which will say so.
-func (p *planner) full() bool { return len(p.sites) > p.most }
+func (p *planner) full() bool { return len(p.sites)+len(p.drafts) > p.most }
 
-func (p *planner) add(s Site) {
+func (p *planner) add(s draft) {
 	if !p.full() {
-		p.sites = append(p.sites, s)
+		p.drafts = append(p.drafts, s)
 	}
+}
+
+// take makes the drafts sites.
+func (p *planner) take() {
+	p.sites = append(p.sites, sitesOf(p.drafts)...)
+	clear(p.drafts)
+	p.drafts = p.drafts[:0]
 }
 
 func (p *planner) plan() {
@@ -46,6 +54,7 @@ func (p *planner) plan() {
 	if len(matches) == 0 {
 		base.Reason, base.Detail = evidence.FileNotFound, cmp.Or(p.search.Why, none)
 		p.add(base)
+		p.take()
 		return
 	}
 	q := p.query()
@@ -58,19 +67,41 @@ func (p *planner) plan() {
 		facts, err := p.files.Inspect(m, q)
 		if err != nil {
 			p.unreadable(one, facts, err)
+			p.take()
 			continue
 		}
+		p.file(one, facts)
+	}
+}
+
+// file adds the sites of one file. If a container has the same ones, it is
+// theirs that are used.
+func (p *planner) file(one draft, facts Facts) {
+	known := facts.plans.find(p, one)
+	if known == nil {
+		search := p.search
+		p.search = Search{Complete: true}
 		one.File.BuildID = facts.ELF.BuildID
 		one.File.Digest, one.File.stamp = facts.Digest, facts.stamp
-		if !p.machine.runs(facts.ELF) {
+		if p.machine.runs(facts.ELF) {
+			p.functions(one, facts)
+			p.offsets(one, facts)
+			p.markers(one, facts)
+		} else {
 			one.Reason, one.Detail = evidence.ForeignArchitecture, facts.ELF.Machine.String()
 			p.add(one)
-			continue
 		}
-		p.functions(one, facts)
-		p.offsets(one, facts)
-		p.markers(one, facts)
+		known = &filePlan{probe: one.Probe, machine: p.machine, copies: one.Copies, match: one.File.Match, why: p.search.Why, whole: !p.full()}
+		p.search = search
+		known.sites = sitesOf(p.drafts)
+		clear(p.drafts)
+		p.drafts = p.drafts[:0]
+		facts.plans.put(known)
 	}
+	if known.why != "" {
+		p.incomplete("%s", known.why)
+	}
+	p.sites = append(p.sites, known.sites[:min(len(known.sites), p.most+1-len(p.sites))]...)
 }
 
 // targets finds the probe's files, or says what there is none of.
@@ -112,7 +143,7 @@ func (p *planner) query() symbol.Query {
 }
 
 // unreadable adds what stands for a file that is no ELF file of this machine's.
-func (p *planner) unreadable(one Site, facts Facts, err error) {
+func (p *planner) unreadable(one draft, facts Facts, err error) {
 	one.Reason, one.Detail = unreadable(err), err.Error()
 	if errors.Is(err, symbol.ErrNotELF) {
 		if detail := managedFile(one.File.Match.Path, facts.Head); detail != "" {
@@ -128,7 +159,7 @@ func (p *planner) unreadable(one Site, facts Facts, err error) {
 // functions adds the sites of the functions that the policy names. Names that
 // it spells out have a site each, also where two of them are one function; what
 // a pattern matches has one for each place.
-func (p *planner) functions(one Site, facts Facts) {
+func (p *planner) functions(one draft, facts Facts) {
 	if u := facts.ELF.Unjudged.String(); u != "" && len(p.pr.Symbols)+len(p.pr.SymbolGlobs)+len(p.pr.SymbolRegexps) > 0 {
 		p.incomplete("%s: %s", one.File.Match.Path, u)
 	}
@@ -158,7 +189,7 @@ func (p *planner) functions(one Site, facts Facts) {
 	}
 }
 
-func (p *planner) missing(one Site, item string) {
+func (p *planner) missing(one draft, item string) {
 	one.Symbol, one.Wanted, one.Reason = item, item, evidence.SymbolNotFound
 	if l := languageOf(path.Base(one.File.Match.Path)); l != nil {
 		one.Detail = l.detail(one.File.Match.Path)
@@ -170,7 +201,7 @@ func (p *planner) missing(one Site, item string) {
 }
 
 // function adds the sites of one function at one place.
-func (p *planner) function(s Site, sym symbol.Symbol, facts Facts) {
+func (p *planner) function(s draft, sym symbol.Symbol, facts Facts) {
 	s.Symbol, s.Demangled, s.Wanted = sym.Name, sym.Demangled, sym.Wanted
 	s.Kind, s.Inline, s.InlinedAt = sym.Kind, sym.Inline.State, sym.Inline.Instances
 	s.InlinedIn, s.Implements = sym.InlinedIn, sym.Implements
@@ -224,7 +255,7 @@ func (p *planner) function(s Site, sym symbol.Symbol, facts Facts) {
 	p.add(s)
 }
 
-func (p *planner) offsets(one Site, facts Facts) {
+func (p *planner) offsets(one draft, facts Facts) {
 	for _, off := range p.pr.Offsets {
 		s := one
 		s.Offset, s.HasOffset = off.Value, true
@@ -243,7 +274,7 @@ func (p *planner) offsets(one Site, facts Facts) {
 
 // markers adds the sites of USDT markers: one for each place that has the
 // marker, compilers copy them when they inline.
-func (p *planner) markers(one Site, facts Facts) {
+func (p *planner) markers(one draft, facts Facts) {
 	known := map[uint64]bool{}
 	for _, item := range p.pr.Markers {
 		any := false
@@ -275,7 +306,7 @@ func matchesMarker(item string, m symbol.Marker) bool {
 }
 
 // guard refuses sites that must not or cannot be armed.
-func guard(s Site, facts Facts) Site {
+func guard(s draft, facts Facts) draft {
 	switch {
 	case facts.ELF.WouldBreak(s.Offset):
 		s.Reason, s.Detail = evidence.WouldBreakTarget, "the instruction lies in text that verifies its own hash"

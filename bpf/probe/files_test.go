@@ -441,8 +441,8 @@ func TestPlanKinds(t *testing.T) {
 	must(t, err)
 	glob, other := syms[0], syms[0]
 	glob.Wanted, other.Wanted, other.Name, other.Offset = "hel*", "hel*", "help", syms[0].Offset+1
-	fake.functions(Site{File: &File{}}, Facts{ELF: elf, Symbols: append(syms, glob, other, other)})
-	same(t, "patterns", told(fake.sites), "hello", "gone symbolNotFound", "help", "^none$ symbolNotFound")
+	fake.functions(draft{Planned: Planned{File: &File{}}}, Facts{ELF: elf, Symbols: append(syms, glob, other, other)})
+	same(t, "patterns", told(sitesOf(fake.drafts)), "hello", "gone symbolNotFound", "help", "^none$ symbolNotFound")
 }
 
 // A file of which not all is known has its sites, and its search says so to

@@ -89,7 +89,7 @@ func (in *Inspector) inspect(m image.Match, q symbol.Query, until time.Time) (Fa
 	}
 	e := in.entry(key)
 	e.once.Do(func() {
-		e.facts.stamp = at
+		e.facts.stamp, e.facts.plans = at, new(filePlans)
 		head := make([]byte, headBytes)
 		n, _ := f.ReadAt(head, 0) // what it could not read, symbol.Read will say
 		e.facts.Head = string(head[:n])

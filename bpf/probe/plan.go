@@ -53,13 +53,30 @@ func Refuse(probes []policy.Probe, r evidence.NotArmedReason, why string) Plan {
 	return planEach(probes, func(pr policy.Probe, _ int) ([]Site, Search) {
 		s := begin(pr)
 		s.Reason, s.Detail = r, why
-		return []Site{s}, Search{ProbeID: pr.ID, Why: why}
+		return sitesOf([]draft{s}), Search{ProbeID: pr.ID, Why: why}
 	})
 }
 
+// draft is a site that is being planned.
+type draft struct {
+	Planned
+	Reason evidence.NotArmedReason
+	Detail string
+}
+
+// sitesOf makes the drafts sites of a container.
+func sitesOf(drafts []draft) []Site {
+	planned, sites := make([]Planned, len(drafts)), make([]Site, len(drafts))
+	for i, d := range drafts {
+		planned[i] = d.Planned
+		sites[i] = Site{Planned: &planned[i], Reason: d.Reason, Detail: d.Detail}
+	}
+	return sites
+}
+
 // begin returns what all sites of a probe have.
-func begin(pr policy.Probe) Site {
-	s := Site{Probe: &pr, Set: pr.Set, Requested: evidence.ProbeType(pr.Type)}
+func begin(pr policy.Probe) draft {
+	s := draft{Planned: Planned{Probe: &pr, Set: pr.Set, Requested: evidence.ProbeType(pr.Type)}}
 	if pr.Set != "" {
 		s.Requested = setTypes[pr.Set]
 	}
@@ -82,17 +99,17 @@ func planKernel(pr policy.Probe) []Site {
 	s := begin(pr)
 	s.Event = pr.Event
 	if pr.Set != "" || pr.Event != "" {
-		return []Site{s}
+		return sitesOf([]draft{s})
 	}
-	var sites []Site
+	var drafts []draft
 	for _, s.Function = range pr.Functions {
-		sites = append(sites, s)
+		drafts = append(drafts, s)
 	}
 	s.Syscall = true
 	for _, s.Function = range pr.Syscalls {
-		sites = append(sites, s)
+		drafts = append(drafts, s)
 	}
-	return sites
+	return sitesOf(drafts)
 }
 
 // planEach plans the probes within the bounds, and refuses the others.
@@ -103,7 +120,7 @@ func planEach(probes []policy.Probe, plan func(pr policy.Probe, most int) ([]Sit
 		if i >= lines {
 			s := begin(pr)
 			s.Reason, s.Detail = evidence.OverBudget, fmt.Sprintf("more than %d probes for one container: its coverage line holds no more", lines)
-			p.Sites = append(p.Sites, s)
+			p.Sites = append(p.Sites, sitesOf([]draft{s})...)
 			continue
 		}
 		most := max(maxSites-len(p.Sites), 0)
@@ -124,7 +141,9 @@ func planEach(probes []policy.Probe, plan func(pr policy.Probe, most int) ([]Sit
 
 // over stands for the first site past the bound, and for all behind it.
 func over(s Site) Site {
-	s.HasOffset, s.Offset, s.Symbol, s.Marker, s.Function = false, 0, "", "", ""
+	all := *s.Planned
+	all.HasOffset, all.Offset, all.Symbol, all.Marker, all.Function = false, 0, "", "", ""
+	s.Planned = &all
 	s.Reason, s.Detail = evidence.OverBudget, fmt.Sprintf("a container has at most %d sites: this one and those of its probe behind it are not armed", maxSites)
 	return s
 }

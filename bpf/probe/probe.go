@@ -40,15 +40,31 @@ type File struct {
 	// first use and remembered; empty and an error if it cannot be read any more.
 	Digest func() (string, error)
 
-	stamp stamp // of the bytes that were read
+	stamp stamp     // of the bytes that were read
+	plan  *filePlan // that it is of, if containers share it
 }
 
 // Site is what one probe wants of one place, or the reason why there is none:
 // one instruction of one file, one function or event of the kernel, or one set.
 //
-// A node has a hundred thousand of them and more: those of its members that are
-// bools stand together, and what many share is behind a pointer.
+// A node has a hundred thousand of them and more, of which most differ in
+// nothing but the container: what was planned is behind a pointer.
 type Site struct {
+	*Planned
+
+	// Reason is set if the site is not armed; Detail explains it to a person.
+	Reason evidence.NotArmedReason
+	Detail string
+
+	// What Arm found out.
+	Type  evidence.ProbeType // what the kernel really used
+	ID    uint32             // the site's number in the kernel
+	Armed bool
+}
+
+// Planned is what is known of a site before it is armed. It is never changed
+// after it was planned: the containers of an image share it.
+type Planned struct {
 	Probe     *policy.Probe      // shared by its sites
 	Requested evidence.ProbeType // of a set, the best that sees it
 	Set       string             // one of policy.Sets, or ""
@@ -74,15 +90,6 @@ type Site struct {
 	// Of kernel probes.
 	Function string // the kernel's, or the system call as the policy names it: see Syscall
 	Event    string
-
-	// Reason is set if the site is not armed; Detail explains it to a person.
-	Reason evidence.NotArmedReason
-	Detail string
-
-	// What Arm found out.
-	Type  evidence.ProbeType // what the kernel really used
-	ID    uint32             // the site's number in the kernel
-	Armed bool
 
 	HasOffset bool
 	Duration  bool // the entry is to be paired with the return
@@ -143,4 +150,5 @@ type Facts struct {
 	Head    string // the first bytes, also of a file that is no ELF file
 
 	stamp stamp
+	plans *filePlans // of this file; nil: they are not shared
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"probity/bpf"
 	"probity/bpf/policy"
@@ -38,10 +39,9 @@ func newTyped(t *testing.T, sites ...probe.Site) (*stage, *typed) {
 }
 
 func kernelSite(id uint32, function string, requested, used evidence.ProbeType) probe.Site {
-	return probe.Site{
-		Probe: &policy.Probe{ID: "k-" + function, Type: string(requested)}, Requested: requested, Type: used, Armed: true, ID: id,
-		Function: function, Wanted: "openat", Detail: "fentry: no trampolines",
-	}
+	return probe.Site{Type: used, Armed: true, ID: id, Detail: "fentry: no trampolines", Planned: &probe.Planned{
+		Probe: &policy.Probe{ID: "k-" + function, Type: string(requested)}, Requested: requested, Function: function, Wanted: "openat",
+	}}
 }
 
 // A kernel function is in no file, and what the kernel really used is in the
@@ -83,9 +83,9 @@ func TestSaying(t *testing.T) {
 				r := st.runs[st.id]
 				r.addGap(&gap{selector: wholeRun, reason: a, from: armedAt, to: armedAt + 1, count: 1})
 				r.addSiteGap(0, &gap{reason: b, from: 9500, count: 1}) // later than the lines reach
-				r.sites[0].counter = bpf.Counter{Count: uint64(hit), FirstNs: 6000, LastNs: 6000}
+				r.sites[0].own().counter = bpf.Counter{Count: uint64(hit), FirstNs: 6000, LastNs: 6000}
 				o := r.observe(clock, &r.sites[0], 9000, st.cfg.Log)
-				if got, want := r.saying(&r.sites[0]), (said{o.State, uint64(*o.Count), len(o.Gaps), o.Stack != nil}); got != want {
+				if got, want := r.saying(&r.sites[0]), (said{uint64(*o.Count), saidOf(o.State), uint8(len(o.Gaps)), o.Stack != nil}); got != want {
 					t.Fatalf("%s, %s: %+v, the line says %+v", a, b, got, want)
 				}
 			}
@@ -326,7 +326,7 @@ func TestOtherBytes(t *testing.T) {
 // A site that was never armed may be found armed later: these are two lines, and
 // the first remains true of the start.
 func TestLateFoundFile(t *testing.T) {
-	gone := probe.Site{Probe: &policy.Probe{ID: "p", Type: "uprobe", File: "/opt/*"}, Requested: evidence.Uprobe, Reason: evidence.FileNotFound}
+	gone := probe.Site{Reason: evidence.FileNotFound, Planned: &probe.Planned{Probe: &policy.Probe{ID: "p", Type: "uprobe", File: "/opt/*"}, Requested: evidence.Uprobe}}
 	st := newStage(t, gone)
 	st.Publish(st.id, 0)
 	s := late(2, "f", "/opt/x")
@@ -643,5 +643,30 @@ func TestHitOfTheFirstOfMany(t *testing.T) {
 	}
 	if obs, _ := st.final(t, 9000); obs["hello"].State != evidence.Hit || *obs["hello"].Count != 3 {
 		t.Errorf("%s, %d", obs["hello"].State, *obs["hello"].Count)
+	}
+}
+
+// What happens to one site happens to no other, though all begin as one.
+func TestSitesOwn(t *testing.T) {
+	a, b := armed(1, "a"), armed(2, "b")
+	a.Probe.Stack = true
+	st := newStage(t, a, b)
+	st.Publish(st.id, 0)
+	st.hit(1, 3, 6000)
+	st.Event(bpf.Event{Kind: bpf.EventHit, Cgroup: 42, Site: 1, Ns: 6000, Pid: 7, Comm: "app"})
+	st.Stack(42, 1, &evidence.Stack{Reason: "unreadable"})
+	st.Stood(st.id, evidence.GapStoodDown, 6100, "enough", 1)
+	again := armed(3, "a")
+	again.Probe, again.Offset = a.Probe, a.Offset
+	st.Add(st.id, []probe.Site{again}, nil, 6200, evidence.GapFileChanged)
+	r := st.runs[st.id]
+	if s := r.sites[0]; s.counter.Count != 3 || s.process == nil || s.stack == nil || len(s.gaps) == 0 || len(s.earlier) != 1 {
+		t.Fatalf("%+v", s.seen)
+	}
+	if s := r.sites[1]; s.seen != &nothing || !reflect.DeepEqual(nothing, seen{}) {
+		t.Errorf("of a site of which nothing is known: %+v", s.seen)
+	}
+	if n := unsafe.Sizeof(site{}); n > 40 { // for each place and container
+		t.Errorf("a site takes %d bytes", n)
 	}
 }

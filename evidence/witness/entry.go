@@ -193,9 +193,9 @@ func (r *run) spread(set *set, p *evidence.Process) {
 		s.merge(set.counter)
 		if s.process == nil && p != nil && *p != (evidence.Process{}) {
 			first := *p
-			s.process = &first
+			s.own().process = &first
 		}
-		if s.said.state != evidence.Hit {
+		if s.said.state != saidHit {
 			r.touch(i)
 		}
 	}

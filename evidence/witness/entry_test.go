@@ -12,7 +12,7 @@ import (
 )
 
 func setSite(set string) probe.Site {
-	return probe.Site{Probe: &policy.Probe{ID: "set-" + set, Set: set}, Set: set, Requested: evidence.UnknownProbe, Type: evidence.RawTracepoint, Armed: true}
+	return probe.Site{Type: evidence.RawTracepoint, Armed: true, Planned: &probe.Planned{Probe: &policy.Probe{ID: "set-" + set, Set: set}, Set: set, Requested: evidence.UnknownProbe}}
 }
 
 func connect(addr string, port int, at int64) Entry {

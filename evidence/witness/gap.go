@@ -89,7 +89,8 @@ func (r *run) addGap(g *gap) *gap {
 func (r *run) addSiteGap(i int, g *gap) {
 	s := &r.sites[i]
 	g.id, g.selector = NewGapID(), s.selector()
-	s.gaps = r.compact(append(s.gaps, g))
+	own := s.own()
+	own.gaps = r.compact(append(own.gaps, g))
 	r.queue(g)
 	r.touch(i)
 }

@@ -138,23 +138,23 @@ func (r *run) state(s *site, to int64) (evidence.State, bool) {
 // gap may be of thousands of sites that have said all of it.
 func (r *run) saying(s *site) said {
 	if !s.Armed {
-		return said{state: evidence.NotArmed}
+		return said{state: saidNotArmed}
 	}
-	now := said{state: evidence.ArmedNoHit, count: s.counter.Count, stack: s.stack != nil}
+	now := said{state: saidArmedNoHit, count: s.counter.Count, stack: s.stack != nil}
 	var reasons [8]evidence.GapReason // more is rare, and makes at most a line too many
 	for g := range r.gapsOf(s) {
 		if !g.losesDetail() {
-			now.state = evidence.Partial // each lies within the window: nothing begins before the first instruction
+			now.state = saidPartial // each lies within the window: nothing begins before the first instruction
 		}
-		if !slices.Contains(reasons[:min(now.gaps, len(reasons))], g.reason) {
-			if now.gaps < len(reasons) {
+		if !slices.Contains(reasons[:min(int(now.gaps), len(reasons))], g.reason) {
+			if int(now.gaps) < len(reasons) {
 				reasons[now.gaps] = g.reason
 			}
 			now.gaps++
 		}
 	}
 	if s.counter.Count > 0 {
-		now.state = evidence.Hit
+		now.state = saidHit
 	} else {
 		now.stack = false
 	}

@@ -88,7 +88,7 @@ func newRun(s Start) *run {
 	}
 	r.sites = make([]site, len(s.Sites))
 	for i := range s.Sites {
-		r.sites[i].Site = &s.Sites[i]
+		r.sites[i].Site, r.sites[i].seen = &s.Sites[i], &nothing
 	}
 	r.index()
 	r.findSets(0)
@@ -211,7 +211,7 @@ func (r *run) sweep(log *slog.Logger) {
 func (r *run) read(log *slog.Logger, unhit bool) {
 	for i := range r.sites {
 		s := &r.sites[i]
-		if !s.counted() || unhit && s.said.state == evidence.Hit {
+		if !s.counted() || unhit && s.said.state == saidHit {
 			continue
 		}
 		c, err := r.count(s)
@@ -221,7 +221,7 @@ func (r *run) read(log *slog.Logger, unhit bool) {
 		}
 		s.merge(c)
 		r.last = max(r.last, s.counter.LastNs)
-		if s.counter.Count > 0 && s.said.state != evidence.Hit {
+		if s.counter.Count > 0 && s.said.state != saidHit {
 			r.touch(i)
 		}
 	}

@@ -9,9 +9,18 @@ import (
 	"probity/evidence"
 )
 
-// site is one site and what was last said of it.
+// site is one site and what was last said of it. There are a hundred thousand
+// of them, and of most there is nothing to say but that they are armed.
 type site struct {
 	*probe.Site // the caller's; not changed after it was handed over
+	*seen       // only read; own makes one to write to
+
+	said  said
+	stale bool // is to be looked at for the next lines
+}
+
+// seen is what is known of a site since it was armed.
+type seen struct {
 	// The same instruction, armed before under another number: a process that has
 	// mapped the file as it was then executes it under that number still. The
 	// engine bounds how many there are, as sites of the container.
@@ -20,17 +29,51 @@ type site struct {
 	process *evidence.Process
 	stack   *evidence.Stack // both of the first hit
 	gaps    []*gap          // of this site alone
+}
 
-	said  said
-	stale bool // is to be looked at for the next lines
+// nothing is what is known of all the sites of which nothing is. It is never
+// written to.
+var nothing seen
+
+// own returns what is known of the site, to write to it.
+func (s *site) own() *seen {
+	if s.seen == &nothing {
+		s.seen = new(seen)
+	}
+	return s.seen
 }
 
 // said is what the last line about a site said; a change makes a new line.
 type said struct {
-	state evidence.State
 	count uint64
-	gaps  int
+	state saidState
+	gaps  uint8
 	stack bool
+}
+
+// saidState is an evidence.State in one byte; 0 is that of a site without a line.
+type saidState uint8
+
+const (
+	saidNothing saidState = iota
+	saidNotArmed
+	saidArmedNoHit
+	saidPartial
+	saidHit
+)
+
+func saidOf(s evidence.State) saidState {
+	switch s {
+	case evidence.NotArmed:
+		return saidNotArmed
+	case evidence.ArmedNoHit:
+		return saidArmedNoHit
+	case evidence.Partial:
+		return saidPartial
+	case evidence.Hit:
+		return saidHit
+	}
+	return saidNothing
 }
 
 func (s *site) path() string {
@@ -120,19 +163,20 @@ func (r *run) touch(i int) {
 func (r *run) seen(id uint32, e bpf.Event) (changed bool) {
 	for _, n := range r.with(id) {
 		s := &r.sites[n.at]
-		if s.process == nil {
-			s.process = r.process(e)
+		own := s.own()
+		if own.process == nil {
+			own.process = r.process(e)
 		}
-		if s.counter.FirstNs == 0 || e.Ns < s.counter.FirstNs {
-			s.counter.FirstNs = e.Ns
+		if own.counter.FirstNs == 0 || e.Ns < own.counter.FirstNs {
+			own.counter.FirstNs = e.Ns
 		}
-		s.counter.LastNs = max(s.counter.LastNs, e.Ns)
+		own.counter.LastNs = max(own.counter.LastNs, e.Ns)
 		if c, err := r.count(s); err == nil {
 			s.merge(c)
 		}
-		s.counter.Count = max(s.counter.Count, 1)
-		r.last = max(r.last, s.counter.LastNs)
-		if s.said.state != evidence.Hit {
+		own.counter.Count = max(own.counter.Count, 1)
+		r.last = max(r.last, own.counter.LastNs)
+		if s.said.state != saidHit {
 			r.touch(int(n.at))
 			changed = true
 		}
@@ -163,14 +207,18 @@ func (r *run) count(s *site) (bpf.Counter, error) {
 // merge takes a counter as read. First is the earlier of both: two processors
 // may both have seen the first hit. A count never falls.
 func (s *site) merge(c bpf.Counter) {
+	if c == s.counter {
+		return // of most sites: nothing
+	}
 	if c.Count > 0 && c.FirstNs == 0 { // read between two stores of another processor
 		c.FirstNs = c.LastNs
 	}
-	first := s.counter.FirstNs
-	c.Count, c.LastNs = max(c.Count, s.counter.Count), max(c.LastNs, s.counter.LastNs)
-	s.counter = c
+	own := s.own()
+	first := own.counter.FirstNs
+	c.Count, c.LastNs = max(c.Count, own.counter.Count), max(c.LastNs, own.counter.LastNs)
+	own.counter = c
 	if first != 0 && (c.FirstNs == 0 || first < c.FirstNs) {
-		s.counter.FirstNs = first
+		own.counter.FirstNs = first
 	}
 }
 
@@ -180,14 +228,14 @@ func (r *run) add(p *probe.Site, known map[identity]int) (at int, fresh bool) {
 	id := identityOf(p)
 	if at, ok := known[id]; ok {
 		if s := &r.sites[at]; p.Armed && p.ID != s.ID {
-			s.earlier = append(s.earlier, s.Site)
+			s.own().earlier = append(s.earlier, s.Site)
 			s.Site = p
 		}
 		return at, false
 	}
 	at = len(r.sites)
 	known[id] = at
-	r.sites = append(r.sites, site{Site: p})
+	r.sites = append(r.sites, site{Site: p, seen: &nothing})
 	r.touch(at)
 	return at, true
 }

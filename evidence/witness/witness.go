@@ -274,7 +274,7 @@ func (w *Witness) Stack(cgroup uint64, site uint32, s *evidence.Stack) {
 	defer r.mu.Unlock()
 	for _, n := range r.with(site) {
 		if at := &r.sites[n.at]; at.Probe.Stack && at.stack == nil {
-			at.stack = s
+			at.own().stack = s
 			r.touch(int(n.at))
 		}
 	}

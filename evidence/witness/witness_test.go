@@ -86,13 +86,13 @@ const (
 )
 
 func armed(id uint32, symbol string) probe.Site {
-	return probe.Site{
-		Probe: &policy.Probe{ID: "p-" + symbol, Type: "uprobe"}, Requested: evidence.Uprobe, Type: evidence.Uprobe, Armed: true, ID: id,
+	return probe.Site{Type: evidence.Uprobe, Armed: true, ID: id, Planned: &probe.Planned{
+		Probe: &policy.Probe{ID: "p-" + symbol, Type: "uprobe"}, Requested: evidence.Uprobe,
 		Symbol: symbol, Kind: "func", Inline: "unknown", Copies: 1, Offset: 0x1000 + uint64(id), HasOffset: true,
 		File: &probe.File{Match: image.Match{Path: libPath, Origin: "imageLayer"}, Digest: func() (string, error) {
 			return "sha256:" + strings.Repeat("ab", 32), nil
 		}},
-	}
+	}}
 }
 
 func newStage(t *testing.T, sites ...probe.Site) *stage {
@@ -318,7 +318,7 @@ func TestNotArmed(t *testing.T) {
 // A hostile container runs a new path with each exec; it can fill its own set
 // and nothing else, and no line grows past its bound (sink checks that).
 func TestSetFull(t *testing.T) {
-	s := probe.Site{Probe: &policy.Probe{ID: "exec", Type: "tracepoint", Event: "sched:sched_process_exec"}, Requested: evidence.Tracepoint, Type: evidence.RawTracepoint, Armed: true}
+	s := probe.Site{Type: evidence.RawTracepoint, Armed: true, Planned: &probe.Planned{Probe: &policy.Probe{ID: "exec", Type: "tracepoint", Event: "sched:sched_process_exec"}, Requested: evidence.Tracepoint}}
 	st := newStage(t, s)
 	st.Publish(st.id, 0)
 	for i := range 500 {
