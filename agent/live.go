@@ -51,6 +51,7 @@ type live struct {
 	// disarmed: there is nothing to look at any more. Guarded by checking.
 	disarmed bool
 	rootDev  [2]uint32 // of the file system of its root
+	mountNS  uint32    // inode number of its mount namespace, or 0: not known
 
 	since   time.Time     // of the notice
 	reading time.Duration // spent on identifying the files of sets; of identifyAll
@@ -183,6 +184,7 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	if l.init != nil {
 		defer l.init.Close()
 	}
+	l.mountNS = mountNSOf(run.Notice.Pid)
 	start := a.armNow(l, run, probes, cgErr)
 	held := l.held == nil || l.held()
 	a.witness.Armed(start)

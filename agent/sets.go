@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"probity/bpf"
 	"probity/bpf/probe"
 	"probity/evidence"
@@ -42,7 +44,7 @@ func (a *Agent) entry(e *bpf.SetEntry) {
 			id.Why = "there was no time to read the file"
 		}
 	}
-	a.witness.Entry(e.Cgroup, entryOf(e, id))
+	a.witness.Entry(e.Cgroup, entryOf(e, id, l.mountNS))
 }
 
 // identifyAll identifies the files of entries. It ends when the agent is closed.
@@ -62,7 +64,7 @@ func (a *Agent) identifyAll() {
 				id = w.l.handle.Identify(&w.entry)
 				w.l.reading += time.Since(began)
 			}
-			a.witness.Entry(w.entry.Cgroup, entryOf(&w.entry, id))
+			a.witness.Entry(w.entry.Cgroup, entryOf(&w.entry, id, w.l.mountNS))
 		}
 	}
 }
@@ -99,26 +101,32 @@ func (a *Agent) identified() {
 }
 
 // entryOf is an entry as the evidence has it.
-func entryOf(e *bpf.SetEntry, id probe.Identified) witness.Entry {
+func entryOf(e *bpf.SetEntry, id probe.Identified, mountNS uint32) witness.Entry {
 	w := witness.Entry{
 		Set: e.Set.String(), At: e.FirstNs, Process: evidence.Process{Pid: e.Pid, Comm: e.Comm()},
-		FileDigest: id.Digest, BuildID: id.BuildID, Origin: id.Origin, LayerDiffID: id.LayerDiffID, Detail: id.Why,
+		FileDigest: id.Digest, BuildID: id.BuildID, Origin: id.Origin, LayerDiffID: id.LayerDiffID,
 	}
 	if e.Session == bpf.SessionExec {
 		w.Process.Session = evidence.SessionExec
 	}
 	if e.Set == bpf.SetNetwork {
 		w.Entry = evidence.Entry{Operation: e.Operation(), Protocol: e.Protocol(), Family: e.Family(), Address: e.Address(), Port: e.Port()}
+		if e.Given() {
+			w.Detail = "the address is what the process's memory held: the kernel's own copy was not seen"
+		}
 		return w
 	}
-	major, minor := e.Device()
-	w.Path, w.Device, w.Inode = e.Path(), fmt.Sprintf("%d:%d", major, minor), evidence.Uint64(e.Inode())
-	if why := e.PathDoubt(); why != "" {
-		w.Detail = why
+	w.Path = e.Path()
+	if !e.Given() {
+		major, minor := e.Device()
+		w.Device, w.Inode = fmt.Sprintf("%d:%d", major, minor), evidence.Uint64(e.Inode())
 	}
+	w.Detail = doubts(e, id, mountNS)
 	switch e.Set {
 	case bpf.SetExec:
-		w.Parent = &evidence.Process{Pid: e.Parent, Comm: e.ParentComm()}
+		if e.Parent != 0 {
+			w.Parent = &evidence.Process{Pid: e.Parent, Comm: e.ParentComm()}
+		}
 		if w.Path == "" {
 			w.Path = e.Argument()
 		} else if arg := e.Argument(); arg != w.Path {
@@ -138,6 +146,33 @@ func entryOf(e *bpf.SetEntry, id probe.Identified) witness.Entry {
 	return w
 }
 
+// doubts says in what way an entry's path is not that of a file of the image.
+// mountNS is the container's own mount namespace, or 0: not known.
+func doubts(e *bpf.SetEntry, id probe.Identified, mountNS uint32) string {
+	var all []string
+	if why := e.PathDoubt(); why != "" {
+		all = append(all, why)
+	} else if id.Why != "" {
+		all = append(all, id.Why)
+	}
+	if e.Chrooted() {
+		all = append(all, "the process had another root directory")
+	}
+	if mountNS != 0 && e.MountNS != 0 && e.MountNS != mountNS {
+		all = append(all, "the process was in another mount namespace than the container's first")
+	}
+	return strings.Join(all, "; ")
+}
+
+// mountNSOf is the mount namespace of a process, or 0.
+func mountNSOf(pid int) uint32 {
+	var st unix.Stat_t
+	if pid <= 0 || unix.Stat(fmt.Sprintf("/proc/%d/ns/mnt", pid), &st) != nil {
+		return 0
+	}
+	return uint32(st.Ino)
+}
+
 // sweepSets reads the sets of a run, as the kernel has them, and what they lack.
 func (a *Agent) sweepSets(l *live) {
 	if !hasSets(l) {
@@ -148,7 +183,7 @@ func (a *Agent) sweepSets(l *live) {
 	// all that look alike.
 	all := map[witness.Entry]*witness.Entry{}
 	err := l.handle.Entries(func(e *bpf.SetEntry) bool {
-		w := entryOf(e, l.handle.Identified(e.SetKey))
+		w := entryOf(e, l.handle.Identified(e.SetKey), l.mountNS)
 		w.Last, w.Count = e.LastNs, e.Count
 		key := w
 		key.At, key.Last, key.Count, key.Parent, key.Detail = 0, 0, 0, nil, ""

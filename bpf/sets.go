@@ -128,9 +128,6 @@ func (h *setHooks) prepare() error {
 	if err := tellAncestors(h.opts.KernelTypes, spec); err != nil {
 		return err
 	}
-	if err := tellAncestors(h.opts.KernelTypes, spec); err != nil {
-		return err
-	}
 	// From 6.1 on the kernel has an allocator that programs may use anywhere. It
 	// came with this map type; before, such a map makes the kernel warn.
 	h.onUse = !h.opts.ForceSetMemory && features.HaveMapType(ebpf.UserRingbuf) == nil
@@ -144,8 +141,8 @@ func (h *setHooks) prepare() error {
 		}
 	}
 	made := map[string]*ebpf.Map{}
-	for _, name := range []string{setsMapSetStates, setsMapSetEntries, setsMapDrafts} {
-		if name != setsMapDrafts {
+	for _, name := range setMaps {
+		if name == setsMapSetStates || name == setsMapSetEntries {
 			resize(spec.Maps[name], h.opts.Runs)
 		}
 		m, err := ebpf.NewMap(spec.Maps[name])
@@ -161,6 +158,9 @@ func (h *setHooks) prepare() error {
 	h.obj.spec = spec
 	return nil
 }
+
+// setMaps are the maps that the programs of all sets share, and nobody else.
+var setMaps = []string{setsMapSetStates, setsMapSetEntries, setsMapDrafts, setsMapPending}
 
 const noPrealloc = 1 // BPF_F_NO_PREALLOC of linux/bpf.h
 

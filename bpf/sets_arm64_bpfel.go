@@ -75,7 +75,20 @@ const (
 	setsPathFlagsPATH_DETACHED setsPathFlags = 16
 	setsPathFlagsPATH_DELETED  setsPathFlags = 32
 	setsPathFlagsPATH_ARG_CUT  setsPathFlags = 64
+	setsPathFlagsPATH_CHROOT   setsPathFlags = 128
 )
+
+type setsPending struct {
+	_        structs.HostLayout
+	Call     uint32
+	Abi      uint32
+	Args     [6]uint64
+	Began    uint32
+	Unread   uint32
+	GivenLen uint32
+	Pad      uint32
+	Given    [256]int8
+}
 
 type setsProcess struct {
 	_       structs.HostLayout
@@ -143,7 +156,7 @@ type setsSetEntry struct {
 	PathLen    uint16
 	ArgLen     uint16
 	PathFlags  uint32
-	Pad        uint32
+	MntNs      uint32
 	Comm       [16]int8
 	ParentComm [16]int8
 	Text       [384]int8
@@ -217,6 +230,7 @@ type setsTotals struct {
 const (
 	setsMapDrafts              = "drafts"
 	setsMapEvents              = "events"
+	setsMapPending             = "pending"
 	setsMapProcesses           = "processes"
 	setsMapRuns                = "runs"
 	setsMapSetEntries          = "set_entries"
@@ -233,6 +247,7 @@ const (
 	setsProgSetConnectRaw      = "set_connect_raw"
 	setsProgSetExecRaw         = "set_exec_raw"
 	setsProgSetFilesCall       = "set_files_call"
+	setsProgSetFilesEnter      = "set_files_enter"
 	setsProgSetFilesExec       = "set_files_exec"
 	setsProgSetFilesFexit      = "set_files_fexit"
 	setsProgSetFilesKretprobe  = "set_files_kretprobe"
@@ -244,11 +259,15 @@ const (
 	setsProgSetMprotectFentry  = "set_mprotect_fentry"
 	setsProgSetMprotectKprobe  = "set_mprotect_kprobe"
 	setsProgSetNetworkCall     = "set_network_call"
+	setsProgSetNetworkEnter    = "set_network_enter"
+	setsProgSetRootFexit       = "set_root_fexit"
+	setsProgSetRootKretprobe   = "set_root_kretprobe"
 	setsProgSetSendFentry      = "set_send_fentry"
 	setsProgSetSendKprobe      = "set_send_kprobe"
 	setsProgSetSyscallsRaw     = "set_syscalls_raw"
 	setsVarAncestorOffsets     = "ancestor_offsets"
 	setsVarFreshOnly           = "fresh_only"
+	setsVarRootHasFour         = "root_has_four"
 	setsVarUnusedAbi           = "unused_abi"
 	setsVarUnusedAccess        = "unused_access"
 	setsVarUnusedCallEvent     = "unused_call_event"
@@ -311,6 +330,7 @@ type setsProgramSpecs struct {
 	SetConnectRaw      *ebpf.ProgramSpec `ebpf:"set_connect_raw"`
 	SetExecRaw         *ebpf.ProgramSpec `ebpf:"set_exec_raw"`
 	SetFilesCall       *ebpf.ProgramSpec `ebpf:"set_files_call"`
+	SetFilesEnter      *ebpf.ProgramSpec `ebpf:"set_files_enter"`
 	SetFilesExec       *ebpf.ProgramSpec `ebpf:"set_files_exec"`
 	SetFilesFexit      *ebpf.ProgramSpec `ebpf:"set_files_fexit"`
 	SetFilesKretprobe  *ebpf.ProgramSpec `ebpf:"set_files_kretprobe"`
@@ -322,6 +342,9 @@ type setsProgramSpecs struct {
 	SetMprotectFentry  *ebpf.ProgramSpec `ebpf:"set_mprotect_fentry"`
 	SetMprotectKprobe  *ebpf.ProgramSpec `ebpf:"set_mprotect_kprobe"`
 	SetNetworkCall     *ebpf.ProgramSpec `ebpf:"set_network_call"`
+	SetNetworkEnter    *ebpf.ProgramSpec `ebpf:"set_network_enter"`
+	SetRootFexit       *ebpf.ProgramSpec `ebpf:"set_root_fexit"`
+	SetRootKretprobe   *ebpf.ProgramSpec `ebpf:"set_root_kretprobe"`
 	SetSendFentry      *ebpf.ProgramSpec `ebpf:"set_send_fentry"`
 	SetSendKprobe      *ebpf.ProgramSpec `ebpf:"set_send_kprobe"`
 	SetSyscallsRaw     *ebpf.ProgramSpec `ebpf:"set_syscalls_raw"`
@@ -333,6 +356,7 @@ type setsProgramSpecs struct {
 type setsMapSpecs struct {
 	Drafts     *ebpf.MapSpec `ebpf:"drafts"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
+	Pending    *ebpf.MapSpec `ebpf:"pending"`
 	Processes  *ebpf.MapSpec `ebpf:"processes"`
 	Runs       *ebpf.MapSpec `ebpf:"runs"`
 	SetEntries *ebpf.MapSpec `ebpf:"set_entries"`
@@ -348,6 +372,7 @@ type setsMapSpecs struct {
 type setsVariableSpecs struct {
 	AncestorOffsets *ebpf.VariableSpec `ebpf:"ancestor_offsets"`
 	FreshOnly       *ebpf.VariableSpec `ebpf:"fresh_only"`
+	RootHasFour     *ebpf.VariableSpec `ebpf:"root_has_four"`
 	UnusedAbi       *ebpf.VariableSpec `ebpf:"unused_abi"`
 	UnusedAccess    *ebpf.VariableSpec `ebpf:"unused_access"`
 	UnusedCallEvent *ebpf.VariableSpec `ebpf:"unused_call_event"`
@@ -381,6 +406,7 @@ func (o *setsObjects) Close() error {
 type setsMaps struct {
 	Drafts     *ebpf.Map `ebpf:"drafts"`
 	Events     *ebpf.Map `ebpf:"events"`
+	Pending    *ebpf.Map `ebpf:"pending"`
 	Processes  *ebpf.Map `ebpf:"processes"`
 	Runs       *ebpf.Map `ebpf:"runs"`
 	SetEntries *ebpf.Map `ebpf:"set_entries"`
@@ -394,6 +420,7 @@ func (m *setsMaps) Close() error {
 	return _SetsClose(
 		m.Drafts,
 		m.Events,
+		m.Pending,
 		m.Processes,
 		m.Runs,
 		m.SetEntries,
@@ -410,6 +437,7 @@ func (m *setsMaps) Close() error {
 type setsVariables struct {
 	AncestorOffsets *ebpf.Variable `ebpf:"ancestor_offsets"`
 	FreshOnly       *ebpf.Variable `ebpf:"fresh_only"`
+	RootHasFour     *ebpf.Variable `ebpf:"root_has_four"`
 	UnusedAbi       *ebpf.Variable `ebpf:"unused_abi"`
 	UnusedAccess    *ebpf.Variable `ebpf:"unused_access"`
 	UnusedCallEvent *ebpf.Variable `ebpf:"unused_call_event"`
@@ -434,6 +462,7 @@ type setsPrograms struct {
 	SetConnectRaw      *ebpf.Program `ebpf:"set_connect_raw"`
 	SetExecRaw         *ebpf.Program `ebpf:"set_exec_raw"`
 	SetFilesCall       *ebpf.Program `ebpf:"set_files_call"`
+	SetFilesEnter      *ebpf.Program `ebpf:"set_files_enter"`
 	SetFilesExec       *ebpf.Program `ebpf:"set_files_exec"`
 	SetFilesFexit      *ebpf.Program `ebpf:"set_files_fexit"`
 	SetFilesKretprobe  *ebpf.Program `ebpf:"set_files_kretprobe"`
@@ -445,6 +474,9 @@ type setsPrograms struct {
 	SetMprotectFentry  *ebpf.Program `ebpf:"set_mprotect_fentry"`
 	SetMprotectKprobe  *ebpf.Program `ebpf:"set_mprotect_kprobe"`
 	SetNetworkCall     *ebpf.Program `ebpf:"set_network_call"`
+	SetNetworkEnter    *ebpf.Program `ebpf:"set_network_enter"`
+	SetRootFexit       *ebpf.Program `ebpf:"set_root_fexit"`
+	SetRootKretprobe   *ebpf.Program `ebpf:"set_root_kretprobe"`
 	SetSendFentry      *ebpf.Program `ebpf:"set_send_fentry"`
 	SetSendKprobe      *ebpf.Program `ebpf:"set_send_kprobe"`
 	SetSyscallsRaw     *ebpf.Program `ebpf:"set_syscalls_raw"`
@@ -461,6 +493,7 @@ func (p *setsPrograms) Close() error {
 		p.SetConnectRaw,
 		p.SetExecRaw,
 		p.SetFilesCall,
+		p.SetFilesEnter,
 		p.SetFilesExec,
 		p.SetFilesFexit,
 		p.SetFilesKretprobe,
@@ -472,6 +505,9 @@ func (p *setsPrograms) Close() error {
 		p.SetMprotectFentry,
 		p.SetMprotectKprobe,
 		p.SetNetworkCall,
+		p.SetNetworkEnter,
+		p.SetRootFexit,
+		p.SetRootKretprobe,
 		p.SetSendFentry,
 		p.SetSendKprobe,
 		p.SetSyscallsRaw,

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 )
@@ -26,6 +27,9 @@ type setHook struct {
 	fresh  bool   // only for processes that have just become the container's
 	or     string // a program for the same place, where the kernel refuses this one
 	orAt   string // another name of the target, in newer kernels
+	// without says what is not seen where the kernel refuses this hook; then the
+	// others do. A way without this word needs all of its hooks.
+	without string
 }
 
 type hookKind int
@@ -43,6 +47,8 @@ var (
 	firstMappings = setHook{prog: setsProgSetLibrariesExec, kind: atRawTracepoint, target: "sched_process_exec", fresh: true, or: setsProgSetLibrariesList}
 	firstFile     = setHook{prog: setsProgSetFilesExec, kind: atRawTracepoint, target: "sched_process_exec", fresh: true}
 )
+
+const noHandles = "files opened by a handle are not seen"
 
 // setForms are the ways to see each set, best first. docs/sets.md says what
 // each of them sees and what it does not.
@@ -86,13 +92,15 @@ var setForms = [numSets][]setForm{
 		}},
 		{"rawTracepoint", "rawTracepoint", []setHook{
 			{prog: setsProgSetConnectRaw, kind: atRawTracepoint, target: "inet_sock_set_state"},
+			{prog: setsProgSetNetworkEnter, kind: atRawTracepoint, target: "sys_enter"},
 			{prog: setsProgSetNetworkCall, kind: atRawTracepoint, target: "sys_exit"},
 		}},
 	},
 	SetFiles: {
-		{"fentry", "fexit", []setHook{{prog: setsProgSetFilesFexit, kind: atFunction, target: "do_filp_open", orAt: "do_file_open"}, firstFile}},
-		{"kprobe", "kretprobe", []setHook{{prog: setsProgSetFilesKretprobe, kind: atKretprobe, target: "do_filp_open", orAt: "do_file_open"}, firstFile}},
+		{"fentry", "fexit", []setHook{{prog: setsProgSetFilesFexit, kind: atFunction, target: "do_filp_open", orAt: "do_file_open"}, {prog: setsProgSetRootFexit, kind: atFunction, target: "do_file_open_root", without: noHandles}, firstFile}},
+		{"kprobe", "kretprobe", []setHook{{prog: setsProgSetFilesKretprobe, kind: atKretprobe, target: "do_filp_open", orAt: "do_file_open"}, {prog: setsProgSetRootKretprobe, kind: atKretprobe, target: "do_file_open_root", without: noHandles}, firstFile}},
 		{"rawTracepoint", "rawTracepoint", []setHook{
+			{prog: setsProgSetFilesEnter, kind: atRawTracepoint, target: "sys_enter"},
 			{prog: setsProgSetFilesCall, kind: atRawTracepoint, target: "sys_exit"},
 			{prog: setsProgSetFilesExec, kind: atRawTracepoint, target: "sched_process_exec"},
 		}},
@@ -156,6 +164,9 @@ func (h *setHooks) arm(s Set) (*setLinks, error) {
 		}
 		l, err := h.take(f)
 		if err == nil {
+			if l.note != "" {
+				errs = append(errs, errors.New(l.note))
+			}
 			if err := errors.Join(errs...); err != nil {
 				l.note = strings.ReplaceAll(err.Error(), "\n", "; ")
 			}
@@ -197,6 +208,10 @@ func (h *setHooks) take(f setForm) (_ *setLinks, err error) {
 	}()
 	for _, k := range f.hooks {
 		p, at, err := h.first(&k)
+		if err != nil && k.without != "" {
+			l.note = fmt.Sprintf("%s: %s", k.without, strings.ReplaceAll(err.Error(), "\n", "; "))
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -247,8 +262,38 @@ func (h *setHooks) load(k setHook) (*ebpf.Program, error) {
 		if k.kind == atFunction {
 			s.Programs[k.prog].AttachTo = k.target
 		}
+		if k.prog == setsProgSetRootFexit {
+			four, err := h.takesFour(k.target)
+			if err != nil {
+				return err
+			}
+			if err := s.Variables[setsVarRootHasFour].Set(four); err != nil {
+				return err
+			}
+		}
 		return s.Variables[setsVarFreshOnly].Set(k.fresh)
 	})
+}
+
+// takesFour reports whether a function of the kernel has four arguments, by the
+// kernel's types: a program that takes one for the other reads nonsense.
+func (h *setHooks) takesFour(function string) (bool, error) {
+	types := h.opts.KernelTypes
+	if types == nil {
+		var err error
+		if types, err = btf.LoadKernelSpec(); err != nil {
+			return false, fmt.Errorf("how many arguments %s has: %w", function, err)
+		}
+	}
+	var f *btf.Func
+	if err := types.TypeByName(function, &f); err != nil {
+		return false, fmt.Errorf("how many arguments %s has: %w", function, err)
+	}
+	proto, ok := f.Type.(*btf.FuncProto)
+	if !ok || len(proto.Params) < 3 || len(proto.Params) > 4 {
+		return false, fmt.Errorf("%s has neither three nor four arguments", function)
+	}
+	return len(proto.Params) == 4, nil
 }
 
 func (k setHook) attach(p *ebpf.Program) (link.Link, error) {
@@ -341,7 +386,7 @@ func (h *setHooks) close() error {
 		delete(h.rooms, id)
 	}
 	if h.obj.spec != nil {
-		for _, name := range []string{setsMapSetStates, setsMapSetEntries, setsMapDrafts} {
+		for _, name := range setMaps {
 			errs = append(errs, h.obj.maps[name].Close())
 		}
 		h.obj.spec = nil

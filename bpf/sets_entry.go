@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+	stdutf8 "unicode/utf8"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,7 @@ type SetEntry struct {
 	Tid     int
 	Parent  int
 	Session Session
+	MountNS uint32 // of a file: the mount namespace that its path begins in, by inode number
 
 	// Of a file: what stat(2) and statfs(2) would have said then.
 	CtimeNs int64
@@ -67,7 +69,7 @@ var (
 	operationNames = map[uint8]string{uint8(setsOperationOP_CONNECT): "connect", uint8(setsOperationOP_ACCEPT): "accept", uint8(setsOperationOP_BIND): "bind", uint8(setsOperationOP_SEND): "send"}
 )
 
-const allPathFlags = setsPathFlagsPATH_WALKED | setsPathFlagsPATH_GIVEN | setsPathFlagsPATH_CUT | setsPathFlagsPATH_OUTSIDE | setsPathFlagsPATH_DETACHED | setsPathFlagsPATH_DELETED | setsPathFlagsPATH_ARG_CUT
+const allPathFlags = setsPathFlagsPATH_WALKED | setsPathFlagsPATH_GIVEN | setsPathFlagsPATH_CUT | setsPathFlagsPATH_OUTSIDE | setsPathFlagsPATH_DETACHED | setsPathFlagsPATH_DELETED | setsPathFlagsPATH_ARG_CUT | setsPathFlagsPATH_CHROOT
 
 // IsSetEvent reports whether a record of the ring buffer announces an entry of
 // a set. Decode does not take those.
@@ -147,6 +149,7 @@ func (e *SetEntry) decode(b []byte) error {
 	e.CtimeNs, e.Size, e.Magic = int64(u64(unsafe.Offsetof(x.CtimeNs))), u64(unsafe.Offsetof(x.Size)), u64(unsafe.Offsetof(x.Magic))
 	e.Pid, e.Tid, e.Parent = int(u32(unsafe.Offsetof(x.Pid))), int(u32(unsafe.Offsetof(x.Tid))), int(u32(unsafe.Offsetof(x.Parent)))
 	e.Session, e.Mode, e.flags = Session(u32(unsafe.Offsetof(x.Session))), u32(unsafe.Offsetof(x.Mode)), u32(unsafe.Offsetof(x.PathFlags))
+	e.MountNS = u32(unsafe.Offsetof(x.MntNs))
 	e.path = int(binary.NativeEndian.Uint16(b[unsafe.Offsetof(x.PathLen):]))
 	e.arg = int(binary.NativeEndian.Uint16(b[unsafe.Offsetof(x.ArgLen):]))
 	copy(e.comm[:], b[unsafe.Offsetof(x.Comm):])
@@ -212,7 +215,7 @@ func (e *SetEntry) PathDoubt() string {
 		why  string
 	}{
 		{setsPathFlagsPATH_CUT, "the path's beginning is missing: it is too long"},
-		{setsPathFlagsPATH_OUTSIDE, "the file is not below the process's root: the path begins at its mount"},
+		{setsPathFlagsPATH_OUTSIDE, "the file is not in the process's mount namespace: the path begins where its own mounts do"},
 		{setsPathFlagsPATH_DETACHED, "the file has no place in a directory"},
 		{setsPathFlagsPATH_DELETED, "the file was in no directory any more"},
 	} {
@@ -220,16 +223,30 @@ func (e *SetEntry) PathDoubt() string {
 			return d.why
 		}
 	}
-	if e.path == 0 && e.Set != SetNetwork {
+	switch {
+	case e.Set == SetNetwork:
+	case e.path == 0:
 		return "the path could not be read"
+	case e.Given():
+		return "the path is what the process gave: which file the kernel took is not known"
+	case !stdutf8.Valid(e.text[:e.path]):
+		return "the path is not UTF-8: \uFFFD stands for what is not"
 	}
 	return ""
 }
 
 // PathKnown reports whether Path is a path in the container's own tree.
 func (e *SetEntry) PathKnown() bool {
-	return e.path > 0 && e.flags&uint32(setsPathFlagsPATH_CUT|setsPathFlagsPATH_OUTSIDE|setsPathFlagsPATH_DETACHED|setsPathFlagsPATH_DELETED) == 0
+	return e.path > 0 && e.PathDoubt() == ""
 }
+
+// Chrooted reports whether the process had another root than its mount
+// namespace. The path begins at the namespace's all the same.
+func (e *SetEntry) Chrooted() bool { return e.flags&uint32(setsPathFlagsPATH_CHROOT) != 0 }
+
+// Given reports whether the path or address is what the process gave, and the
+// kernel's own copy was not seen.
+func (e *SetEntry) Given() bool { return e.flags&uint32(setsPathFlagsPATH_GIVEN) != 0 }
 
 // Device is the number of the file's device, major and minor.
 func (k SetKey) Device() (major, minor uint32) {
@@ -261,7 +278,7 @@ func nameOf(k SetKey, s Set, names map[uint8]string) string {
 	return names[k.what]
 }
 
-// Family is ipv4, ipv6, unix or other.
+// Family is ipv4, ipv6, unix, vsock, netlink, packet or other.
 func (k SetKey) Family() string {
 	switch k.family {
 	case unix.AF_INET:
@@ -270,12 +287,18 @@ func (k SetKey) Family() string {
 		return "ipv6"
 	case unix.AF_UNIX:
 		return "unix"
+	case unix.AF_VSOCK:
+		return "vsock"
+	case unix.AF_NETLINK:
+		return "netlink"
+	case unix.AF_PACKET:
+		return "packet"
 	}
 	return "other"
 }
 
-// Protocol is tcp, udp, sctp, icmp or raw; of other families stream, dgram or
-// seqpacket; else other.
+// Protocol is tcp, udp, sctp, icmp or raw; of other families stream, dgram,
+// seqpacket or raw; else other.
 func (k SetKey) Protocol() string {
 	inet := k.family == unix.AF_INET || k.family == unix.AF_INET6
 	switch {
@@ -297,12 +320,15 @@ func (k SetKey) Protocol() string {
 		return "dgram"
 	case k.typ == unix.SOCK_SEQPACKET:
 		return "seqpacket"
+	case k.typ == unix.SOCK_RAW:
+		return "raw"
 	}
 	return "other"
 }
 
 // Address is the address of the other side; of accept and bind the own one. A
-// name of a Unix socket that is in no directory begins with '@'.
+// name of a Unix socket that is in no directory begins with '@'; of a virtual
+// machine's socket it is "CID:PORT".
 func (e *SetEntry) Address() string {
 	var b [16]byte
 	binary.NativeEndian.PutUint64(b[:8], e.id[0])
@@ -312,6 +338,8 @@ func (e *SetEntry) Address() string {
 		return netip.AddrFrom4([4]byte(b[:4])).String()
 	case unix.AF_INET6:
 		return netip.AddrFrom16(b).String()
+	case unix.AF_VSOCK:
+		return fmt.Sprintf("%d:%d", uint32(e.id[0]), uint32(e.id[1]))
 	case unix.AF_UNIX:
 		name := e.text[e.path : e.path+e.arg]
 		if len(name) == 0 || name[0] != 0 {

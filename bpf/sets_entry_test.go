@@ -57,7 +57,7 @@ func TestSetEntryDecode(t *testing.T) {
 		"session":       func(b []byte) { b[atKey+unsafe.Offsetof(setsSetKey{}.What)] = 3 },
 		"count":         func(b []byte) { b[atEntry+unsafe.Offsetof(x.Count)] = 0 },
 		"time":          func(b []byte) { b[atEntry+unsafe.Offsetof(x.FirstNs)] = 0 },
-		"flags":         func(b []byte) { b[atEntry+unsafe.Offsetof(x.PathFlags)] = 128 },
+		"flags":         func(b []byte) { b[atEntry+unsafe.Offsetof(x.PathFlags)+1] = 1 },
 		"comm":          func(b []byte) { b[atEntry+unsafe.Offsetof(x.Comm)+15] = 'x' },
 		"length":        func(b []byte) { b[atEntry+unsafe.Offsetof(x.PathLen)]++ },
 		"other session": func(b []byte) { b[atEntry+unsafe.Offsetof(x.Session)] = 9 },

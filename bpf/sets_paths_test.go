@@ -1,9 +1,12 @@
 package bpf
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"probity/tests/need"
 )
@@ -45,14 +48,39 @@ func TestSetPaths(t *testing.T) {
 	r.want(t, SetFiles, map[string]uint64{"read " + dir + "/gone": 2})
 }
 
-// A path is what the process would name it: from its own root on.
+// A path begins at the root of the mount namespace and not at the root that a
+// process has chosen for itself, which is said.
 func TestSetRoot(t *testing.T) {
 	need.Command(t, "chroot", "mount", "unshare", "busybox")
-	r := newSetRoom(t, Options{}, map[Set]uint32{SetExec: 0})
+	r := newSetRoom(t, Options{}, map[Set]uint32{SetExec: 0, SetFiles: 0})
 	dir := real(t, t.TempDir())
 	must(t, os.MkdirAll(dir+"/root/mnt", 0o755))
 	must(t, os.MkdirAll(dir+"/other/bin", 0o755))
-	box := need.Command(t, "busybox")[0]
-	r.shell(t).do(t, "unshare -m sh -c 'mount --bind "+dir+"/other "+dir+"/root/mnt && cp "+box+" "+dir+"/root/mnt/bin/box && chroot "+dir+"/root /mnt/bin/box true'")
-	r.want(t, SetExec, map[string]uint64{"/mnt/bin/box /mnt/bin/box 1": 1})
+	must(t, os.WriteFile(dir+"/outside", nil, 0o600))
+	box := real(t, need.Command(t, "busybox")[0])
+	s := r.shell(t)
+	s.do(t, "unshare -m sh -c 'mount --bind "+dir+"/other "+dir+"/root/mnt && cp "+box+" "+dir+"/root/mnt/bin/busybox && exec 5<"+dir+"/outside && chroot "+dir+"/root /mnt/bin/busybox cat /proc/self/fd/5 2>/dev/null; chroot "+dir+"/root /mnt/bin/busybox true'")
+	r.want(t, SetExec, map[string]uint64{dir + "/root/mnt/bin/busybox /mnt/bin/busybox 1": 2})
+	own := mountNS(t, s.cmd.Process.Pid)
+	chrooted := false
+	for _, x := range r.entries(t, SetExec) {
+		inside := strings.HasPrefix(x.Argument(), "/mnt")
+		if x.Chrooted() != inside || x.PathKnown() != true {
+			t.Errorf("%s: chrooted %v, known %v", brief(&x), x.Chrooted(), x.PathKnown())
+		}
+		if inside && x.MountNS == own || x.MountNS == 0 {
+			t.Errorf("%s: in mount namespace %d, the container's is %d", brief(&x), x.MountNS, own)
+		}
+		chrooted = chrooted || inside
+	}
+	if !chrooted {
+		t.Error("nothing was done in the other root")
+	}
+}
+
+func mountNS(t *testing.T, pid int) uint32 {
+	t.Helper()
+	var st unix.Stat_t
+	must(t, unix.Stat(fmt.Sprintf("/proc/%d/ns/mnt", pid), &st))
+	return uint32(st.Ino)
 }

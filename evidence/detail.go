@@ -144,7 +144,7 @@ var (
 	Mappings   = []string{"private", "privateWritable", "shared", "sharedWritable"}
 	Operations = []string{"connect", "accept", "bind", "send", "dns"}
 	Protocols  = []string{"tcp", "udp", "sctp", "icmp", "raw", "stream", "dgram", "seqpacket", "other"}
-	Families   = []string{"ipv4", "ipv6", "unix", "other"}
+	Families   = []string{"ipv4", "ipv6", "unix", "vsock", "netlink", "packet", "other"}
 	Accesses   = []string{"read", "write", "exec"}
 )
 

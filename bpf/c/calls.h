@@ -12,10 +12,15 @@
 /* The calls that sets look at. */
 enum call {
 	CALL_OTHER = 0,
-	CALL_OPEN,	/* any that returns a file that it opened */
+	CALL_OPEN,	/* open: arguments 0 and 1: path, flags */
+	CALL_OPENAT,	/* arguments 1 and 2 */
+	CALL_OPENAT2,	/* arguments 1 and 2: path, struct open_how */
+	CALL_CREAT,
+	CALL_OPEN_HANDLE,	/* argument 2: flags */
 	CALL_MMAP,	/* arguments 2, 3 and 4: protection, flags, file */
 	CALL_MMAP_OLD,	/* of i386: its arguments are in memory */
 	CALL_MPROTECT,
+	CALL_SHMAT,	/* argument 2: flags */
 	CALL_CONNECT,
 	CALL_ACCEPT,
 	CALL_BIND,
@@ -29,17 +34,18 @@ enum call {
 /* The same everywhere: numbers from 424 on are. */
 #define CASES_COMMON				\
 	case 425: case 426: return CALL_URING;	\
-	case 437: return CALL_OPEN;
+	case 437: return CALL_OPENAT2;
 
 #if defined(__TARGET_ARCH_x86)
 
 #define X32_BIT 0x40000000
 
-static __always_inline __u32 abi_of(__u64 nr)
+/* A negative number is nobody's: the bit of x32 is in it by chance. */
+static __always_inline __u32 abi_of(__u64 nr, bool compat)
 {
-	if (is_compat_task())
+	if (compat)
 		return ABI_COMPAT;
-	return (nr & X32_BIT) ? ABI_X32 : ABI_NATIVE;
+	return (nr & X32_BIT) && (__s32)nr >= 0 ? ABI_X32 : ABI_NATIVE;
 }
 
 static __always_inline __u64 number_of(__u64 nr, __u32 abi)
@@ -51,10 +57,14 @@ static __always_inline enum call call_of(__u64 nr, __u32 abi)
 {
 	if (abi == ABI_COMPAT) {
 		switch (nr) {
-		case 5: case 8: case 295: case 342: return CALL_OPEN;
+		case 5: return CALL_OPEN;
+		case 8: return CALL_CREAT;
+		case 295: return CALL_OPENAT;
+		case 342: return CALL_OPEN_HANDLE;
 		case 90: return CALL_MMAP_OLD;
 		case 192: return CALL_MMAP;
 		case 125: case 380: return CALL_MPROTECT;
+		case 397: return CALL_SHMAT;
 		case 102: return CALL_SOCKET;
 		case 362: return CALL_CONNECT;
 		case 364: return CALL_ACCEPT;
@@ -67,9 +77,13 @@ static __always_inline enum call call_of(__u64 nr, __u32 abi)
 		return CALL_OTHER;
 	}
 	switch (nr) {
-	case 2: case 85: case 257: case 304: return CALL_OPEN;
+	case 2: return CALL_OPEN;
+	case 85: return CALL_CREAT;
+	case 257: return CALL_OPENAT;
+	case 304: return CALL_OPEN_HANDLE;
 	case 9: return CALL_MMAP;
 	case 10: case 329: return CALL_MPROTECT;
+	case 30: return CALL_SHMAT;
 	case 42: return CALL_CONNECT;
 	case 43: case 288: return CALL_ACCEPT;
 	case 49: return CALL_BIND;
@@ -95,9 +109,9 @@ static __always_inline __u64 arg_of(struct pt_regs *regs, __u32 abi, __u32 n)
 
 #elif defined(__TARGET_ARCH_arm64)
 
-static __always_inline __u32 abi_of(__u64 nr)
+static __always_inline __u32 abi_of(__u64 nr, bool compat)
 {
-	return is_compat_task() ? ABI_COMPAT : ABI_NATIVE;
+	return compat ? ABI_COMPAT : ABI_NATIVE;
 }
 
 static __always_inline __u64 number_of(__u64 nr, __u32 abi)
@@ -109,9 +123,13 @@ static __always_inline enum call call_of(__u64 nr, __u32 abi)
 {
 	if (abi == ABI_COMPAT) {
 		switch (nr) {
-		case 5: case 8: case 322: case 371: return CALL_OPEN;
+		case 5: return CALL_OPEN;
+		case 8: return CALL_CREAT;
+		case 322: return CALL_OPENAT;
+		case 371: return CALL_OPEN_HANDLE;
 		case 192: return CALL_MMAP;
 		case 125: case 394: return CALL_MPROTECT;
+		case 305: return CALL_SHMAT;
 		case 283: return CALL_CONNECT;
 		case 285: case 366: return CALL_ACCEPT;
 		case 282: return CALL_BIND;
@@ -123,9 +141,11 @@ static __always_inline enum call call_of(__u64 nr, __u32 abi)
 		return CALL_OTHER;
 	}
 	switch (nr) {
-	case 56: case 265: return CALL_OPEN;
+	case 56: return CALL_OPENAT;
+	case 265: return CALL_OPEN_HANDLE;
 	case 222: return CALL_MMAP;
 	case 226: case 288: return CALL_MPROTECT;
+	case 196: return CALL_SHMAT;
 	case 203: return CALL_CONNECT;
 	case 202: case 242: return CALL_ACCEPT;
 	case 200: return CALL_BIND;
@@ -150,4 +170,5 @@ static __always_inline __u64 arg_of(struct pt_regs *regs, __u32 abi, __u32 n)
 }
 
 #endif
+
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
  * Which file a struct file is, and where. A path is found by walking from the
- * file's directory entry up to the root of the process, across mounts: unlike
+ * file's directory entry up to the root of the mount namespace, across mounts: unlike
  * the argument of a system call, nobody can change it between the kernel's use
  * and ours.
  */
@@ -75,6 +75,19 @@ struct files_struct {
 
 struct fs_struct {
 	struct path root;
+} __attribute__((preserve_access_index));
+
+struct ns_common {
+	unsigned int inum;
+} __attribute__((preserve_access_index));
+
+struct mnt_namespace {
+	struct ns_common ns;
+	struct mount *root;
+} __attribute__((preserve_access_index));
+
+struct nsproxy {
+	struct mnt_namespace *mnt_ns;
 } __attribute__((preserve_access_index));
 
 /* The file that is open as fd in the current process, or NULL. */

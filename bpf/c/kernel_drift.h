@@ -90,6 +90,8 @@ struct task_struct {
 	struct files_struct *files;
 	struct css_set *cgroups;
 	struct signal_struct *signal;
+	struct nsproxy *nsproxy;
+	unsigned int personality;
 } __attribute__((preserve_access_index));
 
 static __always_inline int is_compat_task(void)
@@ -100,6 +102,30 @@ static __always_inline int is_compat_task(void)
 	return BPF_CORE_READ(task, thread_info.status) & 0x2;
 #else
 	return (BPF_CORE_READ(task, thread_info.flags) >> 22) & 1;
+#endif
+}
+
+/*
+ * The same without the kernel's types: where thread_info has been since 5.11.
+ * Without types no kernel older than 5.15 can tell whose cgroup it is in.
+ */
+#if defined(__TARGET_ARCH_x86)
+#define THREAD_STATUS 16
+#else
+#define THREAD_FLAGS 0
+#endif
+
+static __always_inline int is_compat_task_bare(void)
+{
+	void *task = (void *)bpf_get_current_task();
+	__u64 v = 0;
+
+#if defined(__TARGET_ARCH_x86)
+	bpf_probe_read_kernel(&v, sizeof(__u32), task + THREAD_STATUS);
+	return v & 0x2;
+#else
+	bpf_probe_read_kernel(&v, sizeof(v), task + THREAD_FLAGS);
+	return (v >> 22) & 1;
 #endif
 }
 
@@ -118,7 +144,7 @@ struct pt_regs {
 static __always_inline __u64 syscall_of(struct pt_regs *regs)
 {
 #if defined(__TARGET_ARCH_x86)
-	return BPF_CORE_READ(regs, orig_ax);
+	return (__u32)BPF_CORE_READ(regs, orig_ax); /* as the kernel does: the upper half is ignored */
 #else
 	return (__u32)BPF_CORE_READ(regs, syscallno);
 #endif

@@ -16,10 +16,8 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
-#include "attribution.h"
-#include "calls.h"
 #include "files.h"
-#include "sets.h"
+#include "pending.h"
 #include "sockets.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -34,109 +32,12 @@ const enum mapping *unused_mapping __attribute__((unused));
 const enum operation *unused_operation __attribute__((unused));
 const enum path_flags *unused_path_flags __attribute__((unused));
 
-/* The states of the containers, by cgroup id. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
-	__uint(max_entries, 4096);
-	__type(key, __u64);
-	__array(values, struct {
-		__uint(type, BPF_MAP_TYPE_ARRAY);
-		__uint(max_entries, 1);
-		__uint(key_size, sizeof(__u32));
-		__uint(value_size, sizeof(struct set_state));
-	});
-} set_states SEC(".maps");
-
-/* Their entries. The agent decides whether memory is taken before or on use. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
-	__uint(max_entries, 4096);
-	__type(key, __u64);
-	__array(values, struct {
-		__uint(type, BPF_MAP_TYPE_HASH);
-		__uint(max_entries, 1);
-		__uint(key_size, sizeof(struct set_key));
-		__uint(value_size, sizeof(struct set_entry));
-	});
-} set_entries SEC(".maps");
+#define NOT_PASSED (~0ULL)
 
 /*
- * An entry in the making, which is too large for the stack. Each program has
- * its own: one may be preempted and another run on the same processor, while
- * the kernel never runs the same one twice at a time there.
- */
-enum { D_EXEC, D_LIBRARY, D_LIBRARY_EXEC, D_MPROTECT, D_FILE, D_FILE_EXEC, D_CONNECT, D_BIND, D_ACCEPT, D_SEND, D_CALL, DRAFTS };
-
-#define WALK_LEN SET_PATH_LEN
-
-struct draft {
-	struct set_event event;
-	struct dentry *dentry;	/* where the path begins, or NULL */
-	struct vfsmount *mnt;
-	struct dentry *root_dentry;
-	struct vfsmount *root_mnt;
-	__u64 off;	/* in walk, where what was found of the path begins */
-	__u32 described;
-	__u32 arg_len;
-	char arg[SET_ARG_LEN];
-	char walk[2 * WALK_LEN];	/* twice, so that the verifier sees that a name fits */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, DRAFTS);
-	__uint(key_size, sizeof(__u32));
-	__uint(value_size, sizeof(struct draft));
-} drafts SEC(".maps");
-
-/*
- * What a process did in its execve is over when lineage learns that the execve
- * made it the container's. Hooks that see such things as they happen have one
- * beside them that makes up for those, and looks at nothing else.
- */
-const volatile bool fresh_only = false;
-
-static __always_inline bool is_due(void)
-{
-	struct process *p = current_process();
-
-	return p && (!fresh_only || p->fresh);
-}
-
-/* What is to be counted for the containers that a process is in. */
-enum outcome { NOTED, LOST, AROUND };
-
-/* Begins an entry, if the current process is a container's. */
-static __always_inline struct draft *begin(__u32 n, __u32 set)
-{
-	struct set_entry *e;
-	struct process *p;
-	struct draft *d;
-
-	p = current_process();
-	if (!p)
-		return 0;
-	d = bpf_map_lookup_elem(&drafts, &n);
-	if (!d)
-		return 0;
-	__builtin_memset(&d->event.key, 0, sizeof(d->event.key));
-	d->event.key.set = set;
-	e = &d->event.entry;
-	e->session = p->session;
-	e->ctime_ns = 0;
-	e->size = 0;
-	e->magic = 0;
-	e->mode = 0;
-	e->path_flags = 0;
-	d->dentry = 0;
-	d->described = 0;
-	d->arg_len = 0;
-	return d;
-}
-
-/*
- * One step from the file to the root of the process; returns whether it was the
- * last. What a step begins with is in memory, so that the verifier, which does
+ * One step from the file to the root of the process's mount namespace, which is
+ * the container's: the root of the process is its own choice (chroot). Returns
+ * whether it was the last. What a step begins with is in memory, so that the verifier, which does
  * not look there, takes all steps for the same one.
  */
 __noinline int walk_step(__u32 n)
@@ -153,13 +54,14 @@ __noinline int walk_step(__u32 n)
 	dentry = d->dentry;
 	mnt = d->mnt;
 	if (dentry == d->root_dentry && mnt == d->root_mnt)
-		return 1;
+		d->root_off = d->off;
 	up = BPF_CORE_READ(dentry, d_parent);
 	if (dentry == BPF_CORE_READ(mnt, mnt_root)) {
 		m = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
 		above = BPF_CORE_READ(m, mnt_parent);
 		if (above == m || !above) {
-			d->event.entry.path_flags |= PATH_OUTSIDE;
+			if (m != d->top)
+				d->event.entry.path_flags |= PATH_OUTSIDE;
 			return 1;
 		}
 		d->dentry = BPF_CORE_READ(m, mnt_mountpoint);
@@ -199,7 +101,10 @@ __noinline int walk_path(__u32 n)
 	task = (struct task_struct *)bpf_get_current_task();
 	d->root_dentry = BPF_CORE_READ(task, fs, root.dentry);
 	d->root_mnt = BPF_CORE_READ(task, fs, root.mnt);
+	d->top = BPF_CORE_READ(task, nsproxy, mnt_ns, root);
+	d->event.entry.mnt_ns = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
 	d->off = WALK_LEN;
+	d->root_off = NOT_PASSED;
 	d->event.entry.path_flags |= PATH_WALKED;
 	for (i = 0; i < MAX_NAMES; i++)
 		if (walk_step(n))
@@ -207,6 +112,8 @@ __noinline int walk_path(__u32 n)
 	if (i == MAX_NAMES)
 		d->event.entry.path_flags |= PATH_CUT;
 	off = d->off;
+	if (d->root_off != NOT_PASSED ? d->root_off != off : !(d->event.entry.path_flags & (PATH_CUT | PATH_DETACHED | PATH_OUTSIDE)))
+		d->event.entry.path_flags |= PATH_CHROOT;
 	if (off == WALK_LEN && !(d->event.entry.path_flags & PATH_CUT)) { /* the root itself */
 		off = WALK_LEN - 1;
 		d->walk[off] = '/';
@@ -220,185 +127,16 @@ __noinline int walk_path(__u32 n)
 	return 0;
 }
 
-/* Fills in what only a new entry needs. */
-__noinline int describe(__u32 n)
+static __always_inline void describe_more(struct draft *d, __u32 n)
 {
-	struct task_struct *task;
-	struct set_entry *e;
-	struct draft *d;
-	__u64 at, len, id;
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct set_entry *e = &d->event.entry;
 
-	d = bpf_map_lookup_elem(&drafts, &n);
-	if (!d)
-		return 0;
-	e = &d->event.entry;
-	e->path_len = 0;
 	if (d->dentry)
 		walk_path(n);
-	id = bpf_get_current_pid_tgid();
-	e->pid = id >> 32;
-	e->tid = (__u32)id;
-	bpf_get_current_comm(e->comm, sizeof(e->comm));
-	task = (struct task_struct *)bpf_get_current_task();
 	task = BPF_CORE_READ(task, real_parent);
 	e->parent = BPF_CORE_READ(task, tgid);
 	bpf_probe_read_kernel_str(e->parent_comm, sizeof(e->parent_comm), task->comm);
-	at = e->path_len;
-	len = d->arg_len;
-	barrier_var(at);
-	barrier_var(len);
-	if (at > SET_PATH_LEN || len > SET_ARG_LEN)
-		return 0;
-	bpf_probe_read_kernel(&e->text[at], len, d->arg);
-	e->arg_len = len;
-	d->described = 1;
-	return 0;
-}
-
-static __always_inline void tell(struct draft *d, __u64 cgroup)
-{
-	__u64 len = d->event.entry.path_len + d->event.entry.arg_len;
-
-	d->event.type = EVENT_SET;
-	d->event.pad = 0;
-	d->event.cgroup = cgroup;
-	barrier_var(len); /* the verifier is to see the bound on what is used */
-	if (len > SET_TEXT_LEN)
-		return;
-	len += sizeof(d->event) - SET_TEXT_LEN;
-	if (bpf_ringbuf_output(&events, &d->event, len, 0))
-		count_ring_full(cgroup);
-}
-
-/* Counts an event for one container. */
-__noinline int account(__u32 n, __u64 cgroup, __u32 outcome)
-{
-	struct set_entry *e;
-	struct set_state *st;
-	struct set_count *c;
-	__u32 zero = 0, set;
-	struct draft *d;
-	void *inner;
-	bool guest;
-	long err;
-
-	d = bpf_map_lookup_elem(&drafts, &n);
-	if (!d)
-		return 0;
-	set = d->event.key.set;
-	if (set >= SETS)
-		return 0;
-	inner = bpf_map_lookup_elem(&set_states, &cgroup);
-	if (!inner)
-		return 0;
-	st = bpf_map_lookup_elem(inner, &zero);
-	if (!st)
-		return 0;
-	c = &st->sets[set];
-	if (!c->quota)
-		return 0;
-	if (outcome == LOST) {
-		__sync_fetch_and_add(&c->lost, 1);
-		return 0;
-	}
-	if (outcome == AROUND) {
-		__sync_fetch_and_add(&c->around, 1);
-		return 0;
-	}
-	inner = bpf_map_lookup_elem(&set_entries, &cgroup);
-	if (!inner)
-		return 0;
-	e = bpf_map_lookup_elem(inner, &d->event.key);
-	if (e)
-		goto again;
-	/*
-	 * Processors that race here go past the quota, by one entry each at most.
-	 * Others decide who connects to a container: they get half of its share.
-	 */
-	guest = set == SET_NETWORK && d->event.key.what == OP_ACCEPT;
-	if (c->used >= c->quota || (guest && c->guests >= c->quota / 2)) {
-		__sync_fetch_and_add(&c->full, 1);
-		return 0;
-	}
-	if (!d->described)
-		describe(n);
-	e = &d->event.entry;
-	e->count = 1;
-	e->first_ns = bpf_ktime_get_boot_ns();
-	e->last_ns = e->first_ns;
-	err = bpf_map_update_elem(inner, &d->event.key, e, BPF_NOEXIST);
-	if (!err) {
-		__sync_fetch_and_add(&c->used, 1);
-		if (guest)
-			__sync_fetch_and_add(&c->guests, 1);
-		tell(d, cgroup);
-		return 0;
-	}
-	/* Another processor was faster, or there was no memory. */
-	e = bpf_map_lookup_elem(inner, &d->event.key);
-	if (!e) {
-		__sync_fetch_and_add(&c->lost, 1);
-		return 0;
-	}
-again:
-	__sync_fetch_and_add(&e->count, 1);
-	e->last_ns = bpf_ktime_get_boot_ns();
-	return 0;
-}
-
-/*
- * Counts an event for each container that the current process is in. Verified
- * once per program, so not inlined.
- */
-__noinline int count(__u32 n, __u32 outcome)
-{
-	struct process *p = current_process();
-	__u32 levels = armed_levels(), i;
-	__u64 cgroup;
-
-	for_each_armed(i, levels, cgroup) {
-		if (is_containers(p, i))
-			account(n, cgroup, outcome);
-	}
-	return 0;
-}
-
-/* FNV-1a over what of the draft's argument is used. */
-__noinline __u64 hash_arg(__u32 n)
-{
-	__u64 h = 0xcbf29ce484222325;
-	struct draft *d;
-	__u32 i;
-
-	d = bpf_map_lookup_elem(&drafts, &n);
-	if (!d)
-		return 0;
-	for (i = 0; i < SET_ARG_LEN; i++) {
-		if (i >= d->arg_len)
-			break;
-		h ^= (__u8)d->arg[i];
-		h *= 0x100000001b3;
-	}
-	return h;
-}
-
-/* A name of a socket is spelt with NUL at its end or without, unless it begins with one. */
-__noinline int trim_arg(__u32 n)
-{
-	struct draft *d;
-	__u32 i;
-
-	d = bpf_map_lookup_elem(&drafts, &n);
-	if (!d || !d->arg[0])
-		return 0;
-	for (i = 0; i < SET_ARG_LEN; i++) {
-		if (i >= d->arg_len)
-			return 0;
-		if (!d->arg[i])
-			break;
-	}
-	d->arg_len = i;
-	return 0;
 }
 
 static __always_inline void set_file(struct draft *d, struct file *f)
@@ -420,17 +158,6 @@ static __always_inline void set_file(struct draft *d, struct file *f)
 }
 
 /* exec */
-
-static __always_inline void set_arg(struct draft *d, __u32 n, const char *filename)
-{
-	long len;
-
-	len = bpf_probe_read_kernel_str(d->arg, sizeof(d->arg), filename);
-	d->arg_len = len > 0 ? len - 1 : 0;
-	if (len == sizeof(d->arg))
-		d->event.entry.path_flags |= PATH_ARG_CUT;
-	d->event.key.id[2] = hash_arg(n);
-}
 
 /*
  * The lineage's program on the same event is attached earlier and so runs
@@ -570,14 +297,18 @@ static long on_vma(struct task_struct *task, struct vm_area_struct *vma, struct 
 
 #define PROT_READ 1
 #define PROT_EXEC 4
+#define READ_IMPLIES_EXEC 0x0400000	/* personality(2) */
+#define SHM_EXEC 0100000
 #define MAP_ANONYMOUS 0x20
 #define MAX_VMAS 8	/* that one mprotect makes executable */
 #define ENOENT 2
 
-static __always_inline void lose(__u32 n, __u32 set)
+/* Whether a mapping that is asked for with such a protection is executable. */
+static __always_inline bool wants_exec(__u64 prot)
 {
-	if (begin(n, set))
-		count(n, LOST);
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	return (prot & PROT_EXEC) || ((prot & PROT_READ) && (BPF_CORE_READ(task, personality) & READ_IMPLIES_EXEC));
 }
 
 /* Somebody else may hold the lock of the address space, and then it is lost. */
@@ -600,21 +331,28 @@ int set_libraries_call(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!current_process())
 		return 0;
-	abi = abi_of(nr);
+	abi = abi_of(nr, is_compat_task());
 	call = call_of(number_of(nr, abi), abi);
 	if (ret < 0 && ret > -4096)
 		return 0;
 	switch (call) {
 	case CALL_MMAP:
-		/* PROT_READ may mean PROT_EXEC too: personality(2). */
 		prot = arg_of(regs, abi, 2);
 		flags = arg_of(regs, abi, 3);
-		if (!(prot & (PROT_READ | PROT_EXEC)) || (flags & MAP_ANONYMOUS))
+		if (!wants_exec(prot) || (flags & MAP_ANONYMOUS))
 			return 0;
 		if (abi == ABI_COMPAT)
 			ret = (__u32)ret;
 		err = look_up(ret, &l);
-		if (err && err != -ENOENT && (prot & PROT_EXEC))
+		if (err && err != -ENOENT)
+			lose(D_LIBRARY, SET_LIBRARIES);
+		return 0;
+	case CALL_SHMAT:
+		flags = arg_of(regs, abi, 2);
+		if (!(flags & SHM_EXEC))
+			return 0;
+		err = look_up(abi == ABI_COMPAT ? (__u32)ret : ret, &l);
+		if (err && err != -ENOENT)
 			lose(D_LIBRARY, SET_LIBRARIES);
 		return 0;
 	case CALL_MMAP_OLD:
@@ -623,7 +361,7 @@ int set_libraries_call(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	case CALL_MPROTECT:
 		prot = arg_of(regs, abi, 2);
-		if (!(prot & PROT_EXEC))
+		if (!wants_exec(prot))
 			return 0;
 		addr = arg_of(regs, abi, 0);
 		end = addr + arg_of(regs, abi, 1);
@@ -778,7 +516,7 @@ int set_syscalls_raw(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!p)
 		return 0;
-	abi = abi_of(ctx->args[1]);
+	abi = abi_of(ctx->args[1], is_compat_task());
 	nr = number_of(ctx->args[1], abi);
 	levels = armed_levels();
 	for_each_armed(i, levels, cgroup) {
@@ -790,7 +528,12 @@ int set_syscalls_raw(struct bpf_raw_tracepoint_args *ctx)
 
 /* files */
 
-static __always_inline void on_open(__u32 n, struct file *f)
+struct open_flags {
+	int open_flag;
+} __attribute__((preserve_access_index));
+
+/* emptied: it was opened with O_TRUNC, which needs no other sign of writing. */
+static __always_inline void on_open(__u32 n, struct file *f, bool emptied)
 {
 	struct draft *d;
 	__u32 mode;
@@ -813,17 +556,20 @@ static __always_inline void on_open(__u32 n, struct file *f)
 		d->event.key.what = ACCESS_READ;
 		count(n, NOTED);
 	}
-	if (mode & FMODE_WRITE) {
+	if ((mode & FMODE_WRITE) || emptied) {
 		d->event.key.what = ACCESS_WRITE;
 		count(n, NOTED);
 	}
 }
 
-static __always_inline int on_opened(__u64 ret)
+static __always_inline bool is_file(__u64 ret)
 {
-	if (ret && ret < (__u64)-4095)
-		on_open(D_FILE, (struct file *)ret);
-	return 0;
+	return ret && ret < (__u64)-4095;
+}
+
+static __always_inline bool empties(struct open_flags *op)
+{
+	return BPF_CORE_READ(op, open_flag) & O_TRUNC;
 }
 
 /*
@@ -833,13 +579,83 @@ static __always_inline int on_opened(__u64 ret)
 SEC("fexit/do_filp_open")
 int set_files_fexit(__u64 *ctx)
 {
-	return on_opened(ctx[3]);
+	if (is_file(ctx[3]))
+		on_open(D_FILE, (struct file *)ctx[3], empties((struct open_flags *)ctx[2]));
+	return 0;
 }
 
+/*
+ * By a handle a file is opened without do_filp_open: open_by_handle_at(2). The
+ * function has four arguments until 5.12 and three from 5.13 on; the Go side
+ * says which, by the kernel's types.
+ */
+const volatile bool root_has_four = false;
+
+SEC("fexit/do_file_open_root")
+int set_root_fexit(__u64 *ctx)
+{
+	__u64 op = root_has_four ? ctx[3] : ctx[2];
+	__u64 ret = root_has_four ? ctx[4] : ctx[3];
+
+	if (is_file(ret))
+		on_open(D_FILE_ROOT, (struct file *)ret, empties((struct open_flags *)op));
+	return 0;
+}
+
+/* Its arguments are gone when a function returns, and with them O_TRUNC. */
 SEC("kretprobe/do_filp_open")
 int set_files_kretprobe(struct kprobe_regs *ctx)
 {
-	return on_opened(ctx->RESULT);
+	if (is_file(ctx->RESULT))
+		on_open(D_FILE, (struct file *)ctx->RESULT, false);
+	return 0;
+}
+
+SEC("kretprobe/do_file_open_root")
+int set_root_kretprobe(struct kprobe_regs *ctx)
+{
+	if (is_file(ctx->RESULT))
+		on_open(D_FILE_ROOT, (struct file *)ctx->RESULT, false);
+	return 0;
+}
+
+/* What sys_enter says of a call: its ABI, and which of those that we look at. */
+static __always_inline enum call entered(struct bpf_raw_tracepoint_args *ctx, __u32 *abi)
+{
+	*abi = abi_of(ctx->args[1], is_compat_task());
+	return call_of(number_of(ctx->args[1], *abi), *abi);
+}
+
+static __always_inline void set_args(struct pending *p, struct pt_regs *regs)
+{
+	p->args[0] = arg_of(regs, p->abi, 0);
+	p->args[1] = arg_of(regs, p->abi, 1);
+	p->args[2] = arg_of(regs, p->abi, 2);
+	p->args[3] = arg_of(regs, p->abi, 3);
+	p->args[4] = arg_of(regs, p->abi, 4);
+	p->args[5] = arg_of(regs, p->abi, 5);
+}
+
+SEC("raw_tracepoint/sys_enter")
+int set_files_enter(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct draft *d;
+	enum call call;
+	__u32 abi;
+
+	if (!current_process())
+		return 0;
+	call = entered(ctx, &abi);
+	if (!is_open(call))
+		return 0;
+	d = begin(D_FILE_ENTER, SET_FILES);
+	if (!d)
+		return 0;
+	d->call.call = call;
+	d->call.abi = abi;
+	set_args(&d->call, (struct pt_regs *)ctx->args[0]);
+	pend_open(d);
+	return 0;
 }
 
 /*
@@ -849,27 +665,32 @@ int set_files_kretprobe(struct kprobe_regs *ctx)
 SEC("raw_tracepoint/sys_exit")
 int set_files_call(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct pt_regs *regs = (struct pt_regs *)ctx->args[0];
-	__u64 nr = syscall_of(regs);
+	__u64 nr = syscall_of((struct pt_regs *)ctx->args[0]);
 	__s64 ret = ctx->args[1];
+	struct pending *p;
 	enum call call;
 	struct file *f;
 	__u32 abi;
 
-	if (ret < 0 || !current_process())
+	if (!current_process())
 		return 0;
-	abi = abi_of(nr);
+	abi = abi_of(nr, is_compat_task());
 	call = call_of(number_of(nr, abi), abi);
-	if (call == CALL_URING) {
+	if (call == CALL_URING && ret >= 0) {
 		if (begin(D_FILE, SET_FILES))
 			count(D_FILE, AROUND);
 		return 0;
 	}
-	if (call != CALL_OPEN)
+	if (!is_open(call))
 		return 0;
-	f = file_of(ret);
+	if (ret < 0) {
+		forget(SET_FILES);
+		return 0;
+	}
+	p = finish(D_FILE, SET_FILES);
+	f = p ? file_of(ret) : 0;
 	if (f)
-		on_open(D_FILE, f);
+		on_open(D_FILE, f, open_flags_of(p) & O_TRUNC);
 	else
 		lose(D_FILE, SET_FILES);
 	return 0;
@@ -885,7 +706,7 @@ int set_files_exec(struct bpf_raw_tracepoint_args *ctx)
 	struct linux_binprm *bprm = (struct linux_binprm *)ctx->args[2];
 
 	if (is_due())
-		on_open(D_FILE_EXEC, BPF_CORE_READ(bprm, file));
+		on_open(D_FILE_EXEC, BPF_CORE_READ(bprm, file), false);
 	return 0;
 }
 
@@ -917,7 +738,7 @@ static __always_inline void set_socket(struct set_key *k, struct sock *sk, __u32
 }
 
 /* The name of a Unix socket, of which len bytes are at from. */
-static __always_inline void set_path(struct draft *d, __u32 n, __s64 len, const void *from, bool user)
+static __always_inline void set_path(struct draft *d, __u32 n, __s64 len, const void *from)
 {
 	if (len <= 0) { /* it has none */
 		d->event.key.id[0] = 0;
@@ -925,18 +746,18 @@ static __always_inline void set_path(struct draft *d, __u32 n, __s64 len, const 
 	}
 	if (len > UNIX_PATH)
 		len = UNIX_PATH;
-	if (user)
-		len = bpf_probe_read_user(d->arg, len & (SET_ARG_LEN - 1), from) ? 0 : len;
-	else
-		len = bpf_probe_read_kernel(d->arg, len & (SET_ARG_LEN - 1), from) ? 0 : len;
+	len = bpf_probe_read_kernel(d->arg, len & (SET_ARG_LEN - 1), from) ? 0 : len;
 	d->arg_len = len;
 	trim_arg(n);
 	d->event.key.id[0] = hash_arg(n);
 	d->event.key.id[1] = d->arg_len;
 }
 
-/* An entry about an address that the process gave, which is at from. */
-static __always_inline void on_given(__u32 n, __u32 op, struct sock *sk, const void *from, __u32 len, bool user)
+/*
+ * An entry about an address that the process gave, of which there is a copy at
+ * from: the kernel's, or one of our own, which may not be what the kernel used.
+ */
+static __always_inline void on_given(__u32 n, __u32 op, struct sock *sk, const void *from, __u32 len, bool own)
 {
 	union given a = {};
 	struct set_key *k;
@@ -946,18 +767,29 @@ static __always_inline void on_given(__u32 n, __u32 op, struct sock *sk, const v
 	d = begin(n, SET_NETWORK);
 	if (!d)
 		return;
+	if (own)
+		d->event.entry.path_flags |= PATH_GIVEN;
 	k = &d->event.key;
 	set_socket(k, sk, op);
-	size = len < 28 ? len : 28; /* of a struct sockaddr_in6 */
-	if (user ? bpf_probe_read_user(&a, size, from) : bpf_probe_read_kernel(&a, size, from)) {
+	size = len < sizeof(a) ? len : sizeof(a) - 1;
+	barrier_var(size);
+	if (bpf_probe_read_kernel(&a, size & (sizeof(a) - 1), from)) {
 		count(n, LOST);
 		return;
 	}
-	/* A socket of IPv6 takes addresses of IPv4; AF_UNSPEC dissolves a connection. */
-	if (a.family == AF_UNSPEC && op != OP_BIND)
+	/*
+	 * AF_UNSPEC dissolves a connection, and a socket of IPv6 ignores it. But one
+	 * of IPv4 sends to such an address as if it were its own, and binds to it.
+	 */
+	if (a.family == AF_UNSPEC && op != OP_BIND && !(op == OP_SEND && k->family == AF_INET))
 		return;
-	if (is_inet(a.family))
-		k->family = a.family;
+	/* Another family's address is refused, but for IPv4 where the socket is of IPv6. */
+	if (a.family != AF_UNSPEC && a.family != k->family) {
+		if (k->family == AF_UNIX || (is_inet(k->family) && !is_inet(a.family)))
+			return;
+		if (is_inet(a.family))
+			k->family = a.family;
+	}
 	if (k->family == AF_INET) {
 		k->port = bpf_ntohs(a.in.port);
 		k->id[0] = a.in.addr;
@@ -968,7 +800,10 @@ static __always_inline void on_given(__u32 n, __u32 op, struct sock *sk, const v
 		k->port = bpf_ntohs(a.in6.port);
 		set_address6(k, addr);
 	} else if (k->family == AF_UNIX) {
-		set_path(d, n, (__s64)len - 2, from + 2, user);
+		set_path(d, n, (__s64)len - 2, from + 2);
+	} else if (k->family == AF_VSOCK) {
+		k->id[0] = a.vm.cid;
+		k->id[1] = a.vm.port;
 	}
 	count(n, NOTED);
 }
@@ -1003,7 +838,7 @@ static __always_inline void on_sock(__u32 n, __u32 op, struct sock *sk)
 			sk = BPF_CORE_READ((struct unix_sock *)sk, peer);
 		ua = sk ? BPF_CORE_READ((struct unix_sock *)sk, addr) : 0;
 		if (ua)
-			set_path(d, n, (__s64)BPF_CORE_READ(ua, len) - 2, (void *)ua + bpf_core_field_offset(struct unix_address, name) + 2, false);
+			set_path(d, n, (__s64)BPF_CORE_READ(ua, len) - 2, (void *)ua + bpf_core_field_offset(struct unix_address, name) + 2);
 	}
 	if (is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)))
 		k->port = op != OP_CONNECT ? BPF_CORE_READ(sk, __sk_common.skc_num) : bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
@@ -1014,7 +849,7 @@ static __always_inline void on_sock(__u32 n, __u32 op, struct sock *sk)
  * A name in a message matters to datagrams; of TCP it means that the first
  * data comes with the connection.
  */
-static __always_inline void on_message(__u32 n, struct sock *sk, const void *name, __s32 len, __u32 flags, bool user)
+static __always_inline void on_message(__u32 n, struct sock *sk, const void *name, __s32 len, __u32 flags, bool own)
 {
 	__u16 type;
 
@@ -1022,9 +857,9 @@ static __always_inline void on_message(__u32 n, struct sock *sk, const void *nam
 		return;
 	type = BPF_CORE_READ(sk, sk_type);
 	if (type != SOCK_STREAM)
-		on_given(n, OP_SEND, sk, name, len, user);
+		on_given(n, OP_SEND, sk, name, len, own);
 	else if (flags & MSG_FASTOPEN)
-		on_given(n, OP_CONNECT, sk, name, len, user);
+		on_given(n, OP_CONNECT, sk, name, len, own);
 }
 
 static __always_inline int on_connect(struct socket *s, void *address, int len)
@@ -1099,120 +934,90 @@ int set_accept_kprobe(struct kprobe_regs *ctx)
 	return 0;
 }
 
-/* A TCP connection is begun in the process that asks for it. */
+/*
+ * A TCP connection is begun in the process that asks for it. That of MPTCP is
+ * of several, of which each tells for itself.
+ */
 SEC("raw_tracepoint/inet_sock_set_state")
 int set_connect_raw(struct bpf_raw_tracepoint_args *ctx)
 {
-	if ((int)ctx->args[2] == TCP_SYN_SENT)
-		on_sock(D_CONNECT, OP_CONNECT, (struct sock *)ctx->args[0]);
+	struct sock *sk = (struct sock *)ctx->args[0];
+
+	if ((int)ctx->args[2] == TCP_SYN_SENT && BPF_CORE_READ(sk, sk_protocol) != IPPROTO_MPTCP)
+		on_sock(D_CONNECT, OP_CONNECT, sk);
 	return 0;
 }
 
-/* A struct msghdr of user space; that of 32 bits has 32-bit pointers. */
-struct user_msghdr {
-	__u64 name;
-	__s32 namelen;
-};
-
-struct user_msghdr32 {
-	__u32 name;
-	__s32 namelen;
-};
-
-#define MMSGHDR 64	/* size of a struct mmsghdr */
-#define MMSGHDR32 32
-#define MAX_MESSAGES 8	/* of one sendmmsg that are looked at */
-
-static __always_inline int on_user_message(struct sock *sk, __u64 at, __u32 abi, __u32 flags)
+SEC("raw_tracepoint/sys_enter")
+int set_network_enter(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct user_msghdr m = {};
-	struct user_msghdr32 m32 = {};
+	struct draft *d;
+	__u32 abi, call;
 
-	if (abi == ABI_NATIVE) {
-		if (bpf_probe_read_user(&m, sizeof(m), (void *)at))
-			return -1;
-	} else {
-		if (bpf_probe_read_user(&m32, sizeof(m32), (void *)at))
-			return -1;
-		m.name = m32.name;
-		m.namelen = m32.namelen;
-	}
-	on_message(D_CALL, sk, (void *)m.name, m.namelen, flags, true);
+	if (!current_process())
+		return 0;
+	call = entered(ctx, &abi);
+	if (!is_of_sockets(call))
+		return 0;
+	d = begin(D_CALL_ENTER, SET_NETWORK);
+	if (!d)
+		return 0;
+	d->call.call = call;
+	d->call.abi = abi;
+	set_args(&d->call, (struct pt_regs *)ctx->args[0]);
+	pend_socket(d);
 	return 0;
 }
-
-#define SYS_BIND 2
-#define SYS_CONNECT 3
-#define SYS_ACCEPT 5
-#define SYS_SENDTO 11
-#define SYS_SENDMSG 16
-#define SYS_ACCEPT4 18
-#define SYS_SENDMMSG 20
-
-struct six {
-	__u64 v[6];
-};
 
 /*
  * What a system call of sockets did. Where the kernel's own copy of an address
  * says the same, it is read; a datagram's is only in the process's memory, which
- * another thread may have changed since.
+ * another thread may have changed before the kernel read it.
  */
-static __always_inline void on_socket_call(enum call call, const struct six *a, __u32 abi, __s64 ret)
+static __always_inline void on_socket_call(struct pending *p, __s64 ret)
 {
-	__u16 protocol;
+	__u16 protocol, family;
 	struct sock *sk;
 	__u32 i, size;
 
-	sk = sock_of(call == CALL_ACCEPT ? ret : (__s32)a->v[0]);
+	sk = sock_of(p->call == CALL_ACCEPT ? ret : (__s32)p->args[0]);
 	if (!sk) {
 		lose(D_CALL, SET_NETWORK);
 		return;
 	}
 	protocol = BPF_CORE_READ(sk, sk_protocol);
-	switch (call) {
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	switch (p->call) {
 	case CALL_CONNECT:
 		/* inet_sock_set_state tells of those of TCP, when they begin. */
-		if (protocol != IPPROTO_TCP || !is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)))
-			on_sock(D_CALL, OP_CONNECT, sk);
+		if ((protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP) && is_inet(family))
+			return;
+		/* fall through */
+	case CALL_BIND:
+		if (family == AF_VSOCK) /* a module's structure */
+			on_given(D_CALL, p->call == CALL_BIND ? OP_BIND : OP_CONNECT, sk, p->given, p->given_len, true);
+		else
+			on_sock(D_CALL, p->call == CALL_BIND ? OP_BIND : OP_CONNECT, sk);
 		return;
 	case CALL_ACCEPT:
 		on_sock(D_CALL, OP_ACCEPT, sk);
 		return;
-	case CALL_BIND:
-		on_sock(D_CALL, OP_BIND, sk);
-		return;
 	case CALL_SENDTO:
-		on_message(D_CALL, sk, (void *)a->v[4], a->v[5], 0, true);
-		return;
 	case CALL_SENDMSG:
-		if (on_user_message(sk, a->v[1], abi, 0))
-			lose(D_CALL, SET_NETWORK);
+		on_message(D_CALL, sk, p->given, p->given_len, 0, true);
 		return;
 	case CALL_SENDMMSG:
-		size = abi == ABI_NATIVE ? MMSGHDR : MMSGHDR32;
-		for (i = 0; i < MAX_MESSAGES && i < ret; i++)
-			if (on_user_message(sk, a->v[1] + i * size, abi, 0))
+		size = p->abi == ABI_NATIVE ? MMSGHDR : MMSGHDR32;
+		for (i = 0; i < MAX_MESSAGES && i < ret; i++) {
+			if (find_name(p, p->args[1] + i * size) || read_name(p))
 				lose(D_CALL, SET_NETWORK);
+			else
+				on_message(D_CALL, sk, p->given, p->given_len, 0, true);
+		}
 		if (ret > MAX_MESSAGES)
 			lose(D_CALL, SET_NETWORK);
 		return;
-	default:
-		return;
 	}
-}
-
-static __always_inline enum call of_socketcall(__u64 n)
-{
-	switch (n) {
-	case SYS_BIND: return CALL_BIND;
-	case SYS_CONNECT: return CALL_CONNECT;
-	case SYS_ACCEPT: case SYS_ACCEPT4: return CALL_ACCEPT;
-	case SYS_SENDTO: return CALL_SENDTO;
-	case SYS_SENDMSG: return CALL_SENDMSG;
-	case SYS_SENDMMSG: return CALL_SENDMMSG;
-	}
-	return CALL_OTHER;
 }
 
 SEC("raw_tracepoint/sys_exit")
@@ -1221,37 +1026,28 @@ int set_network_call(struct bpf_raw_tracepoint_args *ctx)
 	struct pt_regs *regs = (struct pt_regs *)ctx->args[0];
 	__u64 nr = syscall_of(regs);
 	__s64 ret = ctx->args[1];
-	struct six a = {};
-	__u32 abi, i, args[6] = {};
-	enum call call;
+	struct pending *p;
+	__u32 abi, call;
 
-	if (ret < 0 || !current_process())
+	if (!current_process())
 		return 0;
-	abi = abi_of(nr);
+	abi = abi_of(nr, is_compat_task());
 	call = call_of(number_of(nr, abi), abi);
-	if (call == CALL_URING) {
+	if (call == CALL_URING && ret >= 0) {
 		if (begin(D_CALL, SET_NETWORK))
 			count(D_CALL, AROUND);
 		return 0;
 	}
-	if (call == CALL_SOCKET) {
-		call = of_socketcall(arg_of(regs, abi, 0));
-		if (call == CALL_OTHER)
-			return 0;
-		if (bpf_probe_read_user(args, sizeof(args), (void *)arg_of(regs, abi, 1))) {
-			lose(D_CALL, SET_NETWORK);
-			return 0;
-		}
-		for (i = 0; i < 6; i++)
-			a.v[i] = args[i];
-	} else if (call >= CALL_CONNECT && call <= CALL_SENDMMSG) {
-		a.v[0] = arg_of(regs, abi, 0);
-		a.v[1] = arg_of(regs, abi, 1);
-		a.v[4] = arg_of(regs, abi, 4);
-		a.v[5] = arg_of(regs, abi, 5);
-	} else {
+	if (!is_of_sockets(call) || (call == CALL_SOCKET && of_socketcall(arg_of(regs, abi, 0)) == CALL_OTHER))
+		return 0;
+	if (ret < 0) {
+		forget(SET_NETWORK);
 		return 0;
 	}
-	on_socket_call(call, &a, abi, ret);
+	p = finish_socket(D_CALL);
+	if (p)
+		on_socket_call(p, ret);
+	else
+		lose(D_CALL, SET_NETWORK);
 	return 0;
 }

@@ -55,12 +55,13 @@ enum operation {
 /* What is known of an entry's path. */
 enum path_flags {
 	PATH_WALKED = 1,	/* found by walking from the file to the process's root */
-	PATH_GIVEN = 2,		/* as given to execve: the file itself is not known */
+	PATH_GIVEN = 2,		/* the path or address is what the process gave, not what the kernel used */
 	PATH_CUT = 4,		/* its beginning is missing */
-	PATH_OUTSIDE = 8,	/* not below the process's root: from the root of the mount on */
+	PATH_OUTSIDE = 8,	/* not in the process's mount namespace: from the root of its mounts on */
 	PATH_DETACHED = 16,	/* a file without a place in any directory, such as a memfd */
 	PATH_DELETED = 32,	/* no directory has the file any more */
-	PATH_ARG_CUT = 64,	/* the end of the argument, or of the socket's path, is missing */
+	PATH_ARG_CUT = 64,	/* the end of the argument, the given path or the socket's path is missing */
+	PATH_CHROOT = 128,	/* the process had another root than its mount namespace */
 };
 
 /*
@@ -96,7 +97,7 @@ struct set_entry {
 	__u16 path_len;
 	__u16 arg_len;
 	__u32 path_flags;
-	__u32 pad;
+	__u32 mnt_ns;	/* mount namespace of the process that the path begins in */
 	char comm[COMM_LEN];
 	char parent_comm[COMM_LEN];
 	char text[SET_TEXT_LEN];	/* the path, then the argument */

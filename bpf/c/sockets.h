@@ -9,6 +9,7 @@
 #define AF_UNIX 1
 #define AF_INET 2
 #define AF_INET6 10
+#define AF_VSOCK 40
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 #define IPPROTO_TCP 6
@@ -57,7 +58,7 @@ struct unix_sock {
 	struct sock *peer;
 } __attribute__((preserve_access_index));
 
-/* An address as a process gives it: sockaddr_in or _in6; what is neither is not read. */
+/* An address as a process gives it: sockaddr_in, _in6 or _vm. */
 union given {
 	__u16 family;
 	struct {
@@ -71,6 +72,13 @@ union given {
 		__u32 flow;
 		__u64 addr[2];
 	} in6;
+	struct {
+		__u16 family;
+		__u16 reserved;
+		__u32 port;
+		__u32 cid;
+	} vm;	/* of a virtual machine's host */
+	char all[32];	/* a power of two, for the verifier */
 };
 
 /* The socket that is open as fd in the current process, or NULL. */
