@@ -96,31 +96,50 @@ func packs(name string) float64 {
 	return math.Pow(most, float64(nested)) * triples(simple)
 }
 
-// rustSteps: what a back reference refers to begins where it says and ends
+// extra is what takes more at one place of a Rust name than a byte does.
+type extra struct {
+	reference bool // to an earlier place
+	to, end   int  // of what is there
+	punycode  int  // so many bytes
+}
+
+// rustWork: what a back reference refers to begins where it says and ends
 // before the reference, so that it costs what that text costs. Punycode costs
 // the square of its length. A byte takes much less than a node of C++.
+func rustWork(length int, at func(int) extra) float64 {
+	upTo := make([]float64, length+1) // the cost of the text up to there
+	for i := range length {
+		cost := 1.0
+		if e := at(i); e.reference && e.to < i {
+			cost += upTo[min(e.end, i)] - upTo[e.to]
+		} else {
+			cost += float64(e.punycode) * float64(e.punycode) / 16
+		}
+		upTo[i+1] = upTo[i] + cost
+	}
+	return upTo[length] / 8
+}
+
+// rustSteps is rustWork of a name that was not understood: each letter may be
+// the one that says so.
 func rustSteps(name string) float64 {
 	text := name[2:]
-	upTo := make([]float64, len(text)+1) // the cost of the text up to there
-	for i := range len(text) {
-		cost := 1.0
+	return rustWork(len(text), func(i int) (e extra) {
 		switch text[i] {
 		case 'B':
-			if to, ok := base62(text[i+1:]); ok && to < i {
-				cost += upTo[i] - upTo[to]
-			}
+			e.to, e.reference = base62(text[i+1:])
+			e.end = i
 		case 'u':
 			n, at := 0, i+1
 			for ; at < len(text) && text[at] >= '0' && text[at] <= '9' && n < len(text); at++ {
 				n = 10*n + int(text[at]-'0')
 			}
 			if n <= len(text) {
-				cost += float64(n) * float64(n) / 16
+				e.punycode = n
 			}
 		}
-		upTo[i+1] = upTo[i] + cost
-	}
-	return upTo[len(text)] / 8
+		return e
+	})
 }
 
 // base62 reads a number that ends with '_', as far as it is an index into a name.

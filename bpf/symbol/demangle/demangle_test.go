@@ -65,19 +65,6 @@ func TestNotMangled(t *testing.T) {
 	}
 }
 
-func base62Of(n int) string {
-	if n == 0 {
-		return "_"
-	}
-	const digits = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-	s := "_"
-	for n--; ; n /= 62 {
-		if s = string(digits[n%62]) + s; n < 62 {
-			return s
-		}
-	}
-}
-
 func base36(n int) string {
 	if n == 0 {
 		return "S_"
@@ -85,14 +72,51 @@ func base36(n int) string {
 	return "S" + strings.ToUpper(strconv.FormatInt(int64(n-1), 36)) + "_"
 }
 
-// What the library can't read, though it is a name.
+// Names that the library alone can't read, as c++filt does: an empty identifier
+// before another one, and references to what is behind it.
 func TestClosures(t *testing.T) {
-	for _, name := range []string{"_RNvNCNvCs1234_7mycrate4main05inner", "_RNvNCNCNvCs1234_7mycrate4main00s_5inner",
-		"_RNvMC5alloc6RawVecINtB2_3VecNtNCNvC1a4main08DeferredE4grow", "_RNvMs3_NtCslNYArtu3iFV_5alloc7raw_vecINtB5_6RawVecNtNCNvNtCs6kjTNdhaxxx_17ar_archive_writer16coff_import_file20write_import_library08DeferredE8grow_oneCs59TyybOfEHA_18rustc_codegen_llvm",
+	for name, want := range map[string]string{
+		"_RNvNCNvCs1234_7mycrate4main05inner":            "mycrate::main::{closure#0}::inner",
+		"_RNvNCNCNvCs1234_7mycrate4main00s_5inner":       "mycrate::main::{closure#0}::{closure#0}::inner",
+		"_RNCNCNvCsbxQjNsTKZZh_4shop6nested00B5_":        "shop::nested::{closure#0}::{closure#0}",
+		"_RINvNCNvC1a4main03bigNtB2_5SmallNtNCB4_03TopE": "a::main::{closure#0}::big::<a::main::{closure#0}::Small, a::main::{closure#0}::Top>",
+		"_RNvNtNvCs1_1a05inner1f.llvm.1":                 "a::::inner::f",
 	} {
+		f, err := Of(name)
+		if err != nil || f.Full != want {
+			t.Errorf("%s: %+v, %v, want %s", name, f, err, want)
+		}
+	}
+	// What has not the grammar that is known.
+	for _, name := range []string{"_RNvNCNvC1a4main05innerW_", "_RINvNCNvC1a4main05innerWE", "_RNvMC5alloc6RawVecINtB2_3VecNtNCNvC1a4main08DeferredE4grow"} {
 		if f, err := Of(name); !errors.Is(err, ErrUnjudged) {
 			t.Errorf("%s: %+v, %v", name, f, err)
 		}
+	}
+	// A constant that the library does not take.
+	if f, err := Of("_RINvC1a1fKn80000000000000000000000000000000_E"); err == nil {
+		t.Errorf("%+v", f)
+	}
+}
+
+// What does not need it is not written anew.
+func TestRespell(t *testing.T) {
+	for _, c := range known {
+		if !strings.HasPrefix(c.name, "_R") {
+			continue
+		}
+		if got, work, ok := respell(c.name); !ok || got != c.name || work <= 0 || work > rustSteps(c.name) {
+			t.Errorf("%s: %s, %f, %v", c.name, got, work, ok)
+		}
+	}
+	// A reference whose new text is longer moves what is behind it, too.
+	name := "_RTNCNvC53_" + strings.Repeat("a", 53) + "4main00B2_E"
+	if got, _, ok := respell(name); ok {
+		t.Errorf("a type is no name: %s", got)
+	}
+	long := "_RINvNCNvC1a" + "52_" + strings.Repeat("b", 52) + "01fTNtB2_1xNtBV_1yEE"
+	if got, _, ok := respell(long); !ok || !strings.Contains(got, "0_1f") {
+		t.Errorf("%s: %s, %v", long, got, ok)
 	}
 }
 
@@ -136,13 +160,13 @@ func hostile() map[string][]string {
 			return fmt.Sprintf("_RINvC1a1fMCu%d_", n) + rep("a", n) + "l" + rep("B7_", n) + "E"
 		},
 		"rust implementations": func(n int) string { return fmt.Sprintf("_RINvC1a1fMC%d_", n) + rep("a", n) + "l" + rep("B7_", n) + "E" },
-		"rust lifetimes":       func(n int) string { return "_RINvC1a1fFG" + base62Of(n/3) + "Eu" + rep("l", n) },
+		"rust lifetimes":       func(n int) string { return "_RINvC1a1fFG" + base62Text(n/3) + "Eu" + rep("l", n) },
 		"rust tuples":          func(n int) string { return "_RINvC1a1f" + rep("T", n) + "l" + rep("E", n) + "E" },
 		"rust references": func(n int) string {
 			name, at := "_RINvC1a1fTaaE", 8
 			for range n {
 				next := len(name) - 2
-				name += "TB" + base62Of(at) + "B" + base62Of(at) + "E"
+				name += "TB" + base62Text(at) + "B" + base62Text(at) + "E"
 				at = next
 			}
 			return name + "E"
