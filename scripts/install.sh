@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs what is missing for the named purposes (demo, test, check, bench,
-# kernels, rpm) through the distribution's package manager. It asks what is there first and
-# does nothing, not even look at package lists, when nothing is missing.
+# Installs what is missing for the named purposes (demo, test, full, check,
+# bench, kernels, rpm) through the distribution's package manager. It asks what
+# is there first and does nothing, not even look at package lists, when nothing is
+# missing.
 # Go and git are the only things it does not install.
 #
 #	scripts/install.sh PURPOSE...
@@ -27,6 +28,8 @@ test qemu-x86_64-static qemu-user-static qemu-user-static
 test g++ g++ gcc-c++
 test objcopy binutils binutils
 test xz xz-utils xz
+test musl-gcc musl-tools musl-gcc
+full rustc rustc rust
 bench bpftrace bpftrace bpftrace
 check clang-14 clang-14 clang
 check llvm-strip-14 llvm-14 llvm
@@ -44,6 +47,7 @@ kernels /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring de
 
 there() {
 	case $1 in
+	rustc) command -v rustc >/dev/null || [ -x "$HOME/.cargo/bin/rustc" ] ;; # as rustup leaves it
 	/*) [ -e "$1" ] ;;
 	*.a) [ -e "$(gcc -print-file-name="$1" 2>/dev/null)" ] ;;
 	*) command -v "$1" >/dev/null ;;
@@ -53,7 +57,7 @@ there() {
 purposes=" $* "
 case $purposes in *" test "*) purposes+="demo kernels " ;; esac
 for p in "$@"; do
-	case $p in demo | test | check | bench | kernels | rpm) ;; *) die "unknown purpose $p" 2 ;; esac
+	case $p in demo | test | full | check | bench | kernels | rpm) ;; *) die "unknown purpose $p" 2 ;; esac
 done
 
 column=3

@@ -18,10 +18,11 @@ common=(-count=1 -timeout 15m)
 command=(go run ./tests/need/report)
 if [ "$(id -u)" = 0 ]; then
 	scripts/install.sh test
+	if [ "${1:-}" = full ]; then scripts/install.sh full; fi
 	scripts/peers.sh containerd cosign runsc
 	# Where it cannot be fetched, the test that needs it says so.
 	if [ "${1:-}" = full ]; then scripts/kernels.sh || true; else scripts/kernels.sh 6.12 userland-amd64 || true; fi
-	export PROBITY_REQUIRE=${PROBITY_REQUIRE:-all}
+	export PROBITY_REQUIRE=${PROBITY_REQUIRE:-all${1:+,rustc}}
 	command=(scripts/private.sh "${command[@]}")
 fi
 status=0

@@ -119,6 +119,21 @@ func Runsc(t testing.TB) string {
 	return path
 }
 
+// Rustc needs Rust's compiler, and returns its path. Only its name requires it:
+// it takes 200 MB or more, so that only make test-full installs it.
+func Rustc(t testing.TB) string {
+	t.Helper()
+	path, ok := Look("rustc")
+	if home, err := os.UserHomeDir(); !ok && err == nil {
+		path, err = exec.LookPath(filepath.Join(home, ".cargo/bin/rustc"))
+		ok = err == nil
+	}
+	if !ok {
+		unmet(t, "rustc", "it is not installed, nor below ~/.cargo")
+	}
+	return path
+}
+
 // QEMU needs one of QEMU's programs, and returns its path. Only its name
 // requires it: no user needs it, and it is large.
 func QEMU(t testing.TB, name string) string {
