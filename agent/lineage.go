@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"os"
+	"path"
 	"strings"
 
 	"probity/bpf/probe"
@@ -47,6 +48,19 @@ func (a *Agent) already(h *probe.Handle, n container.Notice) (unknown int) {
 		}
 	}
 	return unknown + 1 // they are born faster than they are listed
+}
+
+// around lists the ids of the cgroups around one, innermost first, as far as the
+// agent sees them: it is armed in none that it is in itself.
+func (a *Agent) around(of string) (ids []uint64) {
+	for of = path.Dir(of); of != "/" && of != "."; of = path.Dir(of) {
+		id, err := a.cgroups.ID(of)
+		if err != nil {
+			return ids // it has gone, and with it what was to be armed
+		}
+		ids = append(ids, id)
+	}
+	return ids
 }
 
 // Whose process one in a container's cgroup is.

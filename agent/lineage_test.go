@@ -6,7 +6,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"probity/bpf"
 	"probity/evidence"
@@ -100,5 +103,25 @@ func TestMovesAreNotSeen(t *testing.T) {
 	}
 	if len(gaps) == 0 || gaps[0].Reason != evidence.GapAttributionLost {
 		t.Errorf("gaps: %+v", gaps)
+	}
+}
+
+// The cgroups around a container are known by their ids, innermost first.
+func TestAround(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	b := newBox(t, 3)
+	path, id, err := n.cgroups.OfPid(b.cmd.Process.Pid)
+	must(t, err)
+	var want []uint64
+	for dir := filepath.Dir(b.cgroup); len(want) < 2; dir = filepath.Dir(dir) {
+		var st unix.Stat_t
+		must(t, unix.Stat(dir, &st))
+		want = append(want, st.Ino)
+	}
+	if got := n.around(path); !slices.Equal(got[:2], want) || slices.Contains(got, id) || len(got) != n.cgroups.Level(path)-1 {
+		t.Errorf("around %s: %v, want %v and no more", path, got, want)
+	}
+	if got := n.around("/"); got != nil {
+		t.Errorf("around the root: %v", got)
 	}
 }

@@ -303,7 +303,7 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	plan := probe.MakePlan(probes, tree, probe.On(a.kernel))
 	planned := cgroup.BootTime()
 	h, err := a.engine.Arm(l.ctx, probe.Target{
-		Cgroup: n.Identity.CgroupID, Level: a.level(n.Identity.CgroupPath), Root: fmt.Sprintf("/proc/self/fd/%d", root.Fd()), Upper: rootfs.Upper,
+		Cgroup: n.Identity.CgroupID, Level: a.level(n.Identity.CgroupPath), Around: a.around(n.Identity.CgroupPath), Root: fmt.Sprintf("/proc/self/fd/%d", root.Fd()), Upper: rootfs.Upper,
 		Files: probe.Tree{View: view, Inspector: a.inspect, Runs: tree.Runs}, // for as long as it lives: without the bounds of a start
 	}, plan)
 	switch {

@@ -29,7 +29,7 @@ import (
 type Options struct {
 	Slots     uint32 // (container, site) counters (131072, about 15 MiB)
 	Runs      uint32 // armed containers (4096)
-	Processes uint32 // processes of all armed containers (32768)
+	Processes uint32 // processes of all armed containers (32768), of which one may have a quarter
 	RingBytes uint32 // ring buffer, a power of two and a multiple of the page size (1 MiB)
 	// KernelTypes are the types of this kernel's structures, for kernels that
 	// do not offer their own (nil: the kernel's own). Without any, what reads
@@ -77,7 +77,7 @@ type Objects struct {
 }
 
 // shared are the maps that the programs of several objects use (c/maps.h).
-var shared = []string{probesMapStubCookie, probesMapSlots, probesMapRuns, probesMapProcesses, probesMapSettings, probesMapTotals, probesMapEvents}
+var shared = []string{probesMapStubCookie, probesMapSlots, probesMapRuns, probesMapOuters, probesMapProcesses, probesMapSettings, probesMapTotals, probesMapEvents}
 
 // object is one compiled file of c/, whose programs are loaded one by one.
 type object struct {
@@ -103,6 +103,7 @@ func Load(o Options) (*Objects, error) {
 	}
 	resize(spec.Maps[probesMapSlots], o.Slots)
 	resize(spec.Maps[probesMapRuns], o.Runs)
+	resize(spec.Maps[probesMapOuters], o.Runs)
 	resize(spec.Maps[probesMapProcesses], o.Processes)
 	resize(spec.Maps[probesMapEvents], o.RingBytes)
 

@@ -166,12 +166,23 @@ func (o *Objects) rawTracepoint(prog, event string) *way {
 
 // AddProcess says that a process is a container's own, although nobody saw it
 // call execve there: it ran before the container was armed. level is the depth
-// of the container's cgroup. What is known of the process already is not
-// changed. Its children are the container's from now on.
+// of the container's cgroup, in whose subtree the process is. Whoever is known
+// as the container's, or as that of one within it, stays what it is; of a
+// container around it, it becomes this one's. Its children are the container's
+// from now on.
 func (o *Objects) AddProcess(tgid int, cgroup uint64, level int) error {
+	m := o.coll.Maps[probesMapProcesses]
 	p := probesProcess{Cgroup: cgroup, Level: uint32(level), Session: uint32(SessionInit)}
-	err := o.coll.Maps[probesMapProcesses].Update(uint32(tgid), p, ebpf.UpdateNoExist)
-	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+	err := m.Update(uint32(tgid), p, ebpf.UpdateNoExist)
+	if errors.Is(err, ebpf.ErrKeyExist) {
+		var known probesProcess
+		if err = m.Lookup(uint32(tgid), &known); err == nil && known.Level < p.Level {
+			p.Counted, p.Session = known.Counted, known.Session
+			err = m.Update(uint32(tgid), p, ebpf.UpdateExist)
+		}
+		err = ignoreMissing(err) // it has ended
+	}
+	if err != nil {
 		return mapError("add process", err)
 	}
 	return nil

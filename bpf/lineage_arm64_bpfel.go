@@ -24,10 +24,12 @@ type lineageCgroupOffsets struct {
 type lineageProcess struct {
 	_       structs.HostLayout
 	Cgroup  uint64
+	Counted uint64
 	Level   uint32
 	Session uint32
-	Fresh   uint32
-	Ending  uint32
+	Fresh   uint8
+	Ending  uint8
+	Pad     [6]uint8
 }
 
 type lineageRun struct {
@@ -39,12 +41,13 @@ type lineageRun struct {
 	Left        uint64
 	Untracked   uint64
 	Stood       uint64
+	Processes   uint64
 }
 
 type lineageSettings struct {
 	_      structs.HostLayout
 	Levels uint32
-	Pad    uint32
+	Share  uint32
 }
 
 type lineageSlot struct {
@@ -82,6 +85,7 @@ type lineageTotals struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	lineageMapEvents          = "events"
+	lineageMapOuters          = "outers"
 	lineageMapProcesses       = "processes"
 	lineageMapRuns            = "runs"
 	lineageMapSettings        = "settings"
@@ -156,6 +160,7 @@ type lineageProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type lineageMapSpecs struct {
 	Events    *ebpf.MapSpec `ebpf:"events"`
+	Outers    *ebpf.MapSpec `ebpf:"outers"`
 	Processes *ebpf.MapSpec `ebpf:"processes"`
 	Runs      *ebpf.MapSpec `ebpf:"runs"`
 	Settings  *ebpf.MapSpec `ebpf:"settings"`
@@ -192,6 +197,7 @@ func (o *lineageObjects) Close() error {
 // It can be passed to loadLineageObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lineageMaps struct {
 	Events    *ebpf.Map `ebpf:"events"`
+	Outers    *ebpf.Map `ebpf:"outers"`
 	Processes *ebpf.Map `ebpf:"processes"`
 	Runs      *ebpf.Map `ebpf:"runs"`
 	Settings  *ebpf.Map `ebpf:"settings"`
@@ -202,6 +208,7 @@ type lineageMaps struct {
 func (m *lineageMaps) Close() error {
 	return _LineageClose(
 		m.Events,
+		m.Outers,
 		m.Processes,
 		m.Runs,
 		m.Settings,

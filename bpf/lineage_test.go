@@ -302,6 +302,138 @@ func TestNestedLineage(t *testing.T) {
 	}
 }
 
+// A process that leaves an inner container for the cgroup of the outer one has
+// left the inner one only: it is the outer one's, as it was before. That is so
+// of three, whichever of them it goes back to, and of a child that is born
+// there.
+func TestNestedMoves(t *testing.T) {
+	need.Command(t, "sh")
+	for _, c := range []struct {
+		name string
+		to   int // which of the three it goes to
+		left [3]uint64
+	}{{"to the middle", 1, [3]uint64{0, 0, 1}}, {"to the outer", 0, [3]uint64{0, 1, 1}}, {"out of all", -1, [3]uint64{1, 1, 1}}} {
+		for _, born := range []bool{false, true} {
+			name := c.name
+			if born {
+				name += ", born"
+			}
+			t.Run(name, func(t *testing.T) {
+				obj := load(t, Options{})
+				root := need.Cgroup2(t)
+				var rooms [3]room
+				dir, mask := root, uint32(0)
+				for i := range rooms {
+					rooms[i] = newRoom(t, obj, dir)
+					rooms[i].level = uint32(i + 1)
+					mask |= 1 << (i + 1)
+					if dir = rooms[i].dir; i > 0 {
+						must(t, obj.SetOuter(rooms[i].id, rooms[i-1].id))
+					}
+				}
+				must(t, obj.SetLevels(mask))
+				l := obj.AttachLineage()
+				defer l.Close()
+				must(t, errors.Join(l.ProcessErr, l.MoveErr))
+				to := root
+				if c.to >= 0 {
+					to = rooms[c.to].dir
+				}
+				events, err := obj.Reader()
+				must(t, err)
+				defer events.Close()
+				s := rooms[2].shell(t)
+				s.do(t, "true")
+				if born {
+					bear(t, s, to)
+					// By its execve a lost child would be one of an exec session.
+					for self, _ := os.Executable(); c.to >= 0 && next(t, events, EventExec).Path != self; {
+					}
+					for i := range c.to + 1 {
+						for e := next(t, events, EventExec); ; e = next(t, events, EventExec) {
+							if !strings.HasSuffix(e.Path, "/sh") {
+								continue // of the child's parent, in the next container
+							}
+							if e.Cgroup != rooms[i].id || e.Session != SessionInit {
+								t.Errorf("the child's execve: %+v", e)
+							}
+							break
+						}
+					}
+				} else {
+					pid := s.cmd.Process.Pid
+					must(t, os.WriteFile(filepath.Join(to, "cgroup.procs"), []byte(fmt.Sprint(pid)), 0))
+					p, ok := obj.process(pid)
+					switch {
+					case c.to < 0 && ok:
+						t.Errorf("it is still known: %+v", p)
+					case c.to >= 0 && (!ok || p.Cgroup != rooms[c.to].id || p.Level != rooms[c.to].level || Session(p.Session) != SessionInit):
+						t.Errorf("%+v, %v; want it in %d", p, ok, rooms[c.to].id)
+					}
+				}
+				for i, want := range c.left {
+					run, err := obj.Run(rooms[i].id)
+					must(t, err)
+					if run.Left != want || run.Untracked != 0 {
+						t.Errorf("container %d: %+v; want %d to have left", i, run, want)
+					}
+				}
+				s.end()
+				until(t, func() bool { return len(obj.processes(t)) == 0 })
+				for _, r := range rooms {
+					if run, err := obj.Run(r.id); err != nil || run.Processes != 0 {
+						t.Errorf("%d processes are counted still (%v)", run.Processes, err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A process of the outer container that comes into the inner one is what the
+// runtime in there is until its execve: the outer one's. Then it is the inner
+// one's, and has left nobody.
+func TestNestedEntry(t *testing.T) {
+	need.Command(t, "sh")
+	obj := load(t, Options{})
+	outer := newRoom(t, obj, need.Cgroup2(t))
+	inner := newRoom(t, obj, outer.dir)
+	must(t, obj.SetOuter(inner.id, outer.id))
+	must(t, obj.SetLevels(1<<outer.level|1<<inner.level))
+	l := obj.AttachLineage()
+	defer l.Close()
+	must(t, errors.Join(l.ProcessErr, l.MoveErr))
+	s := outer.shell(t)
+	s.do(t, "true")
+	pid := s.cmd.Process.Pid
+	must(t, os.WriteFile(filepath.Join(inner.dir, "cgroup.procs"), []byte(fmt.Sprint(pid)), 0))
+	if p, _ := obj.process(pid); p.Cgroup != outer.id {
+		t.Errorf("before its execve: %+v", p)
+	}
+	s.do(t, "exec sh -c 'echo done; exec sh' #")
+	if p, _ := obj.process(pid); p.Cgroup != inner.id || Session(p.Session) != SessionInit {
+		t.Errorf("after its execve: %+v", p)
+	}
+	for _, r := range []room{outer, inner} {
+		if run, err := obj.Run(r.id); err != nil || run.Left != 0 || run.Execs == 0 {
+			t.Errorf("%+v, %v", run, err)
+		}
+	}
+}
+
+// Containers that ran before us are armed in any order. A process of the inner
+// one is known as that, also if it was added for the outer one first.
+func TestAddNestedProcess(t *testing.T) {
+	obj := load(t, Options{})
+	const pid, outer, inner = 1 << 22, 11, 12 // the greatest number that a process cannot have
+	for _, add := range [][2]uint64{{outer, 1}, {inner, 2}, {outer, 1}} {
+		must(t, obj.AddProcess(pid, add[0], int(add[1])))
+	}
+	if p, _ := obj.process(pid); p.Cgroup != inner || p.Level != 2 {
+		t.Errorf("%+v", p)
+	}
+}
+
 // With no room for a process, that is counted.
 func TestUntracked(t *testing.T) {
 	need.Command(t, "sh")
@@ -317,6 +449,41 @@ func TestUntracked(t *testing.T) {
 	must(t, err)
 	if run.Untracked == 0 {
 		t.Errorf("a fork past the bound is not counted: %+v", run)
+	}
+}
+
+// One container may fill no more than its share of the map: what it has past that
+// is counted as its own loss, and the others lose nothing.
+func TestShareOfProcesses(t *testing.T) {
+	need.Command(t, "sh")
+	obj := load(t, Options{Processes: 16}) // of which four are a share
+	root := need.Cgroup2(t)
+	greedy, modest := newRoom(t, obj, root), newRoom(t, obj, root)
+	must(t, obj.SetLevels(1<<greedy.level))
+	l := obj.AttachLineage()
+	defer l.Close()
+	must(t, errors.Join(l.ExecErr, l.ProcessErr))
+	s := greedy.shell(t)
+	s.do(t, "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 1000 & p=\"$p $!\"; done")
+	if run, err := obj.Run(greedy.id); err != nil || run.Processes != 4 || run.Untracked < 17 {
+		t.Errorf("the greedy one: %+v, %v; want 4 processes and the others untracked", run, err)
+	}
+	o := modest.shell(t)
+	o.do(t, "(true); (true)")
+	if p, ok := obj.process(o.cmd.Process.Pid); !ok || p.Cgroup != modest.id {
+		t.Errorf("the modest one's: %+v, %v", p, ok)
+	}
+	if run, err := obj.Run(modest.id); err != nil || run.Processes == 0 || run.Untracked != 0 {
+		t.Errorf("the modest one: %+v, %v", run, err)
+	}
+	s.do(t, "kill $p; wait 2>/dev/null")
+	s.end()
+	o.end()
+	until(t, func() bool { return len(obj.processes(t)) == 0 })
+	for _, r := range []room{greedy, modest} {
+		if run, err := obj.Run(r.id); err != nil || run.Processes != 0 {
+			t.Errorf("after the end: %+v, %v", run, err)
+		}
 	}
 }
 

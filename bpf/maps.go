@@ -49,6 +49,7 @@ type Run struct {
 	RingFull    uint64 // events of this container that the ring had no room for
 	Left        uint64 // processes that left its cgroup's subtree alive
 	Untracked   uint64 // processes that could not be followed: see Options.Processes
+	Processes   uint64 // that are followed now, but for those of AddProcess
 	Stood       uint64 // how often one of its counters stood down
 }
 
@@ -74,12 +75,26 @@ func (o *Objects) Run(cgroup uint64) (Run, error) {
 	if err := o.coll.Maps[probesMapRuns].Lookup(cgroup, &r); err != nil {
 		return Run{}, mapError("read container", err)
 	}
-	return Run{r.Execs, int64(r.FirstExecNs), int64(r.LastExecNs), r.RingFull, r.Left, r.Untracked, r.Stood}, nil
+	return Run{r.Execs, int64(r.FirstExecNs), int64(r.LastExecNs), r.RingFull, r.Left, r.Untracked, r.Processes, r.Stood}, nil
 }
 
 // DeleteRun forgets the container. Deleting one that is not there is no error.
 func (o *Objects) DeleteRun(cgroup uint64) error {
-	return ignoreMissing(o.coll.Maps[probesMapRuns].Delete(cgroup))
+	return errors.Join(ignoreMissing(o.coll.Maps[probesMapRuns].Delete(cgroup)), o.SetOuter(cgroup, 0))
+}
+
+// SetOuter says which armed container's cgroup is the innermost around that of
+// another: a process that leaves the inner one for it is still the outer one's.
+// 0: there is none.
+func (o *Objects) SetOuter(cgroup, outer uint64) error {
+	m := o.coll.Maps[probesMapOuters]
+	if outer == 0 {
+		return ignoreMissing(m.Delete(cgroup))
+	}
+	if err := m.Put(cgroup, outer); err != nil {
+		return mapError("add the container around another", err)
+	}
+	return nil
 }
 
 // PutSlots makes a zero counter for each (container, site). On error none of
@@ -184,10 +199,21 @@ func (o *Objects) durations() (*ebpf.Map, error) {
 // SetLevels says at which depths below the root of the cgroup tree there are
 // armed containers: bit n for depth n.
 func (o *Objects) SetLevels(mask uint32) error {
-	if err := o.coll.Maps[probesMapSettings].Put(uint32(0), probesSettings{Levels: mask}); err != nil {
+	if err := o.coll.Maps[probesMapSettings].Put(uint32(0), probesSettings{Levels: mask, Share: o.share()}); err != nil {
 		return fmt.Errorf("set cgroup depths: %w", err)
 	}
 	return nil
+}
+
+// Outer returns what SetOuter said.
+func (o *Objects) Outer(cgroup uint64) (outer uint64, err error) {
+	err = ignoreMissing(o.coll.Maps[probesMapOuters].Lookup(cgroup, &outer))
+	return outer, err
+}
+
+// share is how many processes of one container are followed.
+func (o *Objects) share() uint32 {
+	return max(1, o.coll.Maps[probesMapProcesses].MaxEntries()/4)
 }
 
 // RingFull is how many events the ring had no room for, all containers

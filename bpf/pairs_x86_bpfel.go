@@ -50,10 +50,12 @@ type pairsDuration struct {
 type pairsProcess struct {
 	_       structs.HostLayout
 	Cgroup  uint64
+	Counted uint64
 	Level   uint32
 	Session uint32
-	Fresh   uint32
-	Ending  uint32
+	Fresh   uint8
+	Ending  uint8
+	Pad     [6]uint8
 }
 
 type pairsRun struct {
@@ -65,12 +67,13 @@ type pairsRun struct {
 	Left        uint64
 	Untracked   uint64
 	Stood       uint64
+	Processes   uint64
 }
 
 type pairsSettings struct {
 	_      structs.HostLayout
 	Levels uint32
-	Pad    uint32
+	Share  uint32
 }
 
 type pairsSlot struct {
@@ -110,6 +113,7 @@ const (
 	pairsMapCalls                = "calls"
 	pairsMapDurations            = "durations"
 	pairsMapEvents               = "events"
+	pairsMapOuters               = "outers"
 	pairsMapProcesses            = "processes"
 	pairsMapRuns                 = "runs"
 	pairsMapSettings             = "settings"
@@ -199,6 +203,7 @@ type pairsMapSpecs struct {
 	Calls      *ebpf.MapSpec `ebpf:"calls"`
 	Durations  *ebpf.MapSpec `ebpf:"durations"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
+	Outers     *ebpf.MapSpec `ebpf:"outers"`
 	Processes  *ebpf.MapSpec `ebpf:"processes"`
 	Runs       *ebpf.MapSpec `ebpf:"runs"`
 	Settings   *ebpf.MapSpec `ebpf:"settings"`
@@ -248,6 +253,7 @@ type pairsMaps struct {
 	Calls      *ebpf.Map `ebpf:"calls"`
 	Durations  *ebpf.Map `ebpf:"durations"`
 	Events     *ebpf.Map `ebpf:"events"`
+	Outers     *ebpf.Map `ebpf:"outers"`
 	Processes  *ebpf.Map `ebpf:"processes"`
 	Runs       *ebpf.Map `ebpf:"runs"`
 	Settings   *ebpf.Map `ebpf:"settings"`
@@ -261,6 +267,7 @@ func (m *pairsMaps) Close() error {
 		m.Calls,
 		m.Durations,
 		m.Events,
+		m.Outers,
 		m.Processes,
 		m.Runs,
 		m.Settings,

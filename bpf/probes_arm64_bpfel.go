@@ -79,10 +79,12 @@ type probesLostEvent struct {
 type probesProcess struct {
 	_       structs.HostLayout
 	Cgroup  uint64
+	Counted uint64
 	Level   uint32
 	Session uint32
-	Fresh   uint32
-	Ending  uint32
+	Fresh   uint8
+	Ending  uint8
+	Pad     [6]uint8
 }
 
 type probesRun struct {
@@ -94,6 +96,7 @@ type probesRun struct {
 	Left        uint64
 	Untracked   uint64
 	Stood       uint64
+	Processes   uint64
 }
 
 type probesSession uint32
@@ -107,7 +110,7 @@ const (
 type probesSettings struct {
 	_      structs.HostLayout
 	Levels uint32
-	Pad    uint32
+	Share  uint32
 }
 
 type probesSlot struct {
@@ -180,6 +183,7 @@ type probesTotals struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	probesMapEvents               = "events"
+	probesMapOuters               = "outers"
 	probesMapProcesses            = "processes"
 	probesMapRuns                 = "runs"
 	probesMapSettings             = "settings"
@@ -267,6 +271,7 @@ type probesProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type probesMapSpecs struct {
 	Events     *ebpf.MapSpec `ebpf:"events"`
+	Outers     *ebpf.MapSpec `ebpf:"outers"`
 	Processes  *ebpf.MapSpec `ebpf:"processes"`
 	Runs       *ebpf.MapSpec `ebpf:"runs"`
 	Settings   *ebpf.MapSpec `ebpf:"settings"`
@@ -314,6 +319,7 @@ func (o *probesObjects) Close() error {
 // It can be passed to loadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probesMaps struct {
 	Events     *ebpf.Map `ebpf:"events"`
+	Outers     *ebpf.Map `ebpf:"outers"`
 	Processes  *ebpf.Map `ebpf:"processes"`
 	Runs       *ebpf.Map `ebpf:"runs"`
 	Settings   *ebpf.Map `ebpf:"settings"`
@@ -325,6 +331,7 @@ type probesMaps struct {
 func (m *probesMaps) Close() error {
 	return _ProbesClose(
 		m.Events,
+		m.Outers,
 		m.Processes,
 		m.Runs,
 		m.Settings,

@@ -93,10 +93,12 @@ type setsPending struct {
 type setsProcess struct {
 	_       structs.HostLayout
 	Cgroup  uint64
+	Counted uint64
 	Level   uint32
 	Session uint32
-	Fresh   uint32
-	Ending  uint32
+	Fresh   uint8
+	Ending  uint8
+	Pad     [6]uint8
 }
 
 type setsRun struct {
@@ -108,6 +110,7 @@ type setsRun struct {
 	Left        uint64
 	Untracked   uint64
 	Stood       uint64
+	Processes   uint64
 }
 
 type setsSet uint32
@@ -191,7 +194,7 @@ type setsSetState struct {
 type setsSettings struct {
 	_      structs.HostLayout
 	Levels uint32
-	Pad    uint32
+	Share  uint32
 }
 
 type setsSlot struct {
@@ -230,6 +233,7 @@ type setsTotals struct {
 const (
 	setsMapDrafts              = "drafts"
 	setsMapEvents              = "events"
+	setsMapOuters              = "outers"
 	setsMapPending             = "pending"
 	setsMapProcesses           = "processes"
 	setsMapRuns                = "runs"
@@ -356,6 +360,7 @@ type setsProgramSpecs struct {
 type setsMapSpecs struct {
 	Drafts     *ebpf.MapSpec `ebpf:"drafts"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
+	Outers     *ebpf.MapSpec `ebpf:"outers"`
 	Pending    *ebpf.MapSpec `ebpf:"pending"`
 	Processes  *ebpf.MapSpec `ebpf:"processes"`
 	Runs       *ebpf.MapSpec `ebpf:"runs"`
@@ -406,6 +411,7 @@ func (o *setsObjects) Close() error {
 type setsMaps struct {
 	Drafts     *ebpf.Map `ebpf:"drafts"`
 	Events     *ebpf.Map `ebpf:"events"`
+	Outers     *ebpf.Map `ebpf:"outers"`
 	Pending    *ebpf.Map `ebpf:"pending"`
 	Processes  *ebpf.Map `ebpf:"processes"`
 	Runs       *ebpf.Map `ebpf:"runs"`
@@ -420,6 +426,7 @@ func (m *setsMaps) Close() error {
 	return _SetsClose(
 		m.Drafts,
 		m.Events,
+		m.Outers,
 		m.Pending,
 		m.Processes,
 		m.Runs,

@@ -21,6 +21,77 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+/* A process of the container that is not, or not any more, in the map. */
+static __always_inline void count_untracked(__u64 cgroup)
+{
+	struct run *r;
+
+	r = bpf_map_lookup_elem(&runs, &cgroup);
+	if (r)
+		__sync_fetch_and_add(&r->untracked, 1);
+}
+
+/* Gives back to a run's share of the map. */
+static __always_inline void discount(__u64 cgroup)
+{
+	struct run *r;
+
+	if (!cgroup)
+		return;
+	r = bpf_map_lookup_elem(&runs, &cgroup);
+	if (r)
+		__sync_fetch_and_add(&r->processes, -1);
+}
+
+static __always_inline void unmark(__u32 tgid)
+{
+	struct process *p;
+	__u64 counted;
+
+	p = bpf_map_lookup_elem(&processes, &tgid);
+	if (!p)
+		return;
+	counted = p->counted;
+	if (!bpf_map_delete_elem(&processes, &tgid))
+		discount(counted);
+}
+
+/*
+ * Makes a process the container's in whose cgroup p says it is. All containers
+ * share the map, so none may have more than its share: who bears processes
+ * without end loses sight of its own, which is counted, and not of others'.
+ * The share may be passed by as many as there are processors.
+ */
+static __always_inline void mark(__u32 tgid, struct process *p)
+{
+	struct settings *set;
+	struct process *known;
+	struct run *r;
+	__u64 before;
+	__u32 zero = 0;
+
+	known = bpf_map_lookup_elem(&processes, &tgid);
+	before = known ? known->counted : 0;
+	r = bpf_map_lookup_elem(&runs, &p->cgroup);
+	set = bpf_map_lookup_elem(&settings, &zero);
+	p->counted = 0;
+	if (r && set) {
+		if (before != p->cgroup && r->processes >= set->share) {
+			__sync_fetch_and_add(&r->untracked, 1);
+			unmark(tgid); /* what it was is over */
+			return;
+		}
+		p->counted = p->cgroup;
+		__sync_fetch_and_add(&r->processes, 1);
+	}
+	if (bpf_map_update_elem(&processes, &tgid, p, BPF_ANY)) {
+		discount(p->counted);
+		count_untracked(p->cgroup);
+		return;
+	}
+	discount(before);
+}
+
 static __always_inline void tell_exec(__u64 cgroup, struct run *r, __u32 session, __u64 now, const char *filename)
 {
 	struct exec_event *e;
@@ -86,11 +157,7 @@ static __always_inline int on_exec(const char *filename)
 		return 0;
 	}
 	p.fresh = 1;
-	if (bpf_map_update_elem(&processes, &tgid, &p, BPF_ANY)) {
-		r = bpf_map_lookup_elem(&runs, &p.cgroup);
-		if (r)
-			__sync_fetch_and_add(&r->untracked, 1);
-	}
+	mark(tgid, &p);
 	return 0;
 }
 
@@ -135,23 +202,20 @@ static __always_inline void count_left(__u64 cgroup, __u32 pid, __u32 tid)
  * A child is what its parent is. Numbers are used again: what is known of an
  * earlier process with the child's number is forgotten.
  */
-static __always_inline void on_fork(__u32 child)
+static __always_inline bool on_fork(__u32 child)
 {
 	struct process *parent, p;
-	struct run *r;
 
 	parent = current_process();
 	if (!parent) {
-		bpf_map_delete_elem(&processes, &child);
-		return;
+		unmark(child);
+		return false;
 	}
 	p = *parent;
 	p.fresh = 0;
-	if (bpf_map_update_elem(&processes, &child, &p, BPF_ANY)) {
-		r = bpf_map_lookup_elem(&runs, &p.cgroup);
-		if (r)
-			__sync_fetch_and_add(&r->untracked, 1);
-	}
+	p.ending = 0;
+	mark(child, &p);
+	return true;
 }
 
 /*
@@ -180,46 +244,101 @@ int fork_tracepoint(void *ctx)
 	return 0;
 }
 
+static __always_inline struct cgroup *parent_of(struct cgroup *cgrp)
+{
+	struct cgroup_subsys_state *css;
+
+	css = BPF_CORE_READ(cgrp, self.parent);
+	return css ? (void *)css - bpf_core_field_offset(struct cgroup, self) : NULL;
+}
+
 /* Whether a cgroup is in the subtree in which the process belongs. */
 static __always_inline bool is_below(struct cgroup *cgrp, const struct process *p)
 {
-	struct cgroup_subsys_state *css;
 	__s32 up, i;
 
 	up = BPF_CORE_READ(cgrp, level) - (__s32)p->level;
 	if (up < 0)
 		return false;
 	for (i = 0; i < MAX_LEVEL && i < up; i++) {
-		css = BPF_CORE_READ(cgrp, self.parent);
-		if (!css)
+		cgrp = parent_of(cgrp);
+		if (!cgrp)
 			return false;
-		cgrp = (void *)css - bpf_core_field_offset(struct cgroup, self);
 	}
 	return BPF_CORE_READ(cgrp, kn, id) == p->cgroup;
 }
 
+/* The depth of the cgroup with the id, if it is cgrp or around it; else -1. */
+static __always_inline __s32 level_around(struct cgroup *cgrp, __u64 id)
+{
+	__s32 i;
+
+	for (i = 0; i < MAX_LEVEL && cgrp; i++) {
+		if (BPF_CORE_READ(cgrp, kn, id) == id)
+			return BPF_CORE_READ(cgrp, level);
+		cgrp = parent_of(cgrp);
+	}
+	return -1;
+}
+
+#define MAX_AROUND 8	/* armed containers, each within the next, of which a process is told */
+
+/*
+ * A process of p's container has come into a cgroup that is not below its
+ * container's. It has left that one, and those around it until one that has
+ * the cgroup below it too: that one's it still is. A single thread leaves its
+ * process behind, which stays what it is; of the thread no container knows any
+ * more.
+ */
+static __always_inline void on_left(struct cgroup *to, const struct process *p, __u32 tgid, __u32 pid, bool whole)
+{
+	struct process now = *p;
+	__u64 id = p->cgroup, *outer;
+	__s32 i, level;
+
+	for (i = 0; i < MAX_AROUND; i++) {
+		level = i && whole ? level_around(to, id) : -1;
+		if (level >= 0) {
+			now.cgroup = id;
+			now.level = level;
+			mark(tgid, &now);
+			return;
+		}
+		count_left(id, tgid, pid);
+		outer = bpf_map_lookup_elem(&outers, &id);
+		if (!outer)
+			break;
+		id = *outer;
+	}
+	if (whole)
+		unmark(tgid);
+}
+
 /*
  * clone3 may bear a child into another cgroup (CLONE_INTO_CGROUP), of which no
- * migration tells.
+ * migration tells. Where it is is read after it was marked: whoever moves it
+ * between finds a mark, or is found here.
  */
 SEC("raw_tracepoint/sched_process_fork")
 int fork_raw(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task_struct *child = (struct task_struct *)ctx->args[1];
-	struct process *parent;
+	struct process *parent, p;
+	struct cgroup *in;
 	__u32 pid, tgid;
 
 	pid = BPF_CORE_READ(child, pid);
 	tgid = BPF_CORE_READ(child, tgid);
-	if (pid != tgid)
+	if (pid != tgid || !on_fork(tgid))
 		return 0;
 	parent = current_process();
-	if (parent && !is_below(BPF_CORE_READ(child, cgroups, dfl_cgrp), parent)) {
-		count_left(parent->cgroup, tgid, pid);
-		bpf_map_delete_elem(&processes, &tgid);
-		return 0;
+	in = BPF_CORE_READ(child, cgroups, dfl_cgrp);
+	if (parent && !is_below(in, parent)) {
+		p = *parent;
+		p.fresh = 0;
+		p.ending = 0;
+		on_left(in, &p, tgid, pid, true);
 	}
-	on_fork(tgid);
 	return 0;
 }
 
@@ -230,9 +349,7 @@ int fork_raw(struct bpf_raw_tracepoint_args *ctx)
 SEC("tracepoint/sched/sched_process_free")
 int free_tracepoint(void *ctx)
 {
-	__u32 pid = record_pid(ctx);
-
-	bpf_map_delete_elem(&processes, &pid);
+	unmark(record_pid(ctx));
 	return 0;
 }
 
@@ -267,7 +384,7 @@ int free_raw(struct bpf_raw_tracepoint_args *ctx)
 	pid = BPF_CORE_READ(task, pid);
 	p = bpf_map_lookup_elem(&processes, &pid);
 	if (p && p->ending)
-		bpf_map_delete_elem(&processes, &pid);
+		unmark(pid);
 	return 0;
 }
 
@@ -281,8 +398,8 @@ int move_raw(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct cgroup *to = (struct cgroup *)ctx->args[0];
 	struct task_struct *task = (struct task_struct *)ctx->args[2];
-	struct process *p;
-	__u32 pid, tgid;
+	struct process *p, copy;
+	__u32 tgid;
 
 	tgid = BPF_CORE_READ(task, tgid);
 	p = bpf_map_lookup_elem(&processes, &tgid);
@@ -293,8 +410,7 @@ int move_raw(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	if (is_below(to, p))
 		return 0;
-	pid = BPF_CORE_READ(task, pid);
-	count_left(p->cgroup, tgid, pid);
-	bpf_map_delete_elem(&processes, &tgid);
+	copy = *p;
+	on_left(to, &copy, tgid, BPF_CORE_READ(task, pid), ctx->args[3] & 1);
 	return 0;
 }

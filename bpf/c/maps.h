@@ -22,6 +22,17 @@ struct {
 	__type(value, struct run);
 } runs SEC(".maps");
 
+/*
+ * Nested containers: the innermost armed cgroup around that of a run. The Go
+ * side keeps it right whichever of them is armed first.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, __u64);
+} outers SEC(".maps");
+
 /* The processes of armed containers, by tgid: see lineage.bpf.c. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -95,8 +95,9 @@ struct run {
 	__u64 last_exec_ns;
 	__u64 ring_full;	/* events of this container that the ring had no room for */
 	__u64 left;		/* processes that left the cgroup subtree alive */
-	__u64 untracked;	/* processes that the map of processes had no room for */
+	__u64 untracked;	/* processes that found no room in the map of processes, or past the run's share of it */
 	__u64 stood;		/* how often a slot stood down */
+	__u64 processes;	/* that are in the map for it, of its share */
 };
 
 /*
@@ -105,15 +106,17 @@ struct run {
  */
 struct process {
 	__u64 cgroup;
+	__u64 counted;	/* the run in whose processes it is counted; 0: the agent added it */
 	__u32 level;
 	__u32 session;	/* enum session */
-	__u32 fresh;	/* its last execve is the one by which it became the container's */
-	__u32 ending;	/* its last thread is in exit: known until it is freed */
+	__u8 fresh;	/* its last execve is the one by which it became the container's */
+	__u8 ending;	/* its last thread is in exit: known until it is freed */
+	__u8 pad[6];
 };
 
 struct settings {
 	__u32 levels;	/* bit n: some armed container's cgroup has depth n */
-	__u32 pad;
+	__u32 share;	/* processes that one container may have in the map of processes */
 };
 
 struct totals {

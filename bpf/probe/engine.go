@@ -57,6 +57,7 @@ type Engine struct {
 	hooks  map[hookKey]*sharedHook
 	levels [bpf.MaxLevel]int // armed containers at each depth
 	any    int               // armed containers of unknown depth
+	nests  map[uint64]*nest  // armed containers by cgroup id
 	next   uint32            // the last site number given
 	closed bool
 
@@ -85,7 +86,7 @@ func NewEngine(obj *bpf.Objects, cfg Config) *Engine {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	e := &Engine{obj: obj, cfg: cfg, machine: Host(), kernelSide: hostKernel(Host()), files: map[fileKey]*sharedFile{}, hooks: map[hookKey]*sharedHook{}, handles: map[*Handle]bool{}}
+	e := &Engine{obj: obj, cfg: cfg, machine: Host(), kernelSide: hostKernel(Host()), files: map[fileKey]*sharedFile{}, hooks: map[hookKey]*sharedHook{}, nests: map[uint64]*nest{}, handles: map[*Handle]bool{}}
 	e.lineage = obj.AttachLineage()
 	for what, err := range map[string]error{
 		"execs": e.lineage.ExecErr, "births and ends of processes": e.lineage.ProcessErr, "moves between cgroups": e.lineage.MoveErr,
@@ -112,6 +113,9 @@ const AnyLevel = -1
 type Target struct {
 	Cgroup uint64 // kernel cgroup id
 	Level  int    // depth of that cgroup below the root, or AnyLevel
+	// Around are the ids of the cgroups around it, innermost first: a container
+	// that is armed in one of them has this one's processes too.
+	Around []uint64
 	Root   string // path of its merged root file system: "/proc/PID/root" or a host path
 	Upper  string // host path of its upper directory; empty if it has none
 	Files  Files  // to say which files its sets are about; nil: that is not said
@@ -130,8 +134,8 @@ func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) 
 	if err := e.obj.PutRun(t.Cgroup); err != nil {
 		return nil, err
 	}
-	if err := e.level(t.Level, 1); err != nil {
-		return nil, errors.Join(err, e.obj.DeleteRun(t.Cgroup))
+	if err := errors.Join(e.enter(t), e.level(t.Level, 1)); err != nil {
+		return nil, errors.Join(err, h.Close())
 	}
 	root, err := os.OpenFile(t.Root, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {

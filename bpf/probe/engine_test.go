@@ -78,6 +78,12 @@ func newLower(t testing.TB) string {
 
 func newBox(t testing.TB, lower string) *box {
 	t.Helper()
+	return newBoxIn(t, lower, need.Cgroup2(t), 1)
+}
+
+// newBoxIn is newBox with the cgroup that its own is made in, and its depth.
+func newBoxIn(t testing.TB, lower, parent string, level int) *box {
+	t.Helper()
 	dir := t.TempDir()
 	b := &box{t: t, lower: lower, upper: dir + "/upper", work: dir + "/work", merged: dir + "/merged"}
 	for _, d := range []string{b.upper, b.work, b.merged} {
@@ -85,13 +91,12 @@ func newBox(t testing.TB, lower string) *box {
 	}
 	b.mount()
 	t.Cleanup(func() { _ = unix.Unmount(b.merged, 0) })
-	root := need.Cgroup2(t)
-	b.cgroup = filepath.Join(root, "probity-test-"+filepath.Base(filepath.Dir(dir))+"-"+filepath.Base(dir))
+	b.cgroup = filepath.Join(parent, "probity-test-"+filepath.Base(filepath.Dir(dir))+"-"+filepath.Base(dir))
 	must(t, os.Mkdir(b.cgroup, 0o755))
 	t.Cleanup(func() { must(t, os.Remove(b.cgroup)) })
 	var st unix.Stat_t
 	must(t, unix.Stat(b.cgroup, &st))
-	b.id, b.level = st.Ino, 1
+	b.id, b.level = st.Ino, level
 	return b
 }
 

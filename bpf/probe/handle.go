@@ -257,7 +257,7 @@ func (h *Handle) Close() error {
 			}
 			h.engine.drop(&hook.usage)
 		}
-		errs = append(errs, h.engine.obj.DeleteSets(h.target.Cgroup), h.engine.obj.DeleteRun(h.target.Cgroup), h.engine.level(h.target.Level, -1))
+		errs = append(errs, h.engine.obj.DeleteSets(h.target.Cgroup), h.engine.exit(h.target.Cgroup), h.engine.obj.DeleteRun(h.target.Cgroup), h.engine.level(h.target.Level, -1))
 		h.err = errors.Join(errs...)
 	})
 	return h.err
