@@ -96,10 +96,15 @@ var acts = map[string]func(*testing.T, []string){
 	"flood": func(t *testing.T, args []string) {
 		n, err := strconv.Atoi(args[0])
 		must(t, err)
+		first := 0
+		if len(args) > 1 {
+			first, err = strconv.Atoi(args[1])
+			must(t, err)
+		}
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 		must(t, err)
 		to := unix.SockaddrInet4{Port: 9}
-		for i := range n {
+		for i := first; i < first+n; i++ {
 			to.Addr = [4]byte{127, byte(i >> 16), byte(i >> 8), byte(i)}
 			_ = unix.Sendto(fd, []byte("x"), 0, &to) // refused, in time
 		}

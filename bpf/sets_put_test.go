@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 )
@@ -30,6 +33,30 @@ func TestSetFull(t *testing.T) {
 				t.Errorf("the inner one: %+v", c)
 			}
 		})
+	}
+}
+
+// Each event of distinct things is an entry or is counted, also when many
+// processors come to the last places at once.
+func TestSetFullExact(t *testing.T) {
+	const each, shells, quota = 3000, 4, 500
+	r := newSetRoom(t, Options{}, map[Set]uint32{SetNetwork: quota})
+	var work sync.WaitGroup
+	for i := range shells {
+		s := r.shell(t)
+		work.Go(func() { act(t, s, "flood", strconv.Itoa(each), strconv.Itoa(i*each)) })
+	}
+	work.Wait()
+	c := r.counts(t, SetNetwork)
+	n := uint64(0)
+	for _, e := range r.entries(t, SetNetwork) {
+		if e.Count != 1 {
+			t.Errorf("%s: %d times", brief(&e), e.Count)
+		}
+		n++
+	}
+	if n != c.Used || c.Used < quota || c.Used > quota+uint64(runtime.NumCPU()) || c.Used+c.Full+c.Lost != each*shells {
+		t.Errorf("%d entries, %+v: want %d and no more than one each more than %d", n, c, each*shells, quota)
 	}
 }
 

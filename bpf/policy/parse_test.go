@@ -77,6 +77,7 @@ func TestParseTypes(t *testing.T) {
 		"type: tracepoint\nevent: 9p:9p_client_req":                                         {Type: Tracepoint, Event: "9p:9p_client_req"},
 		"type: rawTracepoint\nevent: sys_enter\nstack: true":                                {Type: RawTracepoint, Event: "sys_enter", Stack: true},
 		"set: exec": {Set: SetExec}, "set: libraries": {Set: SetLibraries}, "set: syscalls": {Set: SetSyscalls}, "set: network": {Set: SetNetwork}, "set: files": {Set: SetFiles},
+		"set: files\nquota: 131072": {Set: SetFiles, Quota: MaxQuota}, "quota: 1\nset: exec": {Set: SetExec, Quota: 1},
 	} {
 		want.ID = "b"
 		p, err := Parse("f", []byte(probe("id: b\n"+lines)))
@@ -171,6 +172,11 @@ func TestProblems(t *testing.T) {
 		{"set is a type", probe("id: b\nset: kprobe"), []string{"8:10: set: kprobe is a type: write type: kprobe"}},
 		{"type and set", probe("id: b\ntype: uprobe\nset: exec"), []string{"9:10: set: this probe has a type"}},
 		{"a set takes nothing", probe("id: b\nset: exec\nfile: /a\nstack: true\nevent: x"), []string{"9:11: file: a set has none", "10:12: stack: a set has none", "11:12: event: a set has none"}},
+		{"quota of syscalls", probe("id: b\nset: syscalls\nquota: 5"), []string{"9:12: quota: the set syscalls has none: it cannot be full"}},
+		{"quota past the bounds", probe("id: b\nset: exec\nquota: 131073"), []string{"9:12: quota: 131073: want a decimal number from 1 to 131072"}},
+		{"no quota", probe("id: b\nset: exec\nquota: 0"), []string{"9:12: quota: 0: want"}},
+		{"quota is text", probe("id: b\nset: exec\nquota: many"), []string{"9:12: quota: want a decimal number"}},
+		{"quota of a type", uprobe("file: /a\nsymbols: [a]\nquota: 5"), []string{"11:12: quota: a uprobe has none: only sets have entries; stopAfter bounds hits"}},
 		{"id twice", probe("type: tracepoint\nid: a\nevent: sched:sched_process_exec"), []string{"8:9: id \"a\" is taken by the probe at line 3"}},
 		{"id with a space", probe("id: a b\ntype: tracepoint\nevent: sched:sched_process_exec"), []string{"7:9: id \"a b\": want letters"}},
 		{"event without its group", probe("id: b\ntype: tracepoint\nevent: sched_switch"), []string{"9:12: event: \"sched_switch\": want group:name"}},

@@ -122,6 +122,7 @@ type Probe struct {
 	StopAfter  uint64        // stand down after so many hits; 0: never
 	MaxRate    uint64        // stand down past so many hits per second; 0: the engine's bound
 	RearmAfter time.Duration // arm again so long after standing down; 0: not
+	Quota      uint64        // of a set but syscalls: entries that a container may have; 0: the set's own bound
 }
 
 // Offset is a place in a file.

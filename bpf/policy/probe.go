@@ -69,6 +69,7 @@ func (w *walk) probe(n *yaml.Node) (p Probe, id position) {
 		"stack":         func(v *yaml.Node) { p.Stack = w.boolean(v, "stack") },
 		"stopAfter":     func(v *yaml.Node) { p.StopAfter = w.count(v, "stopAfter", MaxStopAfter) },
 		"maxRate":       func(v *yaml.Node) { p.MaxRate = w.count(v, "maxRate", MaxMaxRate) },
+		"quota":         func(v *yaml.Node) { p.Quota = w.count(v, "quota", MaxQuota) },
 		"rearmAfter":    func(v *yaml.Node) { p.RearmAfter = w.duration(v, "rearmAfter", MinRearmAfter, MaxRearmAfter) },
 	}
 	for key, f := range keys {
@@ -88,7 +89,10 @@ func (w *walk) probe(n *yaml.Node) (p Probe, id position) {
 		w.add(at(given["set"]), "set: this probe has a type, and one is either: make it two probes")
 	case given["set"] != nil:
 		for _, key := range order {
-			if key != "id" && key != "set" {
+			switch {
+			case key == "quota" && p.Set == SetSyscalls:
+				w.add(at(given[key]), "quota: the set syscalls has none: it cannot be full")
+			case key != "id" && key != "set" && key != "quota":
 				w.add(at(given[key]), "%s: a set has none: it is about all that the container does", key)
 			}
 		}
@@ -138,6 +142,8 @@ func (w *walk) ofType(n *yaml.Node, p *Probe, order []string, given map[string]*
 // have.
 func instead(key, typ string, k kind) string {
 	switch {
+	case key == "quota":
+		return ": only sets have entries; stopAfter bounds hits"
 	case key == "offsets" && typ == Uretprobe:
 		return ": only functions return: want " + or(functionKeys)
 	case key == "duration" && typ != Tracepoint && typ != RawTracepoint && typ != USDT:
@@ -195,4 +201,5 @@ const (
 	MaxMaxRate    = 100_000_000 // per second
 	MinRearmAfter = time.Second
 	MaxRearmAfter = 7 * 24 * time.Hour
+	MaxQuota      = 131_072 // what the kernel has for all containers before Linux 6.1
 )

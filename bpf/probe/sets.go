@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"probity/bpf"
+	"probity/bpf/policy"
 	"probity/bpf/symbol"
 	"probity/evidence"
 )
@@ -35,7 +36,7 @@ func (e *Engine) armSets(h *Handle) {
 			continue
 		}
 		s.Armed, s.Type, s.Detail = true, evidence.ProbeType(way.Type), way.Note
-		want[set] = 0
+		want[set] = max(want[set], quotaOf(s, set)) // another policy may want the same set
 		sites = append(sites, s)
 	}
 	if len(want) == 0 {
@@ -48,6 +49,15 @@ func (e *Engine) armSets(h *Handle) {
 		return
 	}
 	h.sets.armed = true
+}
+
+// quotaOf is how many entries of the set a site's policy wants. It takes part in
+// a maximum, so what is not given is the number that it stands for.
+func quotaOf(s *Site, set bpf.Set) uint32 {
+	if q := s.Probe.Quota; q != 0 {
+		return uint32(min(q, policy.MaxQuota))
+	}
+	return set.DefaultQuota()
 }
 
 // Prepare loads what sees these sets, so that the first container that wants
