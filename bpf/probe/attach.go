@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -155,13 +156,23 @@ func refused(err error) refusal {
 	return refusal{evidence.AttachFailed, err.Error()}
 }
 
-// close detaches. Closing many links one after the other costs tens of
-// milliseconds each, in parallel hardly more than one.
+// closers bounds how many links of one file are closed at the same time, each
+// on a thread of ours that waits in the kernel.
+const closers = 8
+
+// close detaches. Closing many uprobe_multi links one after the other costs tens
+// of milliseconds each, in parallel hardly more than one. Perf links the kernel
+// takes one at a time, and waits for its grace periods with each.
 func (a *attachment) close() error {
 	errs := make([]error, len(a.links))
+	var next atomic.Int64
 	var wg sync.WaitGroup
-	for i, l := range a.links {
-		wg.Go(func() { errs[i] = l.Close() })
+	for range min(closers, len(a.links)) {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(a.links)); i = next.Add(1) - 1 {
+				errs[i] = a.links[i].Close()
+			}
+		})
 	}
 	wg.Wait()
 	for _, p := range a.progs {

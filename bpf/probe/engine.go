@@ -496,8 +496,15 @@ func (e *Engine) level(n, by int) error {
 }
 
 // Run detaches in the background what no container uses any more or awaits an
-// answer of, and attaches again what is due. It returns when ctx ends.
+// answer of, and attaches again what is due. It returns when ctx ends and
+// nothing is being detached.
 func (e *Engine) Run(ctx context.Context) error {
+	// To detach may take kernels without uprobe_multi minutes: what is due
+	// does not wait for it.
+	var reaping sync.WaitGroup
+	defer reaping.Wait()
+	free := make(chan struct{}, 1)
+	free <- struct{}{}
 	tick := time.NewTicker(max(min(e.cfg.Linger/4, 250*time.Millisecond), 10*time.Millisecond))
 	defer tick.Stop()
 	for {
@@ -507,7 +514,11 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-tick.C:
 			now := e.cfg.BootTime()
 			e.keep(now)
-			e.reap(now - int64(e.cfg.Linger))
+			select {
+			case <-free:
+				reaping.Go(func() { e.reap(now - int64(e.cfg.Linger)); free <- struct{}{} })
+			default: // the last one is still at it
+			}
 		}
 	}
 }
