@@ -202,8 +202,15 @@ func (a *Agent) executed(x appeared) {
 	if _, err := a.look(l, x.pid, x.from); err != nil && !errors.Is(err, process.ErrGone) {
 		a.log.Debug("look at a process", "container", l.container, "pid", x.pid, "err", err)
 	}
-	if !mayBe(l.probes, x.path) || has(l.handle, x.path) {
+	if !mayBe(l.probes, x.path) {
 		return
+	}
+	if has(l.handle, x.path) {
+		covered := a.covered(l)
+		if !slices.ContainsFunc(covered, func(t probe.Trouble) bool { return t.Path == x.path }) {
+			return
+		}
+		a.witness.Checked(l.id, cgroup.BootTime(), a.troubles(l)) // it may not live to see its next check
 	}
 	// It may have ended already, or be part of the writable layer.
 	pid, root, err := a.rootOf(l)
@@ -374,7 +381,7 @@ func (a *Agent) search(x appeared) {
 				View: view, Inspector: a.inspect, Runs: command(l.notice), Until: time.Now().Add(a.cfg.Health), ReadUntil: time.Now().Add(readFor),
 			}, probe.On(a.kernel))
 			if a.add(l, fmt.Sprintf("/proc/self/fd/%d", root.Fd()), plan, x.from, x.why) {
-				a.witness.Checked(l.id, cgroup.BootTime(), append(l.handle.Check(), l.found...))
+				a.witness.Checked(l.id, cgroup.BootTime(), a.troubles(l))
 			}
 			return
 		}

@@ -431,7 +431,7 @@ func (a *Agent) check(l *live, wait time.Duration) bool {
 			return
 		}
 		at := cgroup.BootTime()
-		troubles := append(l.handle.Check(), l.found...)
+		troubles := a.troubles(l)
 		a.witness.Checked(l.id, at, troubles)
 		a.standings(l)
 		a.changedFiles(l, at, troubles)
@@ -440,6 +440,34 @@ func (a *Agent) check(l *live, wait time.Duration) bool {
 		a.stuck(l)
 	}
 	return done
+}
+
+// troubles is all that is wrong with what is armed of a run. With l.checking
+// held.
+func (a *Agent) troubles(l *live) []probe.Trouble {
+	return slices.Concat(l.handle.Check(), a.covered(l), l.found)
+}
+
+// covered returns the armed files that are hidden by a mount, as the container's
+// first process sees it, or another one if that has ended. With l.checking held.
+func (a *Agent) covered(l *live) []probe.Trouble {
+	pid := l.notice.Pid
+	if !alive(l.init) {
+		other, root, err := a.rootOf(l)
+		if err != nil {
+			return nil // nobody is left whom it could be hidden from
+		}
+		root.Close()
+		pid = other
+	}
+	out, err := l.handle.Covered(pid)
+	switch {
+	case err == nil:
+		return out
+	case pid == l.notice.Pid && !alive(l.init): // it has ended meanwhile
+		return nil
+	}
+	return []probe.Trouble{blind("its mounts could not be looked at: %v", err)}
 }
 
 // lastCheck is a check after which nothing more is claimed of the run. What could

@@ -45,7 +45,11 @@ func alive(p *os.File) bool {
 		return false
 	}
 	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.Fd()), Events: unix.POLLIN}}, 0)
+		fd := int32(p.Fd())
+		if fd < 0 {
+			return false // closed: its run is over
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: fd, Events: unix.POLLIN}}, 0)
 		if err == unix.EINTR {
 			continue
 		}

@@ -1,0 +1,62 @@
+package agent
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"probity/evidence"
+)
+
+// A hook that comes later than ours, or the container itself, mounts another
+// file over an armed one before the first instruction: what runs is that one.
+func TestMountedOver(t *testing.T) {
+	bin, err := target()
+	must(t, err)
+	for name, health := range map[string]time.Duration{
+		"seen by a health check": 20 * time.Millisecond,
+		"seen by its execve":     time.Hour,
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNodeWith(t, Config{Health: health}, latePolicy)
+			b := newBoxOf(t, map[string][]byte{"bin/target": bin, "bin/tool": bin}, 1, "serve")
+			n.notify(context.Background(), b.notice("c1"), yes)
+			other := t.TempDir() + "/tool"
+			must(t, os.WriteFile(other, bin, 0o755))
+			if out, err := exec.Command("nsenter", "-m", "-t", strconv.Itoa(b.cmd.Process.Pid), "mount", "--bind", other, b.dir+"/merged/bin/tool").CombinedOutput(); err != nil {
+				t.Fatal(string(out))
+			}
+			b.run()
+			sites := n.sites()
+			for end := time.Now().Add(20 * time.Second); n.sites() == sites; {
+				if time.Now().After(end) {
+					t.Fatal("what is mounted there was not armed")
+				}
+				b.exec("/bin/tool", "hello")
+			}
+			before := n.hits("/bin/tool", "volume")
+			b.exec("/bin/tool", "hello")
+			if got := n.hits("/bin/tool", "volume") - before; got != 1 {
+				t.Errorf("counted %d of one execution", got)
+			}
+			if health < time.Minute {
+				until(t, func() bool { return slices.Contains(n.witness.Live()[0].Gaps, "fileChanged /bin/tool") })
+			}
+			b.end()
+			must(t, n.waitIdle(context.Background()))
+			all, _ := n.allLines("c1")
+			for _, o := range all {
+				if o.Path == "/bin/tool" && o.Origin == "imageLayer" && o.Final && (o.Complete || o.State != evidence.Partial || len(o.Gaps) == 0 || o.Gaps[0].Reason != evidence.GapFileChanged) {
+					t.Errorf("the file below the mount: %+v", o)
+				}
+				if o.Path == "/bin/target" && o.Final && !o.Complete {
+					t.Errorf("its neighbour: %+v", o)
+				}
+			}
+		})
+	}
+}
