@@ -63,7 +63,7 @@ var ErrTaken = errors.New("counters are there already")
 // PutRun begins to count for the container. From now on its execs are told.
 // It is [ErrTaken] if the cgroup has a container that counts already.
 func (o *Objects) PutRun(cgroup uint64) error {
-	if err := o.coll.Maps[probesMapRuns].Update(cgroup, probesRun{}, ebpf.UpdateNoExist); err != nil {
+	if err := o.coll.Maps[probesMapRuns].Update(cgroup, &probesRun{}, ebpf.UpdateNoExist); err != nil {
 		return mapError("add container", err)
 	}
 	return nil
@@ -97,24 +97,36 @@ func (o *Objects) SetOuter(cgroup, outer uint64) error {
 	return nil
 }
 
-// PutSlots makes a zero counter for each (container, site). On error none of
-// them remains.
+// PutSlots makes a zero counter for each (container, site), of which there must
+// be none yet. A start waits for this: all are written by one call. On error none
+// of them remains, but for [ErrTaken], which the first one's presence makes.
 func (o *Objects) PutSlots(cgroup uint64, slots []Slot) error {
+	if len(slots) == 0 {
+		return nil
+	}
 	m := o.coll.Maps[probesMapSlots]
+	keys, values := make([]probesSlotKey, len(slots)), make([]probesSlot, len(slots))
 	for i, s := range slots {
-		v := probesSlot{StopAfter: s.StopAfter, MaxRate: s.MaxRate, RearmNs: uint64(s.RearmAfter)}
+		keys[i] = probesSlotKey{Cgroup: cgroup, Site: s.Site}
+		v := &values[i]
+		v.StopAfter, v.MaxRate, v.RearmNs = s.StopAfter, s.MaxRate, uint64(s.RearmAfter)
 		if s.Stack {
 			v.Flags |= uint32(probesSlotFlagsSLOT_STACK)
 		}
 		if s.Caller {
 			v.Flags |= uint32(probesSlotFlagsSLOT_CALLER)
 		}
-		if err := m.Update(probesSlotKey{Cgroup: cgroup, Site: s.Site}, v, ebpf.UpdateNoExist); err != nil {
-			for _, made := range slots[:i] {
-				err = errors.Join(err, o.DeleteSlots(cgroup, []uint32{made.Site}))
-			}
-			return mapError("add counter", err)
-		}
+	}
+	// Batches cannot ask that an element be new. The counters of a site are made
+	// together, so if one is there, all are.
+	if err := m.Update(&keys[0], &values[0], ebpf.UpdateNoExist); err != nil {
+		return mapError("add counter", err)
+	}
+	if len(slots) == 1 {
+		return nil
+	}
+	if _, err := m.BatchUpdate(keys, values, nil); err != nil {
+		return errors.Join(mapError("add counters", err), o.deleteSlots(keys))
 	}
 	return nil
 }
@@ -122,7 +134,7 @@ func (o *Objects) PutSlots(cgroup uint64, slots []Slot) error {
 // Slot reads one counter.
 func (o *Objects) Slot(cgroup uint64, site uint32) (Counter, error) {
 	var s probesSlot
-	if err := o.coll.Maps[probesMapSlots].Lookup(probesSlotKey{Cgroup: cgroup, Site: site}, &s); err != nil {
+	if err := o.coll.Maps[probesMapSlots].Lookup(&probesSlotKey{Cgroup: cgroup, Site: site}, &s); err != nil {
 		return Counter{}, mapError("read counter", err)
 	}
 	return Counter{s.Count, int64(s.FirstNs), int64(s.LastNs), int64(s.StoodNs), s.Stood, Standing(s.Standing)}, nil
@@ -130,9 +142,23 @@ func (o *Objects) Slot(cgroup uint64, site uint32) (Counter, error) {
 
 // DeleteSlots forgets counters. Deleting one that is not there is no error.
 func (o *Objects) DeleteSlots(cgroup uint64, sites []uint32) error {
+	keys := make([]probesSlotKey, len(sites))
+	for i, s := range sites {
+		keys[i] = probesSlotKey{Cgroup: cgroup, Site: s}
+	}
+	return o.deleteSlots(keys)
+}
+
+func (o *Objects) deleteSlots(keys []probesSlotKey) error {
+	m := o.coll.Maps[probesMapSlots]
+	if len(keys) > 1 {
+		if _, err := m.BatchDelete(keys, nil); err == nil {
+			return nil
+		} // it ends at the first that is not there
+	}
 	var errs []error
-	for _, s := range sites {
-		errs = append(errs, ignoreMissing(o.coll.Maps[probesMapSlots].Delete(probesSlotKey{Cgroup: cgroup, Site: s})))
+	for i := range keys {
+		errs = append(errs, ignoreMissing(m.Delete(&keys[i])))
 	}
 	return errors.Join(errs...)
 }
@@ -153,7 +179,7 @@ func (o *Objects) PutDurations(cgroup uint64, sites []uint32) error {
 		return err
 	}
 	for i, s := range sites {
-		if err := m.Update(probesSlotKey{Cgroup: cgroup, Site: s}, pairsDuration{}, ebpf.UpdateNoExist); err != nil {
+		if err := m.Update(&probesSlotKey{Cgroup: cgroup, Site: s}, &pairsDuration{}, ebpf.UpdateNoExist); err != nil {
 			return errors.Join(mapError("add duration", err), o.DeleteDurations(cgroup, sites[:i]))
 		}
 	}
@@ -167,7 +193,7 @@ func (o *Objects) Duration(cgroup uint64, site uint32) (Duration, error) {
 		return Duration{}, err
 	}
 	var d pairsDuration
-	if err := m.Lookup(probesSlotKey{Cgroup: cgroup, Site: site}, &d); err != nil {
+	if err := m.Lookup(&probesSlotKey{Cgroup: cgroup, Site: site}, &d); err != nil {
 		return Duration{}, mapError("read duration", err)
 	}
 	return Duration{d.Buckets[:], d.SumNs, d.Count, d.Unmatched}, nil
@@ -184,7 +210,7 @@ func (o *Objects) DeleteDurations(cgroup uint64, sites []uint32) error {
 	}
 	var errs []error
 	for _, s := range sites {
-		errs = append(errs, ignoreMissing(m.Delete(probesSlotKey{Cgroup: cgroup, Site: s})))
+		errs = append(errs, ignoreMissing(m.Delete(&probesSlotKey{Cgroup: cgroup, Site: s})))
 	}
 	return errors.Join(errs...)
 }

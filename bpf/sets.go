@@ -128,9 +128,7 @@ func (h *setHooks) prepare() error {
 	if err := tellAncestors(h.opts.KernelTypes, spec); err != nil {
 		return err
 	}
-	// From 6.1 on the kernel has an allocator that programs may use anywhere. It
-	// came with this map type; before, such a map makes the kernel warn.
-	h.onUse = !h.opts.ForceSetMemory && features.HaveMapType(ebpf.UserRingbuf) == nil
+	h.onUse = !h.opts.ForceSetMemory && memoryOnUse()
 	if h.onUse {
 		spec.Maps[setsMapSetEntries].InnerMap.Flags |= noPrealloc
 	}
@@ -163,6 +161,11 @@ func (h *setHooks) prepare() error {
 var setMaps = []string{setsMapSetStates, setsMapSetEntries, setsMapDrafts, setsMapPending}
 
 const noPrealloc = 1 // BPF_F_NO_PREALLOC of linux/bpf.h
+
+// memoryOnUse reports whether a map may take the memory of its elements when they
+// are made. From 6.1 on the kernel has an allocator that programs may use
+// anywhere. It came with this map type; before, such a map makes the kernel warn.
+func memoryOnUse() bool { return features.HaveMapType(ebpf.UserRingbuf) == nil }
 
 // PutSets begins to fill the sets of a container. quotas has the sets with the
 // most entries that each may have; 0 is the default. Those that are not armed are
