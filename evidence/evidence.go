@@ -75,7 +75,7 @@ const (
 	GapRingFull            GapReason = "ringFull"            // event detail dropped; counters unaffected
 	GapSetFull             GapReason = "setFull"             // a bounded set overflowed
 	GapKernelMissed        GapReason = "kernelMissed"        // the kernel skipped the program
-	GapUnarmedMapping      GapReason = "unarmedMapping"      // shared or writable executable mapping
+	GapUnarmedMapping      GapReason = "unarmedMapping"      // shared or writable executable mapping, or of a file that is not armed
 	GapFileChanged         GapReason = "fileChanged"         // the container no longer runs the armed file
 	GapLinkLost            GapReason = "linkLost"            // the attachment is gone
 	GapBudgetDisarm        GapReason = "budgetDisarm"        // disarmed by budget

@@ -400,29 +400,64 @@ func (r *run) cutSearch(probeID string) {
 	}
 }
 
-// unarmedMapping notes that the file was mapped executable in a way that probes
+// unarmedMapping notes that the file was executed or mapped in a way that probes
 // do not reach, from from to to (0: still is). A container that does so again and
-// again has one gap per file, and past the bound one for all further files.
+// again has one gap per file of its sites, and past the bound one for all further
+// files.
+//
+// The file may be one of which a probe has no site yet: then it is a gap of each
+// probe that may be for it, and of the whole run if none is.
 func (r *run) unarmedMapping(path string, from, to int64, detail string) {
 	const reason = evidence.GapUnarmedMapping
-	sel := selector{scope: evidence.ScopeFile, path: path}
+	open := func(sel selector, detail string) (g *gap, fresh bool) {
+		if g = r.openGap(reason, sel); g != nil {
+			r.grow(g, g.count+1)
+			return g, false
+		}
+		return r.addGap(&gap{selector: sel, reason: reason, from: max(from, r.first), count: 1, detail: clip(detail, maxDetail)}), true
+	}
 	if path == "" {
-		sel = wholeRun
-	}
-	g := r.openGap(reason, sel)
-	if g == nil && path != "" && r.files[reason] >= maxGapFiles {
-		sel, detail = wholeRun, "more files than are told apart; the last: "+path+": "+detail
-		g = r.openGap(reason, sel)
-	}
-	if g != nil {
-		r.grow(g, g.count+1)
+		open(wholeRun, detail)
 		return
 	}
-	r.files[reason]++
-	g = r.addGap(&gap{selector: sel, reason: reason, from: max(from, r.first), count: 1, detail: clip(detail, maxDetail)})
-	if to != 0 && path != "" && sel.scope == evidence.ScopeFile {
-		r.close(g, to)
+	has, probes := r.mayBe(path)
+	for _, id := range probes {
+		open(selector{scope: evidence.ScopeSite, probe: id}, path+": "+detail)
 	}
+	sel := selector{scope: evidence.ScopeFile, path: path}
+	switch {
+	case has && (r.openGap(reason, sel) != nil || r.files[reason] < maxGapFiles):
+		if g, fresh := open(sel, detail); fresh {
+			r.files[reason]++
+			if to != 0 {
+				r.close(g, to)
+			}
+		}
+	case has:
+		open(wholeRun, "more files than are told apart; the last: "+path+": "+detail)
+	case len(probes) == 0:
+		open(wholeRun, path+": "+detail)
+	}
+}
+
+// mayBe reports whether something is armed in the file of that path, and lists
+// the probes that have nothing armed there and may be for it.
+func (r *run) mayBe(path string) (has bool, probes []string) {
+	armed := map[string]bool{} // by probe
+	for i := range r.sites {
+		s := &r.sites[i]
+		here := s.Armed && s.File != nil && s.path() == path
+		has = has || here
+		armed[s.Probe.ID] = armed[s.Probe.ID] || here
+	}
+	for i := range r.sites {
+		p := r.sites[i].Probe
+		if there, ok := armed[p.ID]; ok && !there && p.MayBe(path) {
+			probes = append(probes, p.ID)
+		}
+		delete(armed, p.ID)
+	}
+	return has, probes
 }
 
 // stood opens a gap of the sites with these numbers, whose counters stand still
