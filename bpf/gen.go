@@ -7,3 +7,4 @@ package bpf
 //go:generate go tool bpf2go -go-package bpf -cc clang-14 -strip llvm-strip-14 -target amd64,arm64 -cflags "-O2 -g -Wall -Werror -D__BPF__" lineage c/lineage.bpf.c -- -Ic
 //go:generate go tool bpf2go -go-package bpf -cc clang-14 -strip llvm-strip-14 -target amd64,arm64 -type set_event -type call_event -type set_key -type set_entry -type set_count -type set_calls -type set_state -type set -type abi -type access -type mapping -type operation -type path_flags -cflags "-O2 -g -Wall -Werror -D__BPF__" sets c/sets.bpf.c -- -Ic
 //go:generate go tool bpf2go -go-package bpf -cc clang-14 -strip llvm-strip-14 -target amd64,arm64 -cflags "-O2 -g -Wall -Werror -D__BPF__" pairs c/pairs.bpf.c -- -Ic
+//go:generate go tool bpf2go -go-package bpf -cc clang-14 -strip llvm-strip-14 -target amd64,arm64 -cflags "-O2 -g -Wall -Werror -D__BPF__" bare c/bare.bpf.c -- -Ic

@@ -96,6 +96,7 @@ type setHooks struct {
 
 	mu       sync.Mutex
 	obj      object // spec is nil before the first use
+	bare     object // the same maps, and programs that need no kernel types
 	onUse    bool   // memory is taken when an entry is made
 	promised uint64 // sum of the quotas
 	attached [numSets]*setLinks
@@ -125,7 +126,11 @@ func (h *setHooks) prepare() error {
 	if err != nil {
 		return fmt.Errorf("read the embedded programs: %w", err)
 	}
-	if err := tellAncestors(h.opts.KernelTypes, spec); err != nil {
+	bare, err := loadBare()
+	if err != nil {
+		return fmt.Errorf("read the embedded programs: %w", err)
+	}
+	if err := tellAncestors(h.opts.KernelTypes, spec, bare); err != nil {
 		return err
 	}
 	h.onUse = !h.opts.ForceSetMemory && memoryOnUse()
@@ -154,6 +159,7 @@ func (h *setHooks) prepare() error {
 	}
 	maps.Copy(h.obj.maps, made)
 	h.obj.spec = spec
+	h.bare = object{spec: bare, maps: h.obj.maps, types: h.obj.types}
 	return nil
 }
 

@@ -109,7 +109,10 @@ var acts = map[string]func(*testing.T, []string){
 			_ = unix.Sendto(fd, []byte("x"), 0, &to) // refused, in time
 		}
 	},
-	"odd": func(*testing.T, []string) { _, _, _ = unix.Syscall(5000, 0, 0, 0) },
+	"odd": func(*testing.T, []string) {
+		_, _, _ = unix.RawSyscall(5000, 0, 0, 0)
+		_, _, _ = unix.RawSyscall(^uintptr(0), 0, 0, 0) // x32's bit is in it
+	},
 	// What a runtime does in a container's cgroup, and then it becomes the
 	// container.
 	"runtime": func(t *testing.T, args []string) {

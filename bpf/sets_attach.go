@@ -15,7 +15,7 @@ import (
 
 // setForm is one way to see a set: all of its hooks, or it is not that way.
 type setForm struct {
-	rung  string // "fentry", "kprobe", "rawTracepoint": see Options.ForceSet
+	rung  string // "fentry", "kprobe", "rawTracepoint", "tracepoint": see Options.ForceSet
 	typ   string // the probe type that the evidence says
 	hooks []setHook
 }
@@ -39,6 +39,7 @@ const (
 	atKprobe
 	atKretprobe
 	atRawTracepoint
+	atTracepoint // GROUP/NAME, by a program that needs no kernel types
 )
 
 // What a container's first program opens and maps in its execve, for the ways
@@ -55,6 +56,7 @@ const noHandles = "files opened by a handle are not seen"
 var setForms = [numSets][]setForm{
 	SetExec: {
 		{"rawTracepoint", "rawTracepoint", []setHook{{prog: setsProgSetExecRaw, kind: atRawTracepoint, target: "sched_process_exec"}}},
+		{"tracepoint", "tracepoint", []setHook{{prog: bareProgBareExec, kind: atTracepoint, target: "sched/sched_process_exec"}}},
 	},
 	SetLibraries: {
 		{"fentry", "fentry", []setHook{{prog: setsProgSetLibrariesFentry, kind: atFunction, target: "perf_event_mmap"}, firstMappings}},
@@ -76,6 +78,7 @@ var setForms = [numSets][]setForm{
 	},
 	SetSyscalls: {
 		{"rawTracepoint", "rawTracepoint", []setHook{{prog: setsProgSetSyscallsRaw, kind: atRawTracepoint, target: "sys_enter"}}},
+		{"tracepoint", "tracepoint", []setHook{{prog: bareProgBareSyscalls, kind: atTracepoint, target: "raw_syscalls/sys_enter"}}},
 	},
 	SetNetwork: {
 		{"fentry", "fentry", []setHook{
@@ -95,6 +98,11 @@ var setForms = [numSets][]setForm{
 			{prog: setsProgSetNetworkEnter, kind: atRawTracepoint, target: "sys_enter"},
 			{prog: setsProgSetNetworkCall, kind: atRawTracepoint, target: "sys_exit"},
 		}},
+		{"tracepoint", "tracepoint", []setHook{
+			{prog: bareProgBareConnect, kind: atTracepoint, target: "sock/inet_sock_set_state"},
+			{prog: bareProgBareNetworkEnter, kind: atTracepoint, target: "raw_syscalls/sys_enter"},
+			{prog: bareProgBareNetworkExit, kind: atTracepoint, target: "raw_syscalls/sys_exit"},
+		}},
 	},
 	SetFiles: {
 		{"fentry", "fexit", []setHook{{prog: setsProgSetFilesFexit, kind: atFunction, target: "do_filp_open", orAt: "do_file_open"}, {prog: setsProgSetRootFexit, kind: atFunction, target: "do_file_open_root", without: noHandles}, firstFile}},
@@ -103,6 +111,11 @@ var setForms = [numSets][]setForm{
 			{prog: setsProgSetFilesEnter, kind: atRawTracepoint, target: "sys_enter"},
 			{prog: setsProgSetFilesCall, kind: atRawTracepoint, target: "sys_exit"},
 			{prog: setsProgSetFilesExec, kind: atRawTracepoint, target: "sched_process_exec"},
+		}},
+		{"tracepoint", "tracepoint", []setHook{
+			{prog: bareProgBareFilesEnter, kind: atTracepoint, target: "raw_syscalls/sys_enter"},
+			{prog: bareProgBareFilesExit, kind: atTracepoint, target: "raw_syscalls/sys_exit"},
+			{prog: bareProgBareFilesExec, kind: atTracepoint, target: "sched/sched_process_exec"},
 		}},
 	},
 }
@@ -121,7 +134,7 @@ type setLinks struct {
 
 // SetWay says how a set is seen.
 type SetWay struct {
-	Type string // probe type: fentry, fexit, kprobe, kretprobe or rawTracepoint
+	Type string // probe type: fentry, fexit, kprobe, kretprobe, rawTracepoint or tracepoint
 	Note string // why it is not by a better way; empty if it is the best
 }
 
@@ -258,6 +271,12 @@ func (l *setLinks) attach() error {
 }
 
 func (h *setHooks) load(k setHook) (*ebpf.Program, error) {
+	if k.kind == atTracepoint {
+		if err := checkRecord(k.target); err != nil {
+			return nil, err
+		}
+		return h.bare.load(k.prog, nil)
+	}
 	return h.obj.load(k.prog, func(s *ebpf.CollectionSpec) error {
 		if k.kind == atFunction {
 			s.Programs[k.prog].AttachTo = k.target
@@ -304,9 +323,36 @@ func (k setHook) attach(p *ebpf.Program) (link.Link, error) {
 		return link.Kprobe(k.target, p, nil)
 	case atKretprobe:
 		return link.Kretprobe(k.target, p, nil)
+	case atTracepoint:
+		group, event, _ := strings.Cut(k.target, "/")
+		return link.Tracepoint(group, event, p, nil)
 	default:
 		return link.AttachRawTracepoint(link.RawTracepointOptions{Name: k.target, Program: p})
 	}
+}
+
+// records are where the records of tracepoints have what bare.bpf.c reads there.
+var records = map[string]map[string]uint32{
+	"sched/sched_process_exec": {"filename": 8},
+	"raw_syscalls/sys_enter":   {"id": 8, "args": 16},
+	"raw_syscalls/sys_exit":    {"id": 8, "ret": 16},
+	"sock/inet_sock_set_state": {"newstate": 20, "dport": 26, "family": 28, "protocol": 30, "daddr": 36, "daddr_v6": 56},
+}
+
+// checkRecord refuses a tracepoint whose record is another than bare.bpf.c
+// knows.
+func checkRecord(target string) error {
+	group, event, _ := strings.Cut(target, "/")
+	for field, want := range records[target] {
+		got, err := recordOffset(group, event, field)
+		if err != nil {
+			return fmt.Errorf("tracepoint %s: %w", target, err)
+		}
+		if got != want {
+			return fmt.Errorf("tracepoint %s has %s at %d, and not at %d", target, field, got, want)
+		}
+	}
+	return nil
 }
 
 func (l *setLinks) detach() error {

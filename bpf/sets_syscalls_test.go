@@ -40,7 +40,7 @@ func TestSetSyscalls(t *testing.T) {
 	act(t, s, "odd")
 	calls, err = r.obj.SystemCalls(r.id)
 	must(t, err)
-	if !calls[0].Beyond || calls[0].IOUring() != uring {
+	if len(calls) != 1 || !calls[0].Beyond || calls[0].IOUring() != uring {
 		t.Errorf("%+v, io_uring %v", calls[0], uring)
 	}
 }
@@ -48,7 +48,13 @@ func TestSetSyscalls(t *testing.T) {
 // A 64-bit program may make 32-bit calls, whose numbers mean something else.
 func TestSetSyscalls32(t *testing.T) {
 	need.Machine(t, "amd64") // int 0x80 is x86's
-	r := newSetRoom(t, Options{}, map[Set]uint32{SetSyscalls: 0, SetFiles: 0})
+	for _, way := range []string{"rawTracepoint", "tracepoint"} {
+		t.Run(way, func(t *testing.T) { syscalls32(t, Options{ForceSet: way}) })
+	}
+}
+
+func syscalls32(t *testing.T, o Options) {
+	r := newSetRoom(t, o, map[Set]uint32{SetSyscalls: 0, SetFiles: 0})
 	dir := real(t, t.TempDir())
 	// open("/dev/null") by the table of i386, then exit by that of x86-64.
 	path := "/dev/null\x00"

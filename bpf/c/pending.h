@@ -11,6 +11,65 @@
 #include "calls.h"
 #include "entries.h"
 
+/* Notes a call for one container. */
+__noinline int note_call(__u64 cgroup, __u64 abi, __u64 nr)
+{
+	struct set_calls *calls;
+	struct set_state *st;
+	struct call_event *e;
+	__u32 zero = 0;
+	void *inner;
+
+	inner = bpf_map_lookup_elem(&set_states, &cgroup);
+	if (!inner)
+		return 0;
+	st = bpf_map_lookup_elem(inner, &zero);
+	if (!st || !st->sets[SET_SYSCALLS].quota)
+		return 0;
+	calls = abi == ABI_NATIVE ? &st->calls[ABI_NATIVE] : abi == ABI_COMPAT ? &st->calls[ABI_COMPAT] : &st->calls[ABI_X32];
+	barrier_var(nr);
+	if (nr < SET_CALLS) {
+		if (calls->seen[nr])
+			return 0;
+		calls->seen[nr] = 1;
+	} else {
+		if (calls->beyond)
+			return 0;
+		calls->beyond = 1;
+	}
+	calls->last_ns = bpf_ktime_get_boot_ns();
+	if (!calls->first_ns)
+		calls->first_ns = calls->last_ns;
+	__sync_fetch_and_add(&st->sets[SET_SYSCALLS].used, 1);
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		count_ring_full(cgroup);
+		return 0;
+	}
+	e->type = EVENT_CALL;
+	e->abi = abi;
+	e->cgroup = cgroup;
+	e->ns = calls->last_ns;
+	e->number = nr;
+	bpf_ringbuf_submit(e, 0);
+	return 0;
+}
+
+/* Notes a call for each container that the current process is in. */
+static __always_inline void on_call(__u64 nr, bool compat)
+{
+	struct process *p = current_process();
+	__u32 levels = armed_levels(), i;
+	__u64 cgroup, abi;
+
+	abi = abi_of(nr, compat);
+	nr = number_of(nr, abi);
+	for_each_armed(i, levels, cgroup) {
+		if (is_containers(p, i))
+			note_call(cgroup, abi, nr);
+	}
+}
+
 static __always_inline bool is_open(__u32 call)
 {
 	return call >= CALL_OPEN && call <= CALL_OPEN_HANDLE;

@@ -463,66 +463,11 @@ int set_libraries_list(struct bpf_raw_tracepoint_args *ctx)
 
 /* syscalls */
 
-/* Notes a call for one container. */
-__noinline int note_call(__u64 cgroup, __u64 abi, __u64 nr)
-{
-	struct set_calls *calls;
-	struct set_state *st;
-	struct call_event *e;
-	__u32 zero = 0;
-	void *inner;
-
-	inner = bpf_map_lookup_elem(&set_states, &cgroup);
-	if (!inner)
-		return 0;
-	st = bpf_map_lookup_elem(inner, &zero);
-	if (!st || !st->sets[SET_SYSCALLS].quota)
-		return 0;
-	calls = abi == ABI_NATIVE ? &st->calls[ABI_NATIVE] : abi == ABI_COMPAT ? &st->calls[ABI_COMPAT] : &st->calls[ABI_X32];
-	barrier_var(nr);
-	if (nr < SET_CALLS) {
-		if (calls->seen[nr])
-			return 0;
-		calls->seen[nr] = 1;
-	} else {
-		if (calls->beyond)
-			return 0;
-		calls->beyond = 1;
-	}
-	calls->last_ns = bpf_ktime_get_boot_ns();
-	if (!calls->first_ns)
-		calls->first_ns = calls->last_ns;
-	__sync_fetch_and_add(&st->sets[SET_SYSCALLS].used, 1);
-	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-	if (!e) {
-		count_ring_full(cgroup);
-		return 0;
-	}
-	e->type = EVENT_CALL;
-	e->abi = abi;
-	e->cgroup = cgroup;
-	e->ns = calls->last_ns;
-	e->number = nr;
-	bpf_ringbuf_submit(e, 0);
-	return 0;
-}
-
 SEC("raw_tracepoint/sys_enter")
 int set_syscalls_raw(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct process *p = current_process();
-	__u64 cgroup, abi, nr;
-	__u32 levels, i;
-
-	if (!p)
-		return 0;
-	abi = abi_of(ctx->args[1], is_compat_task());
-	nr = number_of(ctx->args[1], abi);
-	levels = armed_levels();
-	for_each_armed(i, levels, cgroup) {
-		if (is_containers(p, i))
-			note_call(cgroup, abi, nr);
-	}
+	if (current_process())
+		on_call(ctx->args[1], is_compat_task());
 	return 0;
 }
 
@@ -712,45 +657,12 @@ int set_files_exec(struct bpf_raw_tracepoint_args *ctx)
 
 /* network */
 
-static __always_inline bool is_inet(__u16 family)
-{
-	return family == AF_INET || family == AF_INET6;
-}
-
-/* An IPv4 address that a socket of IPv6 uses is an IPv4 address. */
-static __always_inline void set_address6(struct set_key *k, const __u64 *addr)
-{
-	k->id[0] = addr[0];
-	k->id[1] = addr[1];
-	if (!addr[0] && (__u32)addr[1] == bpf_htonl(0xffff)) {
-		k->family = AF_INET;
-		k->id[0] = addr[1] >> 32;
-		k->id[1] = 0;
-	}
-}
-
 static __always_inline void set_socket(struct set_key *k, struct sock *sk, __u32 op)
 {
 	k->what = op;
 	k->family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	k->type = BPF_CORE_READ(sk, sk_type);
 	k->protocol = BPF_CORE_READ(sk, sk_protocol);
-}
-
-/* The name of a Unix socket, of which len bytes are at from. */
-static __always_inline void set_path(struct draft *d, __u32 n, __s64 len, const void *from)
-{
-	if (len <= 0) { /* it has none */
-		d->event.key.id[0] = 0;
-		return;
-	}
-	if (len > UNIX_PATH)
-		len = UNIX_PATH;
-	len = bpf_probe_read_kernel(d->arg, len & (SET_ARG_LEN - 1), from) ? 0 : len;
-	d->arg_len = len;
-	trim_arg(n);
-	d->event.key.id[0] = hash_arg(n);
-	d->event.key.id[1] = d->arg_len;
 }
 
 /*

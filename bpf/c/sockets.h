@@ -3,6 +3,7 @@
 #ifndef PROBITY_SOCKETS_H
 #define PROBITY_SOCKETS_H
 
+#include "entries.h"
 #include "files.h"
 
 #define AF_UNSPEC 0
@@ -91,6 +92,39 @@ static __always_inline struct sock *sock_of(long fd)
 		return 0;
 	s = BPF_CORE_READ(f, private_data);
 	return BPF_CORE_READ(s, sk);
+}
+
+static __always_inline bool is_inet(__u16 family)
+{
+	return family == AF_INET || family == AF_INET6;
+}
+
+/* An IPv4 address that a socket of IPv6 uses is an IPv4 address. */
+static __always_inline void set_address6(struct set_key *k, const __u64 *addr)
+{
+	k->id[0] = addr[0];
+	k->id[1] = addr[1];
+	if (!addr[0] && (__u32)addr[1] == bpf_htonl(0xffff)) {
+		k->family = AF_INET;
+		k->id[0] = addr[1] >> 32;
+		k->id[1] = 0;
+	}
+}
+
+/* The name of a Unix socket, of which len bytes are at from. */
+static __always_inline void set_path(struct draft *d, __u32 n, __s64 len, const void *from)
+{
+	if (len <= 0) { /* it has none */
+		d->event.key.id[0] = 0;
+		return;
+	}
+	if (len > UNIX_PATH)
+		len = UNIX_PATH;
+	len = bpf_probe_read_kernel(d->arg, len & (SET_ARG_LEN - 1), from) ? 0 : len;
+	d->arg_len = len;
+	trim_arg(n);
+	d->event.key.id[0] = hash_arg(n);
+	d->event.key.id[1] = d->arg_len;
 }
 
 #endif
