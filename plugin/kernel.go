@@ -37,7 +37,7 @@ types of --btf are not to be used, and with 3 if it was not allowed to try.`,
 				return blind(err)
 			}
 			_, source, btfErr := f.OpenBTF(path)
-			f.BTF = source
+			f = f.WithBTF(source)
 			if path != "" && f.KernelBTF.Yes {
 				// Looked at all the same: who asks wants to know of other nodes.
 				_, _, btfErr = kernel.FindBTF(path, f.Release, f.Machine)

@@ -37,7 +37,7 @@ type Facts struct {
 	Tried    bool        `json:"tried"`
 	NotTried string      `json:"notTried,omitempty"`
 	Types    []ProbeType `json:"probeTypes"` // in the order of [Types]
-	Sets     []Set       `json:"sets"`       // in the order of [Sets]
+	Sets     []Set       `json:"sets"`       // in the order of [Sets]; given kernel types: see [Facts.WithBTF]
 
 	UprobeMulti  Answer `json:"uprobeMulti"`  // many offsets of one file in one link (6.6)
 	AttachCookie Answer `json:"attachCookie"` // one program for all sites of perf links (5.15)

@@ -25,16 +25,83 @@ const (
 	trySysExit
 )
 
-// needs are what each set hangs on: an event, and the trial that stands for it.
-var needs = map[string][]struct {
-	event string
-	trial int
-}{
-	"exec":      {{"sched_process_exec", tryRaw}},
-	"libraries": {{"sys_enter", trySysEnter}, {"sys_exit", trySysExit}},
-	"syscalls":  {{"sys_enter", trySysEnter}},
-	"network":   {{"sys_enter", trySysEnter}, {"sys_exit", trySysExit}},
-	"files":     {{"sys_enter", trySysEnter}, {"sys_exit", trySysExit}},
+// setWay is one way to see a set: the kernel's places that it needs, and the
+// trials that stand for probes there, the telling one first.
+type setWay struct {
+	hooks  []string
+	trials []int
+}
+
+// setWays are the ways of package bpf, best first. That they are the same is
+// seen in real kernels (tests/kernels).
+var setWays = map[string][]setWay{
+	"exec": {{[]string{"sched_process_exec"}, []int{tryRaw}}},
+	"libraries": {
+		{[]string{"perf_event_mmap", "sched_process_exec"}, []int{tryFentry, tryRaw}},
+		{[]string{"perf_event_mmap", "sched_process_exec"}, []int{tryKprobe, tryRaw}},
+		{[]string{"sys_exit", "sched_process_exec"}, []int{trySysExit, tryRaw}},
+	},
+	"syscalls": {{[]string{"sys_enter"}, []int{trySysEnter}}},
+	"network": {
+		{[]string{"security_socket_connect", "security_socket_bind", "security_socket_sendmsg", "security_sock_graft"}, []int{tryFentry}},
+		{[]string{"security_socket_connect", "security_socket_bind", "security_socket_sendmsg", "security_sock_graft"}, []int{tryKprobe}},
+		{[]string{"sys_enter", "sys_exit", "inet_sock_set_state"}, []int{trySysEnter, trySysExit, tryRaw}},
+	},
+	"files": {
+		{[]string{"do_filp_open", "sched_process_exec"}, []int{tryFexit, tryRaw}},
+		{[]string{"do_filp_open", "sched_process_exec"}, []int{tryKretprobe, tryRaw}},
+		{[]string{"sys_enter", "sys_exit", "sched_process_exec"}, []int{trySysEnter, trySysExit, tryRaw}},
+	},
+}
+
+// set takes the first way of which all is there.
+func set(name string, results []ProbeType) Set {
+	var why string // no better way
+	for _, w := range setWays[name] {
+		s := Set{Set: name, Supported: true, CountsMisses: true, Mechanism: results[w.trials[0]].Mechanism, Hooks: w.hooks}
+		for _, i := range w.trials {
+			r := results[i]
+			s.Supported = s.Supported && r.Supported
+			s.CountsMisses = s.CountsMisses && r.CountsMisses
+			s.MissesReason = join(s.MissesReason, r.MissesReason)
+			if !r.Supported {
+				why = join(why, r.ProbeType+": "+r.Reason)
+			}
+		}
+		if s.Supported {
+			s.Reason = why
+			return s
+		}
+	}
+	return Set{Set: name, Reason: why, MissesReason: "not supported"}
+}
+
+// WithBTF returns the facts with that source of kernel types. Without any no
+// set is supported: what sees them reads the kernel's structures.
+func (f Facts) WithBTF(s BTFSource) Facts {
+	f.BTF = s
+	if s.Source != noBTF {
+		return f
+	}
+	sets := f.Sets
+	f.Sets = nil
+	for _, had := range sets {
+		if had.Supported {
+			had = Set{Set: had.Set, Reason: "needs kernel types (BTF)", MissesReason: "not supported"}
+		}
+		f.Sets = append(f.Sets, had)
+	}
+	return f
+}
+
+// Set returns the facts of one set.
+func (f Facts) Set(name string) Set {
+	for _, s := range f.Sets {
+		if s.Set == name {
+			return s
+		}
+	}
+	return Set{Set: name, Reason: "it was not looked for"}
 }
 
 // allowed says why this process may not try, or "".
@@ -148,22 +215,7 @@ func (f *Facts) conclude(ts *trials, plain outcome, runErr, hookErr error) error
 	}
 	f.Types = results[:len(Types)]
 	for _, name := range Sets {
-		s := Set{Set: name, Supported: true, CountsMisses: true}
-		for _, n := range needs[name] {
-			r := results[n.trial]
-			if name == "exec" && f.Type("tracepoint").Supported {
-				r = f.Type("tracepoint")
-			}
-			s.Hooks = append(s.Hooks, n.event)
-			s.Mechanism = r.Mechanism
-			s.Supported = s.Supported && r.Supported
-			s.CountsMisses = s.CountsMisses && r.CountsMisses
-			s.Reason, s.MissesReason = join(s.Reason, r.Reason), join(s.MissesReason, r.MissesReason)
-		}
-		if !s.Supported {
-			s.Mechanism = ""
-		}
-		f.Sets = append(f.Sets, s)
+		f.Sets = append(f.Sets, set(name, results))
 	}
 
 	up, usdt, tp := f.Type("uprobe"), f.Type("usdt"), f.Type("tracepoint")
