@@ -105,16 +105,21 @@ type GapTotal struct {
 // from other lines differs. The zero value is ready to use.
 type Tally struct {
 	lines       uint64
-	states      map[[2]string]uint64
+	states      map[[2]string]*uint64
 	gaps        map[GapReason]uint64
 	runs        map[string]string // runId -> imageDigest
 	images      map[string]string // digest -> image name, "" unless some coverage line had it
 	nameBytes   int               // of all image names
 	first, last Time
+
+	// Of the last observation: most are about what the one before was about.
+	lastRun, lastDigest string
+	lastState           [2]string
+	lastStates          *uint64
 }
 
-func (t *Tally) span(times ...Time) {
-	for _, x := range times {
+func (t *Tally) span(from, to Time) {
+	for _, x := range [...]Time{from, to} {
 		if x.IsZero() {
 			continue
 		}
@@ -150,21 +155,32 @@ func (t *Tally) Add(l Line) {
 	switch v := l.(type) {
 	case *Coverage:
 		t.seeRun(v.RunID, v.ImageDigest)
+		t.lastRun, t.lastDigest = "", ""
 		if v.ImageDigest != "" && t.images[v.ImageDigest] == "" {
 			t.images[v.ImageDigest] = v.Image
 			t.nameBytes += len(v.Image)
 		}
 		t.span(v.From, v.To)
 	case *Observation:
-		t.seeRun(v.RunID, v.ImageDigest)
-		if t.states == nil {
-			t.states = map[[2]string]uint64{}
+		if v.RunID != t.lastRun || v.ImageDigest != t.lastDigest || t.runs == nil {
+			t.seeRun(v.RunID, v.ImageDigest)
+			t.lastRun, t.lastDigest = v.RunID, v.ImageDigest
 		}
 		pt := v.ProbeType
 		if pt == "" { // a record without a probe type reads as unknown
 			pt = UnknownProbe
 		}
-		t.states[[2]string{string(pt), string(v.State)}]++
+		if state := [2]string{string(pt), string(v.State)}; state != t.lastState || t.lastStates == nil {
+			t.lastState, t.lastStates = state, t.states[state]
+			if t.lastStates == nil {
+				if t.states == nil {
+					t.states = map[[2]string]*uint64{}
+				}
+				t.lastStates = new(uint64)
+				t.states[state] = t.lastStates
+			}
+		}
+		*t.lastStates++
 		t.span(v.From, v.To)
 	case *Gap:
 		t.seeRun(v.RunID, "")
@@ -180,7 +196,13 @@ func (t *Tally) Add(l Line) {
 func (t *Tally) Runs() int { return len(t.runs) }
 
 // HasRun reports whether a line so far was about the run.
-func (t *Tally) HasRun(runID string) bool { _, ok := t.runs[runID]; return ok }
+func (t *Tally) HasRun(runID string) bool {
+	if runID != "" && runID == t.lastRun {
+		return true
+	}
+	_, ok := t.runs[runID]
+	return ok
+}
 
 // Lines returns how many lines were added.
 func (t *Tally) Lines() uint64 { return t.lines }
@@ -242,8 +264,8 @@ func (t *Tally) Statement(h Header, bodySHA256 string) Statement {
 	}
 	for _, pt := range ProbeTypes {
 		for _, st := range States {
-			if n := t.states[[2]string{string(pt), string(st)}]; n > 0 {
-				s.Predicate.Probity.Observations = append(s.Predicate.Probity.Observations, StateCount{pt, st, Uint64(n)})
+			if n := t.states[[2]string{string(pt), string(st)}]; n != nil {
+				s.Predicate.Probity.Observations = append(s.Predicate.Probity.Observations, StateCount{pt, st, Uint64(*n)})
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"probity/evidence"
@@ -31,7 +32,8 @@ type runLines struct {
 	lines       uint64
 }
 
-func newChunk(h evidence.Header) (*chunk, error) {
+// newChunk begins a chunk, whose body may take the place of spare.
+func newChunk(h evidence.Header, spare []byte) (*chunk, error) {
 	line, err := evidence.EncodeHeader(h)
 	if err != nil {
 		return nil, err
@@ -40,7 +42,7 @@ func newChunk(h evidence.Header) (*chunk, error) {
 	if err := h.Validate(); err != nil {
 		return nil, fmt.Errorf("header: %w", err)
 	}
-	return &chunk{header: h, body: append(line, '\n'), perRun: map[string]runLines{}, opened: time.Now()}, nil
+	return &chunk{header: h, body: append(append(spare[:0], line...), '\n'), perRun: map[string]runLines{}, opened: time.Now()}, nil
 }
 
 func (c *chunk) size() int64 { return int64(len(c.body)) }
@@ -68,6 +70,9 @@ func (c *chunk) full(runID string) bool {
 }
 
 func (c *chunk) add(e encoded) {
+	if need := len(e.bytes) + 1; len(c.body)+need > cap(c.body) {
+		c.body = slices.Grow(c.body, max(need, len(c.body))) // it is copied a few times, and not at every quarter
+	}
 	c.body = append(append(c.body, e.bytes...), '\n')
 	c.tally.Add(e.line)
 	r := evidence.RunOf(e.line)

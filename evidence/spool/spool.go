@@ -42,6 +42,10 @@ const (
 // DefaultMaxPending is how many bytes of closed chunks wait in memory.
 const DefaultMaxPending = 16 << 20
 
+// worthKeeping is how large a chunk was whose memory is kept for another one: they
+// follow each other then, and the next one is about as large.
+const worthKeeping = 1 << 20
+
 // retryAfter is how long the writer waits after an error.
 const retryAfter = time.Second
 
@@ -84,6 +88,7 @@ type Spool struct {
 	inflight bool     // pending[0] is being written
 	next     uint64   // sequence number of the next chunk
 	drops    drops    // not yet signed
+	spare    []byte   // of the last chunk that was written, if it was a large one
 	failing  error    // why the last attempt to write failed
 	closed   bool
 }
@@ -116,7 +121,7 @@ func Open(cfg Config) (*Spool, error) {
 	}
 	s.next = max(st.used, inSpool) + 1
 	// A header that cannot be written would fail every chunk: say so now.
-	if _, err := newChunk(s.header(evidence.Clock{Wall: evidence.TimeOf(time.Unix(0, 0))}, s.next)); err != nil {
+	if _, err := newChunk(s.header(evidence.Clock{Wall: evidence.TimeOf(time.Unix(0, 0))}, s.next), nil); err != nil {
 		return nil, errors.Join(fmt.Errorf("open spool: %w", err), st.close())
 	}
 	if err := s.makeDirs(); err != nil {
@@ -220,12 +225,12 @@ func (s *Spool) take(clock evidence.Clock, e *encoder) error {
 			s.seal()
 		}
 		if s.open == nil {
-			c, err := newChunk(s.header(clock, s.next))
+			c, err := newChunk(s.header(clock, s.next), s.spare)
 			if err != nil {
 				return err // Open has tried this header
 			}
 			s.next++
-			s.open = c
+			s.open, s.spare = c, nil
 			s.signal() // Run sets its timer
 		}
 		s.open.add(l)
@@ -421,6 +426,9 @@ func (s *Spool) publishLocked(ctx context.Context) (lostLines []string, err erro
 			}
 			s.pending = slices.Delete(s.pending, 0, 1)
 			s.bytes -= c.size()
+			if s.spare = nil; c.size() >= worthKeeping {
+				s.spare = c.body // nobody has it any more
+			}
 		}
 		s.failing = nil
 		if !s.drops.empty() {

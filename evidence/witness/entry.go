@@ -1,7 +1,7 @@
 package witness
 
 import (
-	"strconv"
+	"encoding/binary"
 
 	"probity/bpf"
 	"probity/bpf/probe"
@@ -84,10 +84,9 @@ func (r *run) findSets(from int) {
 // length, so that a NUL in one does not make two alike.
 func (e *Entry) appendKey(b []byte) []byte {
 	for _, s := range [...]string{e.Path, e.FileDigest, e.BuildID, e.Origin, e.LayerDiffID, e.Argument, e.Process.Session, e.Device, e.Mapped, e.Operation, e.Protocol, e.Family, e.Address, e.Access} {
-		b = append(strconv.AppendInt(b, int64(len(s)), 36), ':')
-		b = append(b, s...)
+		b = append(binary.AppendUvarint(b, uint64(len(s))), s...)
 	}
-	return strconv.AppendInt(append(strconv.AppendUint(b, uint64(e.Inode), 36), ' '), int64(e.Port), 36)
+	return binary.AppendUvarint(binary.AppendUvarint(b, uint64(e.Inode)), uint64(e.Port))
 }
 
 // enter notes an entry. It reports whether there is something to write: a new
