@@ -454,7 +454,6 @@ func (e *Engine) number(n int) (uint32, error) {
 // join takes a reference. With mu held.
 func (e *Engine) join(u *usage) {
 	u.refs++
-	u.joined = e.turn
 }
 
 // drop gives a reference back, and reports whether it was the last one.
@@ -558,8 +557,8 @@ type shared interface {
 	close() error
 	String() string
 	use() *usage
-	// rest takes the links away if so many stand down and nobody else uses it.
-	rest(e *Engine, standing int, turn uint64)
+	// rest takes the links away if all who use it are among those who stand.
+	rest(e *Engine, standing []*Handle)
 	// attachAgain makes them again; by is one who holds a file.
 	attachAgain(e *Engine, by *held) error
 }

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -413,6 +414,82 @@ func TestHookLost(t *testing.T) {
 	if c, err := h.Counter(h.Sites[0]); err != nil || c.Count != 1 {
 		t.Errorf("%+v, %v", c, err)
 	}
+}
+
+// Links that were lost and cannot be made again stay a trouble of each container
+// until they are, also when it is another's check or the engine that makes them.
+func TestLinkStaysLost(t *testing.T) {
+	lower := newLower(t)
+	b, other := newBox(t, lower), newBox(t, lower)
+	e := newEngine(t, bpf.Options{}, Config{})
+	h, h2 := b.arm(e, symbols("hello")), other.arm(e, symbols("hello"))
+	bin := filepath.Join(lower, "bin/target")
+	must(t, h.held[0].file.att.close())
+	must(t, os.Rename(bin, bin+".away"))
+	for range 3 {
+		for _, h := range []*Handle{h, h2} {
+			if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || !strings.Contains(tr[0].Detail, "could not be armed again") {
+				t.Fatalf("troubles %+v", tr)
+			}
+		}
+		e.keep(cgroup.BootTime())
+	}
+	must(t, os.Rename(bin+".away", bin))
+	for i := range h.held { // its change time is another, its bytes are not
+		f, err := os.Open(bin)
+		must(t, err)
+		at, err := stampOf(f)
+		must(t, err)
+		must(t, f.Close())
+		h.held[i].stamp, h2.held[i].stamp = at, at
+	}
+	e.keep(cgroup.BootTime())
+	for _, h := range []*Handle{h, h2} {
+		if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || !strings.Contains(tr[0].Detail, "made again") {
+			t.Errorf("troubles %+v", tr)
+		}
+		if tr := h.Check(); len(tr) != 0 {
+			t.Errorf("armed again, and in trouble: %+v", tr)
+		}
+	}
+	b.run(nil, "hello")
+	if c := counts(t, h); c["hello"] != 1 {
+		t.Errorf("%v", c)
+	}
+}
+
+// What the kernel does not take any more when links are made again is not armed,
+// for who had it before; it is tried again.
+func TestLeftOut(t *testing.T) {
+	b := newBox(t, newLower(t))
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.arm(e, symbols("hello", "goodbye"))
+	file := h.held[0].file
+	at := place{offset: h.Sites[0].Offset}
+	file.mu.Lock()
+	must(t, file.att.close())
+	rest := slices.DeleteFunc(slices.Clone(file.points), func(p point) bool { return p.place == at })
+	file.att = attach(e.obj, openFile(t, h.Sites[0]), rest)
+	file.att.refused[at] = refusal{evidence.AttachFailed, "no memory"}
+	file.mu.Unlock()
+	if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || !strings.Contains(tr[0].Detail, "no memory") {
+		t.Errorf("troubles %+v", tr)
+	}
+	if tr := h.Check(); len(tr) != 0 {
+		t.Errorf("armed again, and in trouble: %+v", tr)
+	}
+	b.run(nil, "hello", "goodbye")
+	if c := counts(t, h); c["hello"] != 1 || c["goodbye"] != 1 {
+		t.Errorf("%v", c)
+	}
+}
+
+func openFile(t *testing.T, s Site) *os.File {
+	t.Helper()
+	f, err := s.File.Match.Open()
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
 }
 
 func TestOverBudget(t *testing.T) {

@@ -2,7 +2,6 @@ package probe
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"sync"
 
@@ -152,13 +151,16 @@ func (h *Handle) Check() []Trouble {
 				add(path, evidence.GapFileChanged, why)
 			}
 		}
-		lost, err := held.file.check(h.engine.machine)
+		err := held.file.check(h.engine.machine, held.armed)
+		if errors.Is(err, errRests) && h.quiet(held.armed) {
+			err = nil
+		}
 		if err != nil {
-			add(path, evidence.GapLinkLost, err.Error())
-		} else if len(lost) > 0 {
-			detail := fmt.Sprintf("%d of the file's sites do not read as a breakpoint any more", len(lost))
-			if err := held.file.mend(h.engine, held); err != nil {
-				detail += ", and could not be armed again: " + err.Error()
+			detail := err.Error()
+			if held.file.gone() == nil {
+				if err := held.file.mend(h.engine, held); err != nil {
+					detail += ", and could not be armed again: " + err.Error()
+				}
 			}
 			add(path, evidence.GapLinkLost, detail)
 		}
@@ -169,8 +171,13 @@ func (h *Handle) Check() []Trouble {
 	}
 	for i := range h.hooks {
 		hook := &h.hooks[i]
-		why := hook.check(h.engine.kernelSide)
-		if why != "" {
+		if !hook.armed {
+			continue
+		}
+		why := ""
+		err := hook.check(h.engine.kernelSide)
+		if err != nil && !(errors.Is(err, errRests) && h.quiet([]uint32{hook.site})) {
+			why = err.Error()
 			if err := hook.mend(h.engine); err != nil {
 				why += ", and could not be armed again: " + err.Error()
 			}
@@ -180,7 +187,7 @@ func (h *Handle) Check() []Trouble {
 			why = "its link was lost, and made again"
 		}
 		hook.seen = n
-		if why != "" && hook.armed {
+		if why != "" {
 			out = append(out, Trouble{Probe: hook.key.probe, Reason: evidence.GapLinkLost, Detail: hook.key.name + ": " + why})
 		}
 	}

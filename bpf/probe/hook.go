@@ -35,6 +35,7 @@ type sharedHook struct {
 	note    string             // why it is another type than was asked for
 	refused refusal            // if it is not attached
 	missed  uint64             // by links that are closed
+	broken  bool               // it lost its links, and has no others yet
 
 	usage
 }
@@ -55,6 +56,10 @@ func (s *sharedHook) arm(e *Engine) {
 			continue
 		}
 		s.attachedAt.Store(e.cfg.BootTime())
+		if s.broken {
+			s.broken = false
+			s.mended.Add(1)
+		}
 		s.typ, s.note = w.typ, ""
 		if len(tried) > 0 {
 			s.note = errors.Join(tried...).Error()
@@ -102,22 +107,25 @@ func whyNot(tried []error) evidence.NotArmedReason {
 	return evidence.KernelUnsupported
 }
 
-// check says why the place is not armed any more, or nothing.
-func (s *sharedHook) check(k kernelSide) string {
+// check says why the place is not armed any more. It must have been.
+func (s *sharedHook) check(k kernelSide) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.links) == 0 {
-		return ""
+	switch {
+	case s.broken:
+		return errors.New("its link was lost")
+	case len(s.links) == 0:
+		return errRests
 	}
 	if (s.typ == evidence.Kprobe || s.typ == evidence.Kretprobe) && k.kprobesOff() {
-		return "all kprobes of this kernel were switched off"
+		return errors.New("all kprobes of this kernel were switched off")
 	}
 	for _, l := range s.links {
 		if _, err := l.Info(); err != nil && !errors.Is(err, link.ErrNotSupported) { // perf events before 5.15 have no links
-			return err.Error()
+			return err
 		}
 	}
-	return ""
+	return nil
 }
 
 func (s *sharedHook) String() string { return s.key.name }

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -31,6 +32,7 @@ type sharedFile struct {
 	mu     sync.Mutex
 	ready  bool
 	why    error // why it was detached while it was in use; not armed again then
+	broken error // why it is not ready though nobody meant to take the links away
 	points []point
 	att    attachment
 	canary *canary // of the lower file: its health is the links' health
@@ -46,8 +48,7 @@ type usage struct {
 
 	// Guarded by Engine.mu.
 	refs      int
-	joined    uint64 // Engine.turn when somebody last began to use it
-	idleSince int64  // boot time at which refs became 0
+	idleSince int64 // boot time at which refs became 0
 }
 
 func (u *usage) use() *usage { return u }
@@ -71,7 +72,7 @@ func (s *sharedFile) arm(e *Engine, lower, merged *os.File) (map[place]refusal, 
 		if err := s.attach(e.obj, lower, m); err != nil {
 			return nil, err
 		}
-		s.attachedAt.Store(e.cfg.BootTime())
+		s.works(e)
 	} else {
 		s.again(e.obj, lower)
 	}
@@ -126,27 +127,67 @@ func (s *sharedFile) again(obj *bpf.Objects, lower *os.File) {
 	maps.Copy(s.att.refused, more.refused)
 }
 
-// check reads the canary: whether the site at each offset is still patched.
-func (s *sharedFile) check(m Machine) (lost []place, err error) {
+// works notes that the links are made and proven. With mu held.
+func (s *sharedFile) works(e *Engine) {
+	s.attachedAt.Store(e.cfg.BootTime())
+	if s.broken != nil {
+		s.broken = nil
+		s.mended.Add(1)
+	}
+}
+
+// errRests reports that the links were taken away because nobody awaits an
+// answer: a trouble only for who does.
+var errRests = errors.New("its links were taken away while it awaits an answer")
+
+// check says why not all of these sites are armed, by what the canary reads.
+func (s *sharedFile) check(m Machine, armed []uint32) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case s.why != nil:
-		return nil, fmt.Errorf("it was detached: %w", s.why)
+		return fmt.Errorf("it was detached: %w", s.why)
+	case s.broken != nil:
+		return s.broken
 	case !s.ready:
-		return nil, nil // closed, or never armed: nothing is claimed of it
+		return errRests
 	}
-	attached := s.attached()
-	ok, err := s.canary.patched(offsetsOf(attached), m.breakpoint)
-	if err != nil {
-		return nil, err
+	if lost, err := s.lost(m); err != nil || lost > 0 {
+		return cmp.Or(err, fmt.Errorf("%d of the file's sites do not read as a breakpoint any more", lost))
 	}
-	for i, p := range attached {
-		if !ok[i] {
-			lost = append(lost, p)
+	if left, r := s.left(armed); left > 0 {
+		return fmt.Errorf("%d of the file's sites were not attached again after it rested: %s", left, r.detail)
+	}
+	return nil
+}
+
+// lost counts the attached sites that do not read as a breakpoint. With mu held.
+func (s *sharedFile) lost(m Machine) (n int, err error) {
+	ok, err := s.canary.patched(offsetsOf(s.attached()), m.breakpoint)
+	for _, yes := range ok {
+		if !yes {
+			n++
 		}
 	}
-	return lost, nil
+	return n, err
+}
+
+// left counts which of these sites the kernel refused when the links were made
+// again, and says why of one. With mu held.
+func (s *sharedFile) left(armed []uint32) (n int, why refusal) {
+	if len(s.att.refused) == 0 {
+		return 0, refusal{}
+	}
+	wanted := make(map[uint32]bool, len(armed))
+	for _, id := range armed {
+		wanted[id] = true
+	}
+	for _, p := range s.points {
+		if r, no := s.att.refused[p.place]; no && !p.exit && wanted[p.at.Site] {
+			n, why = n+1, r
+		}
+	}
+	return n, why
 }
 
 // detach closes a file that is in use, and remembers why.

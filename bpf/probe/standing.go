@@ -172,6 +172,19 @@ func (h *Handle) stands(ids []uint32, until int64) bool {
 	return true
 }
 
+// quiet reports whether it is said of each of these sites that its counter
+// stands still.
+func (h *Handle) quiet(ids []uint32) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, id := range ids {
+		if st := h.stood[id]; st == nil || st.To != 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // minDetach is how long nobody must await an answer for a link to be worth
 // taking away and making again.
 const minDetach = 2 * time.Second
@@ -186,7 +199,6 @@ func (e *Engine) keep(now int64) {
 	}
 	before := e.stood
 	e.turn++
-	turn := e.turn
 	e.mu.Unlock()
 	n, err := e.obj.Stood()
 	if err != nil {
@@ -194,8 +206,8 @@ func (e *Engine) keep(now int64) {
 		return
 	}
 	var due []*Handle
-	standing := map[shared]int{}
-	wanted := map[shared]*held{} // detached, and somebody awaits an answer
+	standing := map[shared][]*Handle{} // who stands, once for each of its references
+	wanted := map[shared]*held{}       // detached, and somebody awaits an answer
 	for _, h := range handles {
 		if n != before {
 			e.look(h, now)
@@ -208,7 +220,7 @@ func (e *Engine) keep(now int64) {
 			held := &h.held[i]
 			switch {
 			case h.stands(held.armed, now+int64(minDetach)):
-				standing[held.file]++
+				standing[held.file] = append(standing[held.file], h)
 			case held.file.attachedAt.Load() == 0 && held.file.gone() == nil:
 				wanted[held.file] = held
 			}
@@ -216,7 +228,7 @@ func (e *Engine) keep(now int64) {
 		for _, hook := range h.hooks {
 			switch {
 			case !hook.armed || h.stands([]uint32{hook.site}, now+int64(minDetach)):
-				standing[hook.sharedHook]++
+				standing[hook.sharedHook] = append(standing[hook.sharedHook], h)
 			case hook.attachedAt.Load() == 0:
 				wanted[hook.sharedHook] = nil
 			}
@@ -236,17 +248,17 @@ func (e *Engine) keep(now int64) {
 	e.mu.Lock()
 	e.stood = n
 	e.mu.Unlock()
-	for s, k := range standing {
-		s.rest(e, k, turn)
+	for s, who := range standing {
+		s.rest(e, who)
 	}
 }
 
 // rest takes the links away if all who use the file stand down. The canary
 // stays with whoever attaches again.
-func (s *sharedFile) rest(e *Engine, standing int, turn uint64) {
+func (s *sharedFile) rest(e *Engine, standing []*Handle) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.ready || !e.nobodyElse(&s.usage, standing, turn) {
+	if !s.ready || !e.nobodyElse(&s.usage, standing) {
 		return
 	}
 	s.ready = false
@@ -256,10 +268,10 @@ func (s *sharedFile) rest(e *Engine, standing int, turn uint64) {
 	}
 }
 
-func (s *sharedHook) rest(e *Engine, standing int, turn uint64) {
+func (s *sharedHook) rest(e *Engine, standing []*Handle) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.links) == 0 || !e.nobodyElse(&s.usage, standing, turn) {
+	if len(s.links) == 0 || !e.nobodyElse(&s.usage, standing) {
 		return
 	}
 	if err := s.unlink(); err != nil {
@@ -267,12 +279,19 @@ func (s *sharedHook) rest(e *Engine, standing int, turn uint64) {
 	}
 }
 
-// nobodyElse reports whether so many are all who use it: one who has come
-// since that turn began awaits an answer, also if another has gone meanwhile.
-func (e *Engine) nobodyElse(u *usage, standing int, turn uint64) bool {
+// nobodyElse reports whether those who stand are all who use it. It counts those
+// who still do: one may have gone since it was found to stand, and another come,
+// who awaits an answer.
+func (e *Engine) nobodyElse(u *usage, standing []*Handle) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return u.refs == standing && u.joined < turn
+	n := 0
+	for _, h := range standing {
+		if e.handles[h] {
+			n++
+		}
+	}
+	return u.refs == n
 }
 
 // attachAgain makes the links again, and proves them by the lower file.
@@ -294,15 +313,16 @@ func (s *sharedFile) attachAgain(e *Engine, by *held) error {
 	return s.remake(e, lower)
 }
 
-// mend makes links again that were lost.
+// mend makes links again that were lost, and those that could not be made.
 func (s *sharedFile) mend(e *Engine, by *held) error {
 	s.mu.Lock()
 	if s.ready && s.why == nil {
-		s.mended.Add(1)
-		s.ready = false
-		s.attachedAt.Store(0)
-		// To close what is closed already is no error of interest.
-		_, _ = s.att.close(), s.canary.close()
+		if lost, err := s.lost(e.machine); err != nil || lost > 0 {
+			s.ready, s.broken = false, errors.New("its links were lost")
+			s.attachedAt.Store(0)
+			// To close what is closed already is no error of interest.
+			_, _ = s.att.close(), s.canary.close()
+		}
 	}
 	s.mu.Unlock()
 	return s.attachAgain(e, by)
@@ -310,8 +330,12 @@ func (s *sharedFile) mend(e *Engine, by *held) error {
 
 // remake attaches what is not attached. With mu held.
 func (s *sharedFile) remake(e *Engine, lower *os.File) error {
-	if s.ready || s.why != nil {
+	switch {
+	case s.why != nil:
 		return s.why
+	case s.ready:
+		s.again(e.obj, lower)
+		return nil
 	}
 	if err := s.attach(e.obj, lower, e.machine); err != nil {
 		return err
@@ -327,7 +351,7 @@ func (s *sharedFile) remake(e *Engine, lower *os.File) error {
 		s.ready = false
 		return errors.Join(err, s.att.close(), s.canary.close())
 	}
-	s.attachedAt.Store(e.cfg.BootTime())
+	s.works(e)
 	return nil
 }
 
@@ -345,7 +369,7 @@ func (s *sharedHook) attachAgain(e *Engine, _ *held) error {
 func (s *sharedHook) mend(e *Engine) error {
 	s.mu.Lock()
 	if len(s.links) > 0 {
-		s.mended.Add(1)
+		s.broken = true
 		_ = s.unlink() // to close what is closed already is no error of interest
 	}
 	s.mu.Unlock()

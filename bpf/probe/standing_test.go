@@ -225,23 +225,74 @@ func until(t *testing.T, ok func() bool) {
 }
 
 // Who stood down may end while it is being looked at, and another container of
-// the image begin: as many use the file as stand down, and one of them awaits an
-// answer.
+// the image begin, whose arming takes longer than that: as many use the file as
+// stood down, and one of them awaits an answer.
 func TestOneGoesAnotherComes(t *testing.T) {
-	e := &Engine{cfg: Config{BootTime: func() int64 { return 1 }}}
-	var u usage
-	e.join(&u)
-	e.turn++ // it is found to stand down
-	if !e.nobodyElse(&u, 1, e.turn) {
-		t.Error("the only one stands down")
+	lower := newLower(t)
+	goes, stays, comes := newBox(t, lower), newBox(t, lower), newBox(t, lower)
+	e := newEngine(t, bpf.Options{}, Config{})
+	wanted := stopping(symbols("hello"), 1)
+	h1, h2 := goes.arm(e, wanted), stays.arm(e, wanted)
+	goes.run(nil, "hello")
+	stays.run(nil, "hello")
+	stoodOf(t, h1, 1)
+	stoodOf(t, h2, 1)
+	h3 := comes.arm(e, wanted)
+	e.leave(h3) // Arm has not returned yet
+	standing := []*Handle{h1, h2}
+	must(t, h1.Close())
+	file := h3.held[0].file
+	file.rest(e, standing)
+	if !comes.patchedNow(h3.Sites[0]) {
+		t.Error("its links are gone before it has begun")
 	}
-	e.drop(&u)
-	e.join(&u)
-	if e.nobodyElse(&u, 1, e.turn) {
-		t.Error("another one has come")
+	comes.run(nil, "hello")
+	if c, err := h3.Counter(h3.Sites[0]); err != nil || c.Count != 1 {
+		t.Errorf("counted %d, %v; want 1", c.Count, err)
 	}
-	e.turn++
-	if !e.nobodyElse(&u, 1, e.turn) {
-		t.Error("by the next turn it stands down, too")
+	e.mu.Lock()
+	e.handles[h3] = true
+	e.mu.Unlock()
+	stoodOf(t, h3, 1)
+	file.rest(e, []*Handle{h2, h3})
+	if comes.patchedNow(h3.Sites[0]) {
+		t.Error("nobody awaits an answer, and the links are there")
 	}
+}
+
+// Whoever takes the links away by mistake, a container that awaits an answer
+// says so, and has them again.
+func TestRestsWhileAwaited(t *testing.T) {
+	lower := newLower(t)
+	one, other := newBox(t, lower), newBox(t, lower)
+	e := newEngine(t, bpf.Options{}, Config{})
+	plan := func(b *box) Plan {
+		p := b.plan(stopping(symbols("hello"), 1))
+		calls := kernelPlan(policy.Probe{ID: "calls", Type: "kprobe", Syscalls: []string{"getppid"}, StopAfter: 1})
+		p.Sites = append(p.Sites, calls.Sites...)
+		return p
+	}
+	h1, h2 := one.armPlan(e, plan(one)), other.armPlan(e, plan(other))
+	one.run(nil, "hello", "getppid")
+	stoodOf(t, h1, 2)
+	file, hook := h1.held[0].file, h1.hooks[0].sharedHook
+	for _, s := range []shared{file, hook} {
+		u := s.use()
+		refs := u.refs
+		u.refs = 1
+		s.rest(e, []*Handle{h1})
+		u.refs = refs
+	}
+	if tr := h1.Check(); len(tr) != 0 {
+		t.Errorf("who has its answer: %+v", tr)
+	}
+	tr := h2.Check()
+	if len(tr) != 2 || tr[0].Reason != evidence.GapLinkLost || tr[0].Path != "/bin/target" || tr[1].Reason != evidence.GapLinkLost || tr[1].Probe != "calls" {
+		t.Errorf("who awaits one: %+v", tr)
+	}
+	if tr := h2.Check(); len(tr) != 0 {
+		t.Errorf("armed again, and in trouble: %+v", tr)
+	}
+	other.run(nil, "hello", "getppid")
+	stoodOf(t, h2, 2)
 }
