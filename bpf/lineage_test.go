@@ -281,6 +281,56 @@ func TestBear(t *testing.T) {
 	room{dir: dir}.shell(t).do(t, "true")
 }
 
+// In a threaded subtree a thread may be in another cgroup than its process. One
+// that is moved out is lost, its process and the other threads are not.
+func TestThreadMoves(t *testing.T) {
+	need.Command(t, "sh")
+	obj := load(t, Options{})
+	domain := newRoom(t, nil, need.Cgroup2(t))
+	in, out := newRoom(t, obj, domain.dir), newRoom(t, nil, domain.dir)
+	for _, r := range []room{in, out} {
+		must(t, os.WriteFile(filepath.Join(r.dir, "cgroup.type"), []byte("threaded"), 0))
+	}
+	must(t, obj.SetLevels(1<<in.level))
+	l := obj.AttachLineage()
+	defer l.Close()
+	must(t, errors.Join(l.ProcessErr, l.MoveErr))
+	s := domain.shell(t)
+	s.do(t, "true")
+	pid := s.cmd.Process.Pid
+	must(t, os.WriteFile(filepath.Join(in.dir, "cgroup.procs"), []byte(fmt.Sprint(pid)), 0))
+	self, err := os.Executable()
+	must(t, err)
+	s.do(t, "PROBITY_STAND=1 exec "+self+" -test.run '^TestStand$' #")
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	must(t, err)
+	if len(threads) < 2 {
+		t.Fatalf("%d threads", len(threads))
+	}
+	before, _ := obj.process(pid)
+	must(t, os.WriteFile(filepath.Join(out.dir, "cgroup.threads"), []byte(threads[1].Name()), 0))
+	if p, ok := obj.process(pid); !ok || p != before || p.Cgroup != in.id {
+		t.Errorf("the process: %+v, %v; it was %+v", p, ok, before)
+	}
+	if run, err := obj.Run(in.id); err != nil || run.Left != 1 {
+		t.Errorf("%+v, %v", run, err)
+	}
+	must(t, os.WriteFile(filepath.Join(domain.dir, "cgroup.procs"), []byte(fmt.Sprint(pid)), 0))
+	if _, ok := obj.process(pid); ok {
+		t.Error("all of it has left, and it is still known")
+	}
+}
+
+// TestStand is the other half of TestThreadMoves: a process with threads.
+func TestStand(t *testing.T) {
+	if os.Getenv("PROBITY_STAND") == "" {
+		return
+	}
+	fmt.Println("done")
+	_, err := io.Copy(io.Discard, os.Stdin)
+	must(t, err)
+}
+
 // What a container's processes and those of one nested in it are.
 func TestNestedLineage(t *testing.T) {
 	need.Command(t, "sh")

@@ -5,18 +5,26 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"probity/bpf"
+	"probity/bpf/policy"
 )
 
 // A container's cgroups are all its own: a thousand below its own, each with a
-// process that is alive and hits, as deep as they go.
+// process that is alive and hits, as deep as they go: a function, a system call,
+// an event, and the sets.
 func TestThousandCgroups(t *testing.T) {
 	b := newWays(t)
 	e := newEngine(t, bpf.Options{}, Config{})
-	h := b.arm(e, symbols("leaf"))
+	h := b.arm(e, symbols("leaf"),
+		policy.Probe{ID: "call", Type: "kprobe", Syscalls: []string{"exit_group"}},
+		policy.Probe{ID: "event", Type: "rawTracepoint", Event: "sched_process_exit"},
+		policy.Probe{ID: "execs", Set: "exec"}, policy.Probe{ID: "calls", Set: "syscalls"})
 	var dirs []string
 	make1 := func(dir string) {
 		t.Helper()
@@ -59,8 +67,26 @@ func TestThousandCgroups(t *testing.T) {
 	for _, p := range procs {
 		must(t, p.Wait())
 	}
-	if got := counts(t, h)["leaf"]; got != 1000 {
-		t.Errorf("counted %d", got)
+	for id, got := range byProbe(t, h) {
+		if got != 1000 {
+			t.Errorf("%s: counted %d", id, got)
+		}
+	}
+	execs := uint64(0)
+	must(t, h.Entries(func(e *bpf.SetEntry) bool {
+		execs += e.Count
+		return true
+	}))
+	if execs != 1000 {
+		t.Errorf("the set of execs: counted %d", execs)
+	}
+	calls, err := h.SystemCalls()
+	must(t, err)
+	if len(calls) != 1 || !slices.Contains(calls[0].Numbers, unix.SYS_EXIT_GROUP) {
+		t.Errorf("the set of system calls: %+v", calls)
+	}
+	if run, err := h.Run(); err != nil || run.Untracked != 0 || run.Left != 0 {
+		t.Errorf("%+v, %v", run, err)
 	}
 	if tr := h.Check(); len(tr) != 0 {
 		t.Errorf("%+v", tr)
