@@ -209,3 +209,22 @@ func fileOffset(t *testing.T, path, name string) uint64 {
 	t.Fatalf("%s is not in %s", name, path)
 	return 0
 }
+
+// An interrupt comes while a container's task is current, and its work is none
+// of the container's. The kernel does not say so to a program everywhere, so it
+// is counted; the attribution that is signed of such events says that it may
+// have been.
+func TestInterruptsAreCounted(t *testing.T) {
+	b := newBox(t, newLower(t))
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.armPlan(e, kernelPlan(policy.Probe{ID: "p", Type: "rawTracepoint", Event: "softirq_entry"}))
+	for range 20 { // a tenth of a second each, at least
+		b.run(nil, "hello*50000000")
+		if c, err := h.Counter(h.Sites[0]); err != nil || !h.Sites[0].Armed {
+			t.Fatalf("%v, %+v", err, h.Sites[0])
+		} else if c.Count > 0 {
+			return
+		}
+	}
+	t.Error("no interrupt was counted: then it can be told, and the attribution need not say so")
+}

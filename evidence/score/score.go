@@ -16,16 +16,19 @@ import (
 )
 
 // Version names the factors below. A change of any factor is a new version.
-// Version 2 knows the symbols "inlined" and "function"; all else is as in
-// version 1, which is still computed again.
+// Version 2 knows the symbols "inlined" and "function", version 3 the
+// attribution "current"; all else is as in the one before. Older ones are still
+// computed again.
 const (
-	Version  = "2"
+	Version  = "3"
+	Version2 = "2"
 	version1 = "1"
 )
 
 // What an attribution can be, best first.
 const (
 	AttributionCgroup    = "cgroup"    // by the container's own cgroup subtree, in the kernel
+	AttributionCurrent   = "current"   // likewise, but what an interrupt did meanwhile may have been counted
 	AttributionNamespace = "namespace" // by a namespace's inode: recycled soon after a container dies
 	AttributionUnknown   = "unknown"
 )
@@ -69,7 +72,10 @@ func probeFactor(t string) float64 {
 	return 0.3
 }
 
-func attributionFactor(a string) float64 {
+func attributionFactor(version, a string) float64 {
+	if version == Version && a == AttributionCurrent {
+		return 0.9
+	}
 	switch a {
 	case AttributionCgroup:
 		return 1
@@ -144,7 +150,7 @@ func NotArmed(probeType evidence.ProbeType, attribution, symbol string) evidence
 // Of computes the value again from a confidence's own inputs. ok is false if
 // the version is not one that this package knows.
 func Of(c evidence.Confidence) (value float64, ok bool) {
-	if c.Version != Version && c.Version != version1 {
+	if c.Version != Version && c.Version != Version2 && c.Version != version1 {
 		return 0, false
 	}
 	return product(c.Version, c.Inputs), true
@@ -178,6 +184,6 @@ func inputs(probeType evidence.ProbeType, attribution, symbol, losses string) ev
 // product multiplies the factors and rounds to four decimals, so that every
 // language writes the same number.
 func product(version string, in evidence.Inputs) float64 {
-	p := probeFactor(in.ProbeType) * attributionFactor(in.Attribution) * symbolFactor(version, in.Symbol) * lossFactor(in.Losses)
+	p := probeFactor(in.ProbeType) * attributionFactor(version, in.Attribution) * symbolFactor(version, in.Symbol) * lossFactor(in.Losses)
 	return math.Round(p*1e4) / 1e4
 }

@@ -9,7 +9,7 @@ import (
 )
 
 var (
-	attributions = []string{score.AttributionCgroup, score.AttributionNamespace, score.AttributionUnknown, "", "other"}
+	attributions = []string{score.AttributionCgroup, score.AttributionCurrent, score.AttributionNamespace, score.AttributionUnknown, "", "other"}
 	symbols      = []string{score.SymbolOffset, score.SymbolEvent, score.SymbolFunc, score.SymbolAlias, score.SymbolIfunc, score.SymbolClone, score.SymbolFolded, score.SymbolInlined, score.SymbolKernel, score.SymbolUnknown, "", "other"}
 	losses       = []evidence.Losses{
 		{},
@@ -100,6 +100,18 @@ func TestVersion1(t *testing.T) {
 		if v, ok := score.Of(c); !ok || v != want {
 			t.Errorf("%s: %g, %v, want %g", symbol, v, ok, want)
 		}
+	}
+}
+
+// Version 2 did not know that an event may be an interrupt's.
+func TestVersion2(t *testing.T) {
+	c := score.Confidence(evidence.Tracepoint, score.AttributionCurrent, score.SymbolEvent, evidence.Losses{})
+	if c.Value != 0.855 {
+		t.Errorf("%v, want 0.95 * 0.9", c)
+	}
+	c.Version = "2"
+	if v, ok := score.Of(c); !ok || v != 0.285 {
+		t.Errorf("%g, %v, want 0.95 * 0.3", v, ok)
 	}
 }
 

@@ -140,7 +140,8 @@ func (c *checker) line(line string) (evidence.Line, error) {
 	if o.Confidence.Inputs.ProbeType != string(o.ProbeType) {
 		return nil, fmt.Errorf("confidence: computed for %.40q, but the line's probeType is %s", o.Confidence.Inputs.ProbeType, o.ProbeType)
 	}
-	if want := symbolInput(o); want != "" && o.Confidence.Version == score.Version && o.Confidence.Inputs.Symbol != want {
+	knows := o.Confidence.Version == score.Version || o.Confidence.Version == score.Version2
+	if want := symbolInput(o); want != "" && knows && o.Confidence.Inputs.Symbol != want {
 		return nil, fmt.Errorf("confidence: computed for the symbol %.40q, but the line's is %s", o.Confidence.Inputs.Symbol, want)
 	}
 	if v, known := score.Of(o.Confidence); known && v != o.Confidence.Value {

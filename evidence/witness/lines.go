@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"sort"
+	"strings"
 
 	"probity/bpf/probe"
 	"probity/evidence"
@@ -17,7 +18,7 @@ func (r *run) begin(c evidence.Clock, s *site, to int64) *evidence.Observation {
 		RunID: r.runID, ContainerID: r.id.ID, Runtime: string(r.id.Runtime),
 		ImageDigest: r.id.Image.Digest, ImageDigestReason: r.id.Image.DigestReason,
 		ProbeID: s.Probe.ID, RequestedProbeType: s.Requested, ProbeType: s.Type, Set: s.Set,
-		Confidence: score.Confidence(s.Type, attribution, precision(s), r.losses(s)),
+		Confidence: score.Confidence(s.Type, attributionOf(s), precision(s), r.losses(s)),
 		Final:      r.final, From: c.Time(r.first), To: c.Time(to),
 	}
 }
@@ -55,7 +56,7 @@ func (r *run) observe(c evidence.Clock, s *site, to int64, log *slog.Logger) *ev
 	if !s.Armed {
 		o.State, o.Reason, o.Detail = evidence.NotArmed, s.Reason, clip(s.Detail, maxDetail)
 		o.ProbeType = s.Requested
-		o.Confidence = score.NotArmed(s.Requested, attribution, precision(s))
+		o.Confidence = score.NotArmed(s.Requested, attributionOf(s), precision(s))
 		evidence.Cut(o)
 		return o
 	}
@@ -254,6 +255,27 @@ func (r *run) siteGaps(c evidence.Clock, s *site, to int64) []evidence.SiteGap {
 }
 
 const attribution = score.AttributionCgroup
+
+// attributionOf says how a site's events are attributed. By a function or an
+// event of the kernel an interrupt may come while a container's task is current:
+// its work is not the container's, and cannot be told from it. By system calls
+// and what becomes of processes none does.
+func attributionOf(s *site) string {
+	switch {
+	case s.Set != "", s.Syscall, s.Function == "" && s.Event == "", s.Marker != "":
+		return attribution
+	}
+	group, name, _ := strings.Cut(s.Event, ":")
+	if name == "" {
+		name = group // of a raw tracepoint
+	}
+	switch {
+	case group == "syscalls", strings.HasPrefix(name, "sched_process_ex"), strings.HasPrefix(name, "task_"),
+		name == "sched_process_fork", name == "sys_enter", name == "sys_exit":
+		return attribution
+	}
+	return score.AttributionCurrent
+}
 
 func precision(s *site) string {
 	switch {
