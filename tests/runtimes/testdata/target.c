@@ -7,10 +7,13 @@
  *	copy		this program's file to /tool, and to /fast/tool where there is a /fast
  *	sparse		make /odd/sparse
  *	orphan		leave a child behind that calls hello after init has ended
+ *	names		leave a name server behind, which says 192.0.2.1 to everything
  */
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -65,6 +68,37 @@ static void copy(const char *self, const char *to)
 	close(out);
 }
 
+static void names(void)
+{
+	struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(53) }, from;
+	static const unsigned char answer[] = { 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1 };
+	int s = socket(AF_INET, SOCK_DGRAM, 0);
+	unsigned char b[1024];
+	socklen_t len;
+	ssize_t n;
+
+	inet_pton(AF_INET, "127.9.0.53", &at.sin_addr);
+	if (bind(s, (struct sockaddr *)&at, sizeof(at)))
+		_exit(1);
+	if (fork())
+		return;
+	while (len = sizeof(from), (n = recvfrom(s, b, 512, 0, (struct sockaddr *)&from, &len)) >= 17) {
+		b[2] = 0x81; /* an answer */
+		b[3] = 0x80;
+		b[11] = 0; /* without the additional records of the question */
+		for (n = 12; b[n] && n < 256; n += b[n] + 1)
+			;
+		n += 5; /* the name's end, type and class */
+		if (b[n - 3] == 1) { /* asked for an IPv4 address */
+			b[7] = 1;
+			memcpy(b + n, answer, sizeof(answer));
+			n += sizeof(answer);
+		}
+		sendto(s, b, n, 0, (struct sockaddr *)&from, len);
+	}
+	_exit(1);
+}
+
 static void orphan(void)
 {
 	pid_t init = getpid();
@@ -100,6 +134,8 @@ int main(int argc, char **argv)
 			sparse(argv[0]);
 		else if (!strcmp(argv[i], "orphan"))
 			orphan();
+		else if (!strcmp(argv[i], "names"))
+			names();
 	}
 	return 0;
 }
