@@ -21,7 +21,7 @@ test: ## all tests; as root those with real runtimes too (sudo make test)
 test-kernels: ## the engine in Debian's kernels, booted in QEMU; writes docs/kernels.md
 	@scripts/test-kernels.sh
 
-test-full: ## the same, with the race detector and fuzzing
+test-full: ## the same, with the race detector, fuzzing and all kernels
 	@scripts/test.sh full
 
 bench: ## measure the budgets of docs/design.md (sudo make bench)

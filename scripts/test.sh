@@ -5,15 +5,25 @@
 #
 #	scripts/test.sh [full]
 #
-# full adds the race detector, half a minute of fuzzing per target, and every
-# kernel of tests/kernels.
+# full adds the race detector, half a minute of fuzzing per target, and all of
+# the engine's tests in every kernel of tests/kernels. $PROBITY_BOOT=all has the
+# core of them run in every kernel, and not only in one.
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
 
 packages=$(go list -e ./...) || die "go list failed"
 mapfile -t quick < <(grep -v '/tests/' <<<"$packages")
 mapfile -t slow < <(grep '/tests/' <<<"$packages")
-common=(-count=1 -timeout 15m)
+boot=${PROBITY_BOOT:-6.12}
+timeout=15m
+machines=("${boot//,/ }" userland-amd64)
+case $boot/${1:-} in
+all/* | */full)
+	timeout=30m # tests/kernels
+	machines=()
+	;;
+esac
+common=(-count=1 -timeout "$timeout")
 
 command=(go run ./tests/need/report)
 if [ "$(id -u)" = 0 ]; then
@@ -21,7 +31,8 @@ if [ "$(id -u)" = 0 ]; then
 	if [ "${1:-}" = full ]; then scripts/install.sh full; fi
 	scripts/peers.sh containerd cosign runsc
 	# Where it cannot be fetched, the test that needs it says so.
-	if [ "${1:-}" = full ]; then scripts/kernels.sh || true; else scripts/kernels.sh 6.12 userland-amd64 || true; fi
+	# shellcheck disable=SC2068 # a list in each
+	scripts/kernels.sh ${machines[@]} || true
 	export PROBITY_REQUIRE=${PROBITY_REQUIRE:-all${1:+,rustc}}
 	command=(scripts/private.sh "${command[@]}")
 fi

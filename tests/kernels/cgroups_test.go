@@ -33,6 +33,7 @@ func TestCgroupModes(t *testing.T) {
 	says := guest.Step{Name: "kernel", Dir: "/tmp", Args: []string{"/bin/probity", "kernel"}, Limit: 120}
 	chain := guest.Step{Name: "chain", Dir: "/tmp", Args: []string{"/bin/sh", "/chain/run.sh"}, Limit: 180}
 	t.Run("hybrid", func(t *testing.T) {
+		t.Parallel() // a machine has one thread of the host
 		boot := bootOrFail(t, m, dir, guest.Job{Cgroups: guest.Hybrid, Steps: []guest.Step{says, chain}}, load)
 		saysMode(t, boot, "hybrid")
 		s, _ := boot.Step("chain")
@@ -42,6 +43,7 @@ func TestCgroupModes(t *testing.T) {
 		}
 	})
 	t.Run("v1", func(t *testing.T) {
+		t.Parallel()
 		boot := bootOrFail(t, m, dir, guest.Job{Cgroups: guest.V1, Steps: []guest.Step{says, chain}}, load)
 		saysMode(t, boot, "v1")
 		s, _ := boot.Step("chain")

@@ -37,6 +37,16 @@ func TestExpectationsCover(t *testing.T) {
 				t.Errorf("%s on %s: neither how it works nor why not: %+v", probeType, m.Name, want)
 			}
 		}
+		if of.WithoutTypes == nil != (of.GivenTypes == nil) {
+			t.Errorf("%s: without its types and with given ones are tried together", m.Name)
+		}
+		for _, other := range machines { // what is promised is the same everywhere
+			for check := range expected.Machines[other.Name].Checks {
+				if _, ok := of.Checks[check]; !ok {
+					t.Errorf("expect.json says nothing of %q on %s, and does on %s", check, m.Name, other.Name)
+				}
+			}
+		}
 	}
 	for name := range expected.Machines {
 		if !names[name] {
@@ -55,7 +65,9 @@ func TestExpectationsCover(t *testing.T) {
 func TestJudge(t *testing.T) {
 	good := guest.Result{Name: "uprobe", ProbeType: "uprobe", Works: true, Used: "uprobe", Mechanism: "uprobeMulti", CountsMisses: true}
 	bad := guest.Result{Name: "kprobe", ProbeType: "kprobe", Reason: "kernelUnsupported: no"}
-	want := ExpectMachine{Sites: 256, ProbeTypes: map[string]ExpectType{
+	holds := guest.Check{Name: "stack", Works: true, Used: "uprobe"}
+	not := guest.Check{Name: "set files", Reason: "kernelUnsupported: no"}
+	want := ExpectMachine{Sites: 256, Checks: map[string]ExpectCheck{"stack": {Used: "uprobe"}, "set files": {Reason: "kernelUnsupported"}}, ProbeTypes: map[string]ExpectType{
 		"uprobe": {Used: "uprobe", Mechanism: "uprobeMulti", CountsMisses: true},
 		"kprobe": {Reason: "kernelUnsupported"},
 	}}
@@ -63,19 +75,25 @@ func TestJudge(t *testing.T) {
 		change func(*guest.Report)
 		want   string // in the one finding
 	}{
-		"as expected":     {func(*guest.Report) {}, ""},
-		"stopped working": {func(r *guest.Report) { r.Results[0].Works = false }, "must work"},
-		"began to work":   {func(r *guest.Report) { r.Results[1].Works = true }, "says that it does not"},
-		"another reason":  {func(r *guest.Report) { r.Results[1].Reason = "attachFailed" }, "want \"kernelUnsupported\""},
-		"fell back":       {func(r *guest.Report) { r.Results[0].Used = "kprobe" }, "served by kprobe"},
-		"another way":     {func(r *guest.Report) { r.Results[0].Mechanism = "perfLink" }, "served by uprobe (perfLink)"},
-		"counts less":     {func(r *guest.Report) { r.Results[0].CountsMisses = false }, "counts misses"},
-		"not tried":       {func(r *guest.Report) { r.Results = r.Results[:1] }, "was not tried"},
-		"unknown":         {func(r *guest.Report) { r.Results = append(r.Results, guest.Result{Name: "new"}) }, "says nothing"},
-		"another bound":   {func(r *guest.Report) { r.Sites.Most = 0 }, "bound on sites"},
+		"as expected":        {func(*guest.Report) {}, ""},
+		"stopped working":    {func(r *guest.Report) { r.Results[0].Works = false }, "must work"},
+		"began to work":      {func(r *guest.Report) { r.Results[1].Works = true }, "says that it does not"},
+		"another reason":     {func(r *guest.Report) { r.Results[1].Reason = "attachFailed" }, "want \"kernelUnsupported\""},
+		"fell back":          {func(r *guest.Report) { r.Results[0].Used = "kprobe" }, "served by kprobe"},
+		"another way":        {func(r *guest.Report) { r.Results[0].Mechanism = "perfLink" }, "served by uprobe (perfLink)"},
+		"counts less":        {func(r *guest.Report) { r.Results[0].CountsMisses = false }, "counts misses"},
+		"not tried":          {func(r *guest.Report) { r.Results = r.Results[:1] }, "was not tried"},
+		"unknown":            {func(r *guest.Report) { r.Results = append(r.Results, guest.Result{Name: "new"}) }, "says nothing"},
+		"a broken promise":   {func(r *guest.Report) { r.Checks[0].Works = false }, "must hold"},
+		"a kept one":         {func(r *guest.Report) { r.Checks[1].Works = true }, "says that it does not"},
+		"seen otherwise":     {func(r *guest.Report) { r.Checks[0].Used = "kprobe" }, "by kprobe"},
+		"not for that":       {func(r *guest.Report) { r.Checks[1].Reason = "attachFailed" }, "want \"kernelUnsupported\""},
+		"not checked":        {func(r *guest.Report) { r.Checks = r.Checks[:1] }, "was not checked"},
+		"an unknown promise": {func(r *guest.Report) { r.Checks = append(r.Checks, guest.Check{Name: "new"}) }, "says nothing"},
+		"another bound":      {func(r *guest.Report) { r.Sites.Most = 0 }, "bound on sites"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := guest.Report{Results: []guest.Result{good, bad}, Sites: guest.Sites{Most: 256}}
+			r := guest.Report{Results: []guest.Result{good, bad}, Checks: []guest.Check{holds, not}, Sites: guest.Sites{Most: 256}}
 			c.change(&r)
 			findings := want.Judge(r)
 			if c.want == "" && len(findings) == 0 {

@@ -28,8 +28,21 @@ type Expect struct {
 type ExpectMachine struct {
 	// Sites is the bound on uprobe sites of one container, 0 if it is above
 	// what the conformance run asks for.
-	Sites      int                   `json:"sites"`
-	ProbeTypes map[string]ExpectType `json:"probeTypes"`
+	Sites      int                    `json:"sites"`
+	ProbeTypes map[string]ExpectType  `json:"probeTypes"`
+	Checks     map[string]ExpectCheck `json:"checks"`
+	// WithoutTypes is what it must do where its own types (BTF) are hidden,
+	// and GivenTypes where they are, and a file with them is named. Without
+	// these two it is not booted so.
+	WithoutTypes *ExpectMachine `json:"withoutTypes,omitempty"`
+	GivenTypes   *ExpectMachine `json:"givenTypes,omitempty"`
+}
+
+// ExpectCheck is what must become of one check: with an empty Reason it holds,
+// else it must not, for that reason.
+type ExpectCheck struct {
+	Used   string `json:"used,omitempty"`
+	Reason string `json:"reason,omitempty"` // how the reason begins
 }
 
 // ExpectType is what one kernel must do for one probe type: with an empty
@@ -77,6 +90,28 @@ func (e ExpectMachine) Judge(r guest.Report) (findings []string) {
 	for probeType := range e.ProbeTypes {
 		if !tried[probeType] {
 			find("%s: was not tried", probeType)
+		}
+	}
+	checked := map[string]bool{}
+	for _, got := range r.Checks {
+		checked[got.Name] = true
+		want, known := e.Checks[got.Name]
+		switch {
+		case !known:
+			find("%s: expect.json says nothing of it", got.Name)
+		case want.Reason == "" && !got.Works:
+			find("%s: must hold, and does not: %s", got.Name, got.Reason)
+		case want.Reason == "" && got.Used != want.Used:
+			find("%s: by %s, want %s", got.Name, got.Used, want.Used)
+		case want.Reason != "" && got.Works:
+			find("%s: holds, and expect.json says that it does not (%s): if that is so, say it there", got.Name, want.Reason)
+		case want.Reason != "" && !strings.HasPrefix(got.Reason, want.Reason):
+			find("%s: does not hold because of %q, want %q", got.Name, got.Reason, want.Reason)
+		}
+	}
+	for name := range e.Checks {
+		if !checked[name] {
+			find("%s: was not checked", name)
 		}
 	}
 	if r.Sites.Most != e.Sites {

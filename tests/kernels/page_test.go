@@ -45,8 +45,15 @@ func TestPageAgrees(t *testing.T) {
 		if k.Release == "" || k.Arch != machine.Arch || k.Suite != machine.Suite {
 			t.Errorf("%s: %s, %s, %s", machine.Name, k.Release, k.Arch, k.Suite)
 		}
-		for _, finding := range expected.Machines[machine.Name].Judge(k.Report) {
-			t.Errorf("docs/kernels.json, %s: %s", machine.Name, finding)
+		want := expected.Machines[machine.Name]
+		judge(t, "docs/kernels.json, "+machine.Name+": ", want, k.Report)
+		if want.WithoutTypes != nil {
+			if k.WithoutTypes == nil || k.GivenTypes == nil {
+				t.Errorf("docs/kernels.json, %s: nothing of the kernel without types", machine.Name)
+				continue
+			}
+			judge(t, "docs/kernels.json, "+machine.Name+" without types: ", *want.WithoutTypes, *k.WithoutTypes)
+			judge(t, "docs/kernels.json, "+machine.Name+" with given types: ", *want.GivenTypes, *k.GivenTypes)
 		}
 		for _, pkg := range engine {
 			if k.Tests[pkg] == 0 {

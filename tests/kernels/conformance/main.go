@@ -1,8 +1,12 @@
 // Command conformance arms each probe type on the running kernel, makes the
-// event happen so many times in a container, and compares the count. It prints
-// a guest.Report as JSON.
+// event happen so many times in a container, and compares the count; then it
+// checks what else is promised, of sets, stacks, durations, standing down, a
+// full ring and attribution. It prints a guest.Report as JSON.
 //
-// A new probe type is one line in cases.
+// A new probe type is one line in cases, another promise one in promises.
+//
+// With -btf FILE the kernel's types come from there. Where the kernel's own are
+// hidden, that is how it is where there are none.
 package main
 
 import (
@@ -11,6 +15,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,6 +27,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"probity/bpf"
@@ -69,41 +75,65 @@ const askedSites = 257
 var source []byte
 
 func main() {
-	if err := run(); err != nil {
+	types := flag.String("btf", "", "file with the kernel's types, instead of its own")
+	flag.Parse()
+	if err := run(*types); err != nil {
 		fmt.Fprintln(os.Stderr, "conformance:", err)
 		os.Exit(1)
 	}
 }
 
-func run() error {
+// lab is where all happens.
+type lab struct {
+	dir   string // of our own
+	lower string // the image: one layer, with the target in it
+	types *btf.Spec
+
+	source  kernel.BTFSource // of the types
+	e       *engine
+	refused error // why there is none
+}
+
+func run(types string) (err error) {
 	dir, err := os.MkdirTemp("", "conformance")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	lower := filepath.Join(dir, "lower")
-	if err := compile(lower); err != nil {
-		return err
-	}
-	var report guest.Report
-	e, err := newEngine()
+	l := &lab{dir: dir, lower: filepath.Join(dir, "lower")}
+	facts, err := looked()
 	if err != nil {
 		return err
 	}
+	if l.types, l.source, err = facts.OpenBTF(types); err != nil {
+		return err
+	}
+	if err := compile(l.lower); err != nil {
+		return err
+	}
+	var report guest.Report
 	for _, c := range cases {
-		r, err := try(e, dir, lower, c)
+		r, err := l.try(c)
 		if err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", c.probe.Type, err), e.close())
+			return fmt.Errorf("%s: %w", c.probe.Type, err)
 		}
 		fmt.Fprintf(os.Stderr, "%+v\n", r) // as it comes: a guest may not get further
 		report.Results = append(report.Results, r)
 	}
-	if err := e.close(); err != nil {
+	for _, p := range promises {
+		began := time.Now()
+		c := p.check(l)
+		fmt.Fprintf(os.Stderr, "%+v took %.0f ms\n", c, ms(began))
+		report.Checks = append(report.Checks, c)
+	}
+	if err := l.close(); err != nil {
 		return err
 	}
-	if report.Sites, err = many(dir, lower); err != nil {
+	full, err := l.many(&report.Sites)
+	if err != nil {
 		return fmt.Errorf("many sites: %w", err)
 	}
+	report.Checks = append(report.Checks, full)
 	return json.NewEncoder(os.Stdout).Encode(report)
 }
 
@@ -115,7 +145,7 @@ func compile(lower string) error {
 	if err := os.WriteFile(c, source, 0o644); err != nil {
 		return err
 	}
-	if out, err := exec.Command("gcc", "-O1", "-static", "-o", filepath.Join(lower, file), c).CombinedOutput(); err != nil {
+	if out, err := exec.Command("gcc", "-O1", "-fno-omit-frame-pointer", "-static", "-o", filepath.Join(lower, file), c).CombinedOutput(); err != nil {
 		return fmt.Errorf("compile the target: %w\n%s", err, out)
 	}
 	return nil
@@ -179,14 +209,25 @@ func (b *box) plan(p policy.Probe) probe.Plan {
 	return probe.MakePlan([]policy.Probe{p}, tree{b, &probe.Inspector{}}, probe.Host())
 }
 
-func (b *box) run(args ...string) error {
-	cg, err := os.Open(b.cgroup)
+// command is the target, to be started in the cgroup dir. The caller closes
+// entered once it was.
+func (b *box) command(dir string, args ...string) (cmd *exec.Cmd, entered *os.File, err error) {
+	if entered, err = os.Open(dir); err != nil {
+		return nil, nil, err
+	}
+	cmd = exec.Command(filepath.Join(b.merged, file), args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(entered.Fd())}
+	return cmd, entered, nil
+}
+
+func (b *box) run(args ...string) error { return b.runIn(b.cgroup, args...) }
+
+func (b *box) runIn(dir string, args ...string) error {
+	cmd, entered, err := b.command(dir, args...)
 	if err != nil {
 		return err
 	}
-	defer cg.Close()
-	cmd := exec.Command(filepath.Join(b.merged, file), args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}
+	defer entered.Close()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("run the target with %v: %w\n%s", args, err, out)
 	}
@@ -203,23 +244,48 @@ type engine struct {
 // looked is what `probity kernel` says. It takes seconds in an emulated machine.
 var looked = sync.OnceValues(kernel.Look)
 
-func newEngine() (*engine, error) {
+func (l *lab) newEngine(o bpf.Options, c probe.Config) (*engine, error) {
 	facts, err := looked()
 	if err != nil {
 		return nil, err
 	}
-	obj, err := bpf.Load(bpf.Options{})
+	o.KernelTypes = l.types
+	obj, err := bpf.Load(o)
 	if err != nil {
 		return nil, err
 	}
-	return &engine{probe.NewEngine(obj, probe.Config{Kernel: facts, BootTime: cgroup.BootTime}), obj, facts}, nil
+	c.Kernel, c.BootTime = facts, cgroup.BootTime
+	return &engine{probe.NewEngine(obj, c), obj, facts}, nil
+}
+
+// shared is the engine of whatever needs none of its own: to load one takes an
+// emulated machine a while.
+func (l *lab) shared() (*engine, error) {
+	if l.e == nil && l.refused == nil {
+		l.e, l.refused = l.newEngine(bpf.Options{}, probe.Config{Linger: time.Millisecond})
+	}
+	return l.e, l.refused
+}
+
+func (l *lab) close() error {
+	if l.e == nil {
+		return nil
+	}
+	return l.e.close()
 }
 
 func (e *engine) close() error { return errors.Join(e.Close(), e.obj.Close()) }
 
 // try arms one probe type. An error means that nothing can be said about it.
-func try(e *engine, dir, lower string, c event) (r guest.Result, err error) {
+func (l *lab) try(c event) (r guest.Result, err error) {
 	r.ProbeType, r.Name = c.probe.Type, cmp.Or(c.name, c.probe.Type)
+	e, err := l.shared()
+	if errors.Is(err, bpf.ErrUnsupported) {
+		r.Reason = string(evidence.KernelUnsupported) + ": " + err.Error()
+		return r, nil
+	} else if err != nil {
+		return r, err
+	}
 	said := e.facts.Type(r.ProbeType)
 	r.Mechanism, r.CountsMisses = string(said.Mechanism), said.CountsMisses
 	defer func() {
@@ -231,7 +297,7 @@ func try(e *engine, dir, lower string, c event) (r guest.Result, err error) {
 			}
 		}
 	}()
-	b, err := newBox(dir, lower)
+	b, err := newBox(l.dir, l.lower)
 	if err != nil {
 		return r, err
 	}
@@ -288,18 +354,23 @@ func try(e *engine, dir, lower string, c event) (r guest.Result, err error) {
 	return r, nil
 }
 
-// many arms as many sites of one file as it may, in an engine of their own, and
-// takes them away. It measures both.
-func many(dir, lower string) (s guest.Sites, err error) {
-	s.Asked = askedSites
-	b, err := newBox(dir, lower)
+// many arms as many sites of one file as it may, in an engine of its own whose
+// ring holds fewer events than they make, has each hit another number of times,
+// and takes them away. It measures both.
+func (l *lab) many(s *guest.Sites) (full guest.Check, err error) {
+	full.Name = "counts with a full ring"
+	*s = guest.Sites{Asked: askedSites}
+	b, err := newBox(l.dir, l.lower)
 	if err != nil {
-		return s, err
+		return full, err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	e, err := newEngine()
-	if err != nil {
-		return s, err
+	e, err := l.newEngine(bpf.Options{RingBytes: uint32(os.Getpagesize())}, probe.Config{})
+	if errors.Is(err, bpf.ErrUnsupported) {
+		full.Reason = string(evidence.KernelUnsupported) + ": " + err.Error()
+		return full, nil
+	} else if err != nil {
+		return full, err
 	}
 	p := policy.Probe{Type: policy.Uprobe, File: file}
 	for i := range askedSites {
@@ -309,7 +380,7 @@ func many(dir, lower string) (s guest.Sites, err error) {
 	began := time.Now()
 	h, err := e.Arm(context.Background(), b.target, plan)
 	if err != nil {
-		return s, errors.Join(err, e.close())
+		return full, errors.Join(err, e.close())
 	}
 	s.AttachMs = ms(began)
 	bound := false
@@ -326,11 +397,74 @@ func many(dir, lower string) (s guest.Sites, err error) {
 	if bound {
 		s.Most = s.Armed
 	}
+	if wrong := fullRing(e, h, b); wrong != nil {
+		full.Reason = wrong.Error()
+	} else {
+		full.Works = true
+	}
 	err = errors.Join(err, h.Close())
+	detached := make(chan error)
 	began = time.Now()
-	err = errors.Join(err, e.Close())
-	s.DetachMs = ms(began)
-	return s, errors.Join(err, e.obj.Close())
+	go func() {
+		err := e.Close()
+		s.DetachMs = ms(began)
+		detached <- err
+	}()
+	err = errors.Join(err, l.besides(s))
+	return full, errors.Join(err, <-detached, e.obj.Close())
+}
+
+// fullRing has each site hit i%7+1 times. Nobody reads the ring until it is over.
+func fullRing(e *engine, h *probe.Handle, b *box) error {
+	if err := b.run("many", "1"); err != nil {
+		return err
+	}
+	hit := uint64(0)
+	for i, site := range h.Sites {
+		if !site.Armed {
+			continue
+		}
+		hit++
+		if c, err := h.Counter(site); err != nil || c.Count != uint64(i%7+1) {
+			return fmt.Errorf("%s: counted %d, %v; want %d", site.Symbol, c.Count, err, i%7+1)
+		}
+	}
+	r, err := e.obj.Reader()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	told, err := drain(r)
+	if err != nil {
+		return err
+	}
+	run, err := h.Run()
+	if n := uint64(len(told)); err != nil || run.RingFull == 0 || n == 0 || n+run.RingFull != hit+run.Execs {
+		return fmt.Errorf("%d events came and %d were dropped, of %d first hits and %d execs, %v", n, run.RingFull, hit, run.Execs, err)
+	}
+	return nil
+}
+
+// besides attaches and detaches one site in another container.
+func (l *lab) besides(s *guest.Sites) (err error) {
+	b, err := newBox(l.dir, l.lower)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	e, err := l.newEngine(bpf.Options{}, probe.Config{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.close()) }()
+	plan := b.plan(policy.Probe{Type: policy.Uprobe, File: file, Symbols: []string{"hello"}})
+	began := time.Now()
+	h, err := e.Arm(context.Background(), b.target, plan)
+	if err != nil {
+		return err
+	}
+	s.BesidesMs = ms(began)
+	return h.Close()
 }
 
 func ms(began time.Time) float64 { return float64(time.Since(began).Microseconds()) / 1000 }

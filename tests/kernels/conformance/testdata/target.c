@@ -1,12 +1,19 @@
 /*
  * A program that makes each kind of event happen as often as it is told:
  * target [NAME COUNT].... It comes with three hundred more functions, so that many
- * sites can be armed in one file.
+ * sites can be armed in one file. It is compiled with frame pointers.
  */
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define NOINLINE __attribute__((noinline, noclone, used))
@@ -62,7 +69,95 @@ NOINLINE void marked(void)
 #define F100(n) F10(n##0) F10(n##1) F10(n##2) F10(n##3) F10(n##4) F10(n##5) F10(n##6) F10(n##7) F10(n##8) F10(n##9)
 F100(1) F100(2) F100(3)
 
-static void act(const char *name, int count)
+/* Their addresses, in the order of their names. */
+#define A1(n) many_##n,
+#define A10(n) A1(n##0) A1(n##1) A1(n##2) A1(n##3) A1(n##4) A1(n##5) A1(n##6) A1(n##7) A1(n##8) A1(n##9)
+#define A100(n) A10(n##0) A10(n##1) A10(n##2) A10(n##3) A10(n##4) A10(n##5) A10(n##6) A10(n##7) A10(n##8) A10(n##9)
+static void (*const all_of_them[])(void) = { A100(1) A100(2) A100(3) };
+
+/* Each by another number of times than its neighbours. */
+static void many(void)
+{
+	for (unsigned i = 0; i < sizeof(all_of_them) / sizeof(*all_of_them); i++)
+		for (unsigned times = i % 7 + 1; times; times--)
+			all_of_them[i]();
+}
+
+/* Calls that keep their frames, down to a system call. */
+NOINLINE void inner(void) { syscall(SYS_umask, 022); sink++; }
+NOINLINE void middle(void) { inner(); sink++; }
+NOINLINE void outer(void) { middle(); sink++; }
+
+static void check(int ok, const char *what)
+{
+	if (!ok) {
+		perror(what);
+		exit(1);
+	}
+}
+
+/* The program once more, in a process of its own. */
+static void again(void)
+{
+	pid_t pid = fork();
+	int status;
+
+	check(pid >= 0, "fork");
+	if (!pid) {
+		execl("/proc/self/exe", "again", (char *)NULL);
+		_exit(127);
+	}
+	check(waitpid(pid, &status, 0) == pid && !status, "wait for myself");
+}
+
+static void map_shared(void)
+{
+	int fd = open("/proc/self/exe", O_RDONLY);
+	void *p = mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+
+	check(p != MAP_FAILED, "map myself");
+	munmap(p, 4096);
+	close(fd);
+}
+
+static void open_files(void)
+{
+	int in = open("/dev/null", O_RDONLY), out = open("/tmp/conformance.out", O_WRONLY | O_CREAT, 0600);
+
+	check(in >= 0 && out >= 0, "open");
+	close(in);
+	close(out);
+}
+
+static struct sockaddr_in address(const char *ip, int port)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(port) };
+
+	inet_pton(AF_INET, ip, &a.sin_addr);
+	return a;
+}
+
+static void speak(void)
+{
+	struct sockaddr_in own = address("127.0.0.1", 7778), name = address("127.0.0.1", 53), other = address("127.0.0.1", 5353);
+	int listener = socket(AF_INET, SOCK_STREAM, 0), caller = socket(AF_INET, SOCK_STREAM, 0), called;
+	int asker = socket(AF_INET, SOCK_DGRAM, 0), talker = socket(AF_INET, SOCK_DGRAM, 0), on = 1;
+
+	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+	check(!bind(listener, (void *)&own, sizeof(own)) && !listen(listener, 1), "listen");
+	check(!connect(caller, (void *)&own, sizeof(own)), "connect");
+	called = accept(listener, NULL, NULL);
+	check(called >= 0, "accept");
+	sendto(asker, "?", 1, 0, (void *)&name, sizeof(name)); /* nobody answers */
+	check(!connect(talker, (void *)&other, sizeof(other)), "connect a datagram socket");
+	close(called);
+	close(caller);
+	close(listener);
+	close(asker);
+	close(talker);
+}
+
+NOINLINE void act(const char *name, int count)
 {
 	for (int i = 0; i < count; i++) {
 		if (!strcmp(name, "hello") || !strcmp(name, "leave"))
@@ -71,6 +166,18 @@ static void act(const char *name, int count)
 			read(0, (char[1]){ 0 }, 1); /* until it is written to */
 		else if (!strcmp(name, "marked"))
 			marked();
+		else if (!strcmp(name, "many"))
+			many();
+		else if (!strcmp(name, "outer"))
+			outer();
+		else if (!strcmp(name, "again"))
+			again();
+		else if (!strcmp(name, "share"))
+			map_shared();
+		else if (!strcmp(name, "files"))
+			open_files();
+		else if (!strcmp(name, "speak"))
+			speak();
 		else if (!strcmp(name, "umask"))
 			/* a system call that neither libc nor the kernel makes for us */
 			syscall(SYS_umask, 022);
