@@ -310,23 +310,34 @@ func (o *Objects) SetEntries(cgroup uint64, yield func(*SetEntry) bool) error {
 	if err != nil || room.entries == nil {
 		return err
 	}
-	var k setsSetKey
-	var v setsSetEntry
+	// Many by one call, and each that is there throughout exactly once: one after
+	// the other would begin again where one goes meanwhile.
+	n := min(max(int(room.total), 16), entriesAtOnce)
+	keys, values := make([]setsSetKey, n), make([]rawEntry, n)
 	var e SetEntry
-	it := room.entries.Iterate()
-	for it.Next(&k, &v) {
-		if err := e.set(cgroup, &k, &v); err != nil {
-			return err
+	var at ebpf.MapBatchCursor
+	for {
+		got, err := room.entries.BatchLookup(&at, keys, values, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("read set entries: %w", err)
 		}
-		if !yield(&e) {
+		for i := range got {
+			if err := e.set(cgroup, &keys[i], &values[i]); err != nil {
+				return err
+			}
+			if !yield(&e) {
+				return nil
+			}
+		}
+		if err != nil { // these were the last
 			return nil
 		}
 	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("read set entries: %w", err)
-	}
-	return nil
 }
+
+// entriesAtOnce is how many entries are read by one call. The kernel wants room for
+// all of one bucket of its table, which are one or two.
+const entriesAtOnce = 256
 
 // SystemCalls reads the set of system calls of a container: one value per
 // architecture of which any was made.

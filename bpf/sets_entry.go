@@ -167,18 +167,17 @@ func (e *SetEntry) decode(b []byte) error {
 	return nil
 }
 
+// rawEntry is a setsSetEntry as the kernel has it.
+type rawEntry [unsafe.Sizeof(setsSetEntry{})]byte
+
 // set takes an entry as the map has it.
-func (e *SetEntry) set(cgroup uint64, k *setsSetKey, v *setsSetEntry) error {
-	var b [unsafe.Sizeof(*v)]byte
-	if _, err := binary.Encode(b[:], binary.NativeEndian, v); err != nil {
-		return fmt.Errorf("%w: %w", ErrDecode, err)
-	}
+func (e *SetEntry) set(cgroup uint64, k *setsSetKey, v *rawEntry) error {
 	e.Cgroup = cgroup
 	e.SetKey = SetKey{Set(k.Set), k.What, k.Family, k.Type, k.Protocol, k.Port, k.Id}
 	if err := e.check(); err != nil {
 		return err
 	}
-	return e.decode(b[:])
+	return e.decode(v[:])
 }
 
 func utf8(b []byte) string {
