@@ -44,7 +44,14 @@ func (a *Agent) entry(e *bpf.SetEntry) {
 			id.Why = "there was no time to read the file"
 		}
 	}
-	a.witness.Entry(e.Cgroup, entryOf(e, id, l.mountNS))
+	a.tell(e.Cgroup, entryOf(e, id, l.mountNS))
+}
+
+// tell tells an entry. It waits while the disk is behind: entries are in the
+// kernel's maps, and what the ring has no room for meanwhile is read from there.
+func (a *Agent) tell(cgroup uint64, e witness.Entry) {
+	a.spool.Wait(a.closing)
+	a.witness.Entry(cgroup, e)
 }
 
 // identifyAll identifies the files of entries. It ends when the agent is closed.
@@ -64,7 +71,7 @@ func (a *Agent) identifyAll() {
 				id = w.l.handle.Identify(&w.entry)
 				w.l.reading += time.Since(began)
 			}
-			a.witness.Entry(w.entry.Cgroup, entryOf(&w.entry, id, w.l.mountNS))
+			a.tell(w.entry.Cgroup, entryOf(&w.entry, id, w.l.mountNS))
 		}
 	}
 }
@@ -204,7 +211,7 @@ func (a *Agent) sweepSets(l *live) {
 		a.log.Warn("read the sets of a container", "run", l.id, "err", err)
 	}
 	for _, w := range all {
-		a.witness.Entry(cg, *w)
+		a.tell(cg, *w)
 	}
 	a.tellCalls(l)
 	a.tellLosses(l)

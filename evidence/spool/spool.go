@@ -82,14 +82,16 @@ type Spool struct {
 	synced  string     // the directory below ready/ that is known to be durable
 
 	mu       sync.Mutex
-	open     *chunk   // takes lines; nil if no line waits
-	pending  []*chunk // closed, oldest first
-	bytes    int64    // of pending
-	inflight bool     // pending[0] is being written
-	next     uint64   // sequence number of the next chunk
-	drops    drops    // not yet signed
-	spare    []byte   // of the last chunk that was written, if it was a large one
-	failing  error    // why the last attempt to write failed
+	open     *chunk        // takes lines; nil if no line waits
+	pending  []*chunk      // closed, oldest first
+	bytes    int64         // of pending
+	inflight bool          // pending[0] is being written
+	next     uint64        // sequence number of the next chunk
+	drops    drops         // not yet signed
+	spare    []byte        // of the last chunk that was written, if it was a large one
+	failing  error         // why the last attempt to write failed
+	moved    chan struct{} // closed after the next attempt to write; nil if nobody waits
+	stuck    bool          // somebody has waited for that in vain
 	closed   bool
 }
 
@@ -236,6 +238,49 @@ func (s *Spool) take(clock evidence.Clock, e *encoder) error {
 		s.open.add(l)
 	}
 	return nil
+}
+
+// waitFor bounds one wait for the disk.
+const waitFor = time.Second
+
+// Wait returns when Append has room: when no more than half of the chunks that may
+// wait in memory do. Who reads faster than the disk writes, and can read later,
+// asks before Append: what is past the bound would be dropped. It does not wait for
+// a disk that fails, and not again for one that has not written for a second; stop
+// ends it.
+func (s *Spool) Wait(stop <-chan struct{}) {
+	for {
+		moved := s.behind()
+		if moved == nil {
+			return
+		}
+		timer := time.NewTimer(waitFor)
+		select {
+		case <-moved:
+		case <-timer.C:
+			s.mu.Lock()
+			s.stuck = s.moved == moved // else it has moved just now
+			s.mu.Unlock()
+		case <-stop:
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// behind returns what is closed when the disk has come on, or nil if that is not
+// worth waiting for.
+func (s *Spool) behind() chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bytes <= s.cfg.MaxPending/2 || s.failing != nil || s.stuck || s.closed {
+		return nil
+	}
+	if s.moved == nil {
+		s.moved = make(chan struct{})
+	}
+	return s.moved
 }
 
 // Seal closes the open chunk now, as the end of a run does. It does not wait
@@ -406,7 +451,11 @@ func (s *Spool) publishLocked(ctx context.Context) (lostLines []string, err erro
 		err := s.write(c)
 
 		s.mu.Lock()
-		s.inflight = false
+		s.inflight, s.stuck = false, false
+		if s.moved != nil {
+			close(s.moved)
+			s.moved = nil
+		}
 		if err != nil && !errors.Is(err, errNever) {
 			if s.failing == nil {
 				s.cfg.Log.Error("the spool cannot be written, evidence waits in memory", "chunk", c.header.Chunk, "error", err)
