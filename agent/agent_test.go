@@ -50,7 +50,7 @@ probes:
 // node is an agent that runs, without a runtime: the test is the source.
 type node struct {
 	*Agent
-	t    *testing.T
+	t    testing.TB
 	stop func() // waits until Run has returned
 }
 
@@ -59,7 +59,7 @@ func newNode(t *testing.T, opts bpf.Options) *node {
 	return newNodeWith(t, Config{BPF: opts}, wanted)
 }
 
-func newNodeWith(t *testing.T, cfg Config, policies string) *node {
+func newNodeWith(t testing.TB, cfg Config, policies string) *node {
 	t.Helper()
 	need.BPF(t)
 	dir := t.TempDir()
@@ -148,7 +148,7 @@ var target = sync.OnceValues(func() ([]byte, error) {
 // box stands in for a container: a real process, rooted in an overlay, in a
 // cgroup and a mount namespace of its own. It waits before it does anything.
 type box struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	cgroup string
 	cmd    *exec.Cmd
@@ -168,7 +168,7 @@ func newBox(t *testing.T, depth int, args ...string) *box {
 }
 
 // newBoxOf starts one with these files, of which it runs bin/target.
-func newBoxOf(t *testing.T, files map[string][]byte, depth int, args ...string) *box {
+func newBoxOf(t testing.TB, files map[string][]byte, depth int, args ...string) *box {
 	t.Helper()
 	var err error
 	b := &box{t: t, dir: t.TempDir()}
