@@ -29,6 +29,9 @@ test g++ g++ gcc-c++
 test objcopy binutils binutils
 test xz xz-utils xz
 test musl-gcc musl-tools musl-gcc
+test ld.gold binutils binutils-gold
+test ld.lld lld lld
+test clang-14 clang-14 clang
 full rustc rustc rust
 bench bpftrace bpftrace bpftrace
 check clang-14 clang-14 clang

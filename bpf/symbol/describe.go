@@ -17,7 +17,11 @@ func (p *parser) describe(f *File, q Query, syms []Symbol) ([]Symbol, error) {
 	if err := p.folded(syms); err != nil {
 		return nil, fmt.Errorf("folded code: %w", err)
 	}
-	syms, err := p.choices(syms)
+	syms, err := p.thunks(syms)
+	if err != nil {
+		return nil, fmt.Errorf("thunks: %w", err)
+	}
+	syms, err = p.choices(syms)
 	if err != nil {
 		return nil, fmt.Errorf("IFUNC: %w", err)
 	}

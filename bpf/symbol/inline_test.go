@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -27,7 +28,10 @@ func trapped(t *testing.T, path string, offs []uint64, args ...string) bool {
 		copy(b[off:], brk)
 	}
 	armed := filepath.Join(t.TempDir(), "armed")
-	if err := os.WriteFile(armed, b, 0o755); err != nil {
+	syscall.ForkLock.RLock() // who forks now would hold it open for writing, and nobody could run it
+	err = os.WriteFile(armed, b, 0o755)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		t.Fatal(err)
 	}
 	out, err := exec.Command(armed, args...).CombinedOutput()
