@@ -7,4 +7,6 @@
 scripts/install.sh test bench
 scripts/peers.sh containerd
 export PROBITY_REQUIRE=${PROBITY_REQUIRE:-all}
-exec scripts/private.sh go test -count=1 -v -run '^$' -bench . -benchtime 1x -timeout 30m ./tests/bench/...
+scripts/private.sh go test -count=1 -v -run '^$' -bench . -benchtime 1x -timeout 30m ./tests/bench/... ./agent
+# Its row is a metric, lines/s: the budget is 200,000.
+exec go test -count=1 -run '^$' -bench . -benchtime 3s ./evidence/verify

@@ -33,6 +33,16 @@ func row(b *testing.B, what, budget, format string, args ...any) {
 	fmt.Printf("%-58s %-34s budget %s\n", what, fmt.Sprintf(format, args...), budget)
 }
 
+// judged is row for a figure that the budget can be held against.
+func judged(b *testing.B, met bool, what, budget, format string, args ...any) {
+	b.Helper()
+	verdict := ": met"
+	if !met {
+		verdict = ": MISSED"
+	}
+	row(b, what, budget+verdict, format, args...)
+}
+
 func must(tb testing.TB, err error) {
 	tb.Helper()
 	if err != nil {

@@ -1,16 +1,24 @@
 package bench
 
 import (
+	"fmt"
+	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"probity/tests/need"
 	"probity/tests/runtimes"
 )
 
-// BenchmarkHook measures the hook as a whole process, above the fork and exec
-// of a program that does nothing: with an agent that answers, and with none.
+// BenchmarkHook measures the hook as a whole process, with an agent that answers,
+// with none, and while it restarts. Beside it are the fork and exec of a program
+// that does nothing, and of one in Go, whose runtime is most of the hook's time.
 func BenchmarkHook(b *testing.B) {
 	need.Root(b)
 	agent := runtimes.StartAgent(b, runtimes.AgentOptions{})
@@ -21,15 +29,59 @@ func BenchmarkHook(b *testing.B) {
 		cmd.Stdin = strings.NewReader(`{"ociVersion":"1.0.2","id":"bench","status":"creating","pid":1,"bundle":"/nowhere"}`)
 		return cmd
 	}
+	dir := b.TempDir()
+	empty := filepath.Join(dir, "empty")
+	must(b, os.WriteFile(empty+".go", []byte("package main\n\nfunc main() {}\n"), 0o600))
+	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", empty, empty+".go")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.Fatalf("go build: %v\n%s", err, out)
+	}
+	left := filepath.Join(dir, "left.sock") // of an agent that was killed
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: left})
+	must(b, err)
+	l.SetUnlinkOnClose(false)
+	must(b, l.Close())
+
 	const rounds = 200
-	var floor, up, absent []float64
+	var floor, goFloor, up, absent, refused []float64
 	for range rounds {
 		floor = append(floor, timed(b, exec.Command("/bin/true")))
+		goFloor = append(goFloor, timed(b, exec.Command(empty)))
 		up = append(up, timed(b, hook(agent.HookSocket)))
 		absent = append(absent, timed(b, hook("/nonexistent/probity.sock")))
+		refused = append(refused, timed(b, hook(left)))
 	}
-	row(b, "hook, whole process, agent up, p50", "<= 2 ms", "%.2f ms (/bin/true: %.2f ms)", median(up), median(floor))
-	row(b, "hook, whole process, socket absent, p50", "<= 2 ms", "%.2f ms (/bin/true: %.2f ms)", median(absent), median(floor))
+	var while []float64
+	over := make(chan struct{})
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			default:
+				began := time.Now()
+				if err := hook(agent.HookSocket).Run(); err != nil {
+					b.Error(err)
+					return
+				}
+				while = append(while, ms(time.Since(began)))
+			}
+		}
+	})
+	for range 3 {
+		agent.Stop(b)
+		agent.Start(b)
+	}
+	close(over)
+	asking.Wait()
+
+	floors := fmt.Sprintf("(/bin/true %.2f, empty Go %.2f)", median(floor), median(goFloor))
+	judged(b, median(up) <= 2, "hook, whole process, agent up, p50", "<= 2 ms", "%.2f ms %s", median(up), floors)
+	judged(b, median(absent) <= 2, "hook, whole process, socket absent, p50", "<= 2 ms", "%.2f ms", median(absent))
+	row(b, "  a killed agent's socket, p50", "measured", "%.2f ms", median(refused))
+	judged(b, slices.Max(while) <= 2000, "hook, whole process, agent restarting, the worst", "<= its deadline, 2 s", "%.1f ms of %d, p50 %.2f ms", slices.Max(while), len(while), median(while))
 	b.ReportMetric(median(up), "ms-up")
 	b.ReportMetric(median(absent), "ms-absent")
 }

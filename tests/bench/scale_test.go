@@ -29,6 +29,7 @@ import (
 	"probity/runtime/container"
 	"probity/runtime/image"
 	"probity/tests/need"
+	"probity/tests/runtimes"
 )
 
 // layer is a file tree of one directory, in which a glob is a path.
@@ -85,11 +86,16 @@ func resident(b *testing.B) (rss, maps float64) {
 	b.Helper()
 	runtime.GC()
 	debug.FreeOSMemory()
-	data, err := os.ReadFile("/proc/self/statm")
+	return residentOf(b, os.Getpid())
+}
+
+func residentOf(b *testing.B, pid int) (rss, maps float64) {
+	b.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 	must(b, err)
 	pages, err := strconv.ParseFloat(strings.Fields(string(data))[1], 64)
 	must(b, err)
-	infos, err := filepath.Glob("/proc/self/fdinfo/*")
+	infos, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
 	must(b, err)
 	seen := map[string]bool{}
 	for _, name := range infos {
@@ -121,17 +127,31 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // nowhere takes lines and forgets them: what the spool holds is not what grows
 // with containers.
-type nowhere struct{}
+type nowhere struct{ bytes int }
 
-func (nowhere) Append(_ string, build func(evidence.Clock) []evidence.Line) error {
+func (n *nowhere) Append(_ string, build func(evidence.Clock) []evidence.Line) error {
 	for _, l := range build(evidence.Clock{}) {
-		if _, err := evidence.Encode(l); err != nil {
+		line, err := evidence.Encode(l)
+		if err != nil {
 			return err
 		}
+		n.bytes += len(line) + 1
 	}
 	return nil
 }
-func (nowhere) Seal() {}
+func (*nowhere) Seal() {}
+
+// spent is the processor time of this process.
+func spent(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	must(b, unix.Getrusage(unix.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// checkEvery is how often the agent proves that what is armed still is (DESIGN.md,
+// section 4).
+const checkEvery = 5 * time.Second
 
 // BenchmarkContainers arms more and more containers of one image, 100 sites in
 // 5 files each.
@@ -145,11 +165,17 @@ func BenchmarkContainers(b *testing.B) {
 		path, symbols := fileWithSymbols(b, dir, i)
 		probes = append(probes, policy.Probe{ID: fmt.Sprint("lib", i), Type: policy.Uprobe, File: "/" + filepath.Base(path), Symbols: symbols})
 	}
+	agent := runtimes.StartAgent(b, runtimes.AgentOptions{})
+	idleRSS, idleMaps := residentOf(b, agent.Pid())
+	agent.Stop(b)
 	var x, arm, armLast, rss, maps, hit, closing []float64
+	var checks, hourly time.Duration // of all containers, once
+	var said int                     // bytes of an hour's lines
 	for _, n := range []int{1, 10, 100, 300, 1000} {
 		rss0, _ := resident(b)
 		e := newEngine(b)
-		w := witness.New(witness.Config{Sink: nowhere{}, BootTime: cgroup.BootTime})
+		sink := &nowhere{}
+		w := witness.New(witness.Config{Sink: sink, BootTime: cgroup.BootTime})
 		tree := layer{dir, &probe.Inspector{}}
 		var handles []*probe.Handle
 		var took []float64
@@ -174,6 +200,16 @@ func BenchmarkContainers(b *testing.B) {
 			}
 		}
 		r, m := resident(b)
+		before := spent(b)
+		for _, h := range handles {
+			if t := h.Check(); len(t) > 0 {
+				b.Fatalf("not well: %+v", t[0])
+			}
+		}
+		checks = spent(b) - before
+		before, sink.bytes = spent(b), 0
+		w.Hourly()
+		hourly, said = spent(b)-before, sink.bytes
 		ns := number(b, first, filepath.Join(dir, "loop"), "200000")
 		start := time.Now()
 		for _, h := range handles {
@@ -188,7 +224,14 @@ func BenchmarkContainers(b *testing.B) {
 		runtime.KeepAlive(w)
 	}
 	last := len(x) - 1
-	row(b, "memory of 1,000 containers x 101 sites: resident + maps", "<= 96 MiB", "%.1f + %.1f MiB", rss[last], maps[last])
+	// What an agent without containers has is counted too, some of it twice: the
+	// engine's programs are loaded here as there.
+	judged(b, idleRSS+rss[last]+maps[last] <= 96, "agent's memory, 1,000 containers x 101 sites: resident, maps", "<= 96 MiB", "%.1f + %.1f = %.1f MiB", idleRSS+rss[last], maps[last], idleRSS+rss[last]+maps[last])
+	row(b, "  of which an agent without containers", "measured", "%.1f + %.1f MiB", idleRSS, idleMaps)
+	core := 100 * (checks.Seconds()/checkEvery.Seconds() + hourly.Seconds()/3600)
+	judged(b, core <= 1, "idle, 1,000 x 101: health checks and hourly lines", "<= 1 % of a core", "%.2f %% (%.0f ms each 5 s)", core, ms(checks))
+	day := 24 * float64(said) / (1 << 20)
+	judged(b, day <= 50, "idle, 1,000 x 101: lines of a day", "<= 50 MB", "%.1f MiB", day)
 	row(b, "hit with 1,000 containers armed, against 1", "measured", "%.0f ns against %.0f ns", hit[last], hit[0])
 	if out := os.Getenv(Plots); out != "" {
 		must(b, plot(out, "containers-time", "Arming containers of one image, 101 sites each", "containers", "milliseconds", x, curve{"arm one, p50", arm}, curve{"arm the last one", armLast}, curve{"disarm all, detach", closing}))
@@ -322,5 +365,5 @@ func BenchmarkColdAtOnce(b *testing.B) {
 		must(b, h.Close())
 	}
 	e.close(b)
-	row(b, "50 cold images planned and armed at once, the last one", "<= 2 s", "%.0f ms (all in %.0f ms; one alone %.0f ms)", slices.Max(took), whole, alone)
+	judged(b, slices.Max(took) <= 2000, "50 cold images planned and armed at once, the last one", "<= 2 s", "%.0f ms (all in %.0f ms; one alone %.0f ms)", slices.Max(took), whole, alone)
 }
