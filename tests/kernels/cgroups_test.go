@@ -14,7 +14,7 @@ import (
 // told apart, and that is said: nothing is armed for a container, with the
 // reason sharedCgroup.
 func TestCgroupModes(t *testing.T) {
-	m := chosen(t)[0]
+	m := one(t)
 	dir := need.Kernel(t, m.QEMU(), m.Name)
 	programs := programs(t, m.Arch)
 	for name, pkg := range map[string]string{"probity": "./plugin", "probity-hook": "./hook"} {

@@ -19,7 +19,7 @@ import (
 // payload must say kprobe of what a kprobe saw, and the uprobe beside it must
 // be worth more.
 func TestChain(t *testing.T) {
-	m := chosen(t)[0]
+	m := one(t)
 	dir := need.Kernel(t, m.QEMU(), m.Name)
 	programs := programs(t, m.Arch)
 	for name, pkg := range map[string]string{"probity": "./plugin", "probity-hook": "./hook"} {

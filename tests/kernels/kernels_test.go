@@ -24,8 +24,10 @@ import (
 // bootVariable is -boot for those who run the tests of all packages at once.
 const bootVariable = "PROBITY_BOOT"
 
+const defaultMachine = "6.12"
+
 var (
-	bootFlag    = flag.String("boot", cmp.Or(os.Getenv(bootVariable), "6.12"), "the kernels to boot: names of machines.txt, separated by commas, or all; by default those of $"+bootVariable)
+	bootFlag    = flag.String("boot", cmp.Or(os.Getenv(bootVariable), defaultMachine), "the kernels to boot: names of machines.txt, separated by commas, or all; by default those of $"+bootVariable)
 	wholeFlag   = flag.Bool("whole", false, "run all of the engine's tests in the guests, and not only its core")
 	consoleFlag = flag.String("console", "", "append what the guests say to this file, as they say it")
 	writeFlag   = flag.Bool("write", false, "write docs/kernels.md and docs/kernels.json")
@@ -50,6 +52,17 @@ func chosen(t *testing.T) []Machine {
 		out = append(out, all[i])
 	}
 	return out
+}
+
+// one is the machine of what one kernel is enough for: the default, unless
+// others were chosen.
+func one(t *testing.T) Machine {
+	t.Helper()
+	machines := chosen(t)
+	if i := slices.IndexFunc(machines, func(m Machine) bool { return m.Name == defaultMachine }); i >= 0 {
+		return machines[i]
+	}
+	return machines[0]
 }
 
 // built is what a guest of one architecture runs, compiled once.
