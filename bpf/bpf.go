@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -71,6 +72,7 @@ type Objects struct {
 	cookies bool  // a perf link can tell a program its site
 	noExec  bool
 	noMoves bool
+	slots   atomic.Int64 // counters that were made
 
 	progs programs
 	sets  setHooks

@@ -122,13 +122,19 @@ func (o *Objects) PutSlots(cgroup uint64, slots []Slot) error {
 	if err := m.Update(&keys[0], &values[0], ebpf.UpdateNoExist); err != nil {
 		return mapError("add counter", err)
 	}
-	if len(slots) == 1 {
-		return nil
+	if len(slots) > 1 {
+		if _, err := m.BatchUpdate(keys, values, nil); err != nil {
+			return errors.Join(mapError("add counters", err), o.deleteSlots(keys))
+		}
 	}
-	if _, err := m.BatchUpdate(keys, values, nil); err != nil {
-		return errors.Join(mapError("add counters", err), o.deleteSlots(keys))
-	}
+	o.slots.Add(int64(len(slots)))
 	return nil
+}
+
+// Slots is how many counters there are, and how many there can be, all containers
+// together.
+func (o *Objects) Slots() (used, most int) {
+	return int(o.slots.Load()), int(o.coll.Maps[probesMapSlots].MaxEntries())
 }
 
 // Slot reads one counter.
@@ -140,12 +146,14 @@ func (o *Objects) Slot(cgroup uint64, site uint32) (Counter, error) {
 	return Counter{s.Count, int64(s.FirstNs), int64(s.LastNs), int64(s.StoodNs), s.Stood, Standing(s.Standing)}, nil
 }
 
-// DeleteSlots forgets counters. Deleting one that is not there is no error.
+// DeleteSlots forgets counters that PutSlots has made, once. That one is not there
+// any more is no error.
 func (o *Objects) DeleteSlots(cgroup uint64, sites []uint32) error {
 	keys := make([]probesSlotKey, len(sites))
 	for i, s := range sites {
 		keys[i] = probesSlotKey{Cgroup: cgroup, Site: s}
 	}
+	o.slots.Add(-int64(len(sites)))
 	return o.deleteSlots(keys)
 }
 

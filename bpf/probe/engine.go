@@ -143,7 +143,7 @@ func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) 
 	}
 	defer root.Close()
 	e.armExec(h)
-	for _, b := range batches(h.Sites, e.cfg.MaxSites) {
+	for _, b := range batches(h.Sites, e.share()) {
 		if ctx.Err() != nil {
 			b.refuse(evidence.AttachFailed, fmt.Errorf("given up: %w", ctx.Err()))
 			continue
@@ -186,9 +186,28 @@ type batch struct {
 	sites []*Site
 }
 
+// bound is how many sites may be attached, and why not more.
+type bound struct {
+	most int
+	why  string
+}
+
+// share is what a container may have. A container's files are its author's, and
+// may match a policy as often as he likes: where more than half of the counters
+// are taken, one more container gets an eighth of the others at most, so that
+// there is something left for the next, however many take all they can.
+func (e *Engine) share() bound {
+	used, all := e.obj.Slots()
+	if free := all - used; 2*free < all && free/8 < e.cfg.MaxSites {
+		most := max(1, free/8)
+		return bound{most, fmt.Sprintf("%d of the node's %d counters are taken, and one more container gets %d", used, all, most)}
+	}
+	return bound{e.cfg.MaxSites, fmt.Sprintf("more than %d sites in one container", e.cfg.MaxSites)}
+}
+
 // batches groups the sites that are to be attached, and refuses those past the
 // bound.
-func batches(sites []Site, bound int) []*batch {
+func batches(sites []Site, bound bound) []*batch {
 	type key struct{ dir, rel, probe string }
 	index := map[key]*batch{}
 	var order []*batch
@@ -198,8 +217,8 @@ func batches(sites []Site, bound int) []*batch {
 		if s.Reason != "" || !s.HasOffset || s.File == nil {
 			continue
 		}
-		if n += 1 + len(exitsOf(s)); n > bound {
-			s.Reason, s.Detail = evidence.OverBudget, fmt.Sprintf("more than %d sites in one container", bound)
+		if n += 1 + len(exitsOf(s)); n > bound.most {
+			s.Reason, s.Detail = evidence.OverBudget, bound.why
 			continue
 		}
 		k := key{s.File.Match.Layer.Dir, s.File.Match.Rel, s.Probe.ID}
@@ -223,11 +242,8 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 		return
 	}
 	defer lower.Close()
-	at, err := stampOf(lower)
-	if err == nil && at != b.file.stamp {
-		err = fmt.Errorf("%s has changed since it was read", b.file.Match.Path)
-	}
-	if err != nil {
+	at := b.file.stamp
+	if err := unchanged(lower, at); err != nil {
 		all(evidence.AttachFailed, err)
 		return
 	}
@@ -418,6 +434,12 @@ func (e *Engine) take(at stamp, b *batch) (*sharedFile, error) {
 	}
 	key := fileKey{at.dev, at.ino, b.probe, string(bytes)}
 	e.mu.Lock()
+	old := e.files[key]
+	e.mu.Unlock()
+	if old != nil && old.stamp != at {
+		e.forget(old, errRewritten)
+	}
+	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
 		return nil, errors.New("the engine is closed")
@@ -434,7 +456,7 @@ func (e *Engine) take(at stamp, b *batch) (*sharedFile, error) {
 		for _, x := range exits {
 			points[x[0]].at.Site = points[x[1]].at.Site
 		}
-		s = &sharedFile{key: key, path: b.file.Match.Path, points: points}
+		s = &sharedFile{key: key, path: b.file.Match.Path, stamp: at, points: points}
 		e.files[key] = s
 	}
 	e.join(&s.usage)

@@ -23,6 +23,7 @@ type Handle struct {
 	engine *Engine
 	target Target
 	sets   setState
+	late   int // places that were attached after the start, of Add
 	once   sync.Once
 	err    error
 
@@ -143,7 +144,7 @@ func (h *Handle) Check() []Trouble {
 	for i := range h.held {
 		held := &h.held[i]
 		path := held.match.Path
-		if current[path] && held.file.gone() != nil {
+		if held.file.gone() != nil && (current[path] || h.again(held)) {
 			continue // what is there now is armed
 		}
 		if held.match.Origin != image.FromLayer && !done[path] && !current[path] {
@@ -167,6 +168,11 @@ func (h *Handle) Check() []Trouble {
 		if n := held.file.mended.Load(); n != held.mended {
 			held.mended = n
 			add(path, evidence.GapLinkLost, "the file's links were lost, and made again")
+		}
+		if held.match.Origin == image.FromLayer && !done[path] && !current[path] {
+			if why := held.file.rewritten(h.engine, held); why != "" && !h.again(held) {
+				add(path, evidence.GapFileChanged, why)
+			}
 		}
 	}
 	for i := range h.hooks {
@@ -206,8 +212,20 @@ func (h *Handle) current() map[string]bool {
 	return out
 }
 
-// changed says what the container did to a file of its own, if it did: it may
-// write it in place, which no layer of the image allows.
+// again reports whether a file of a layer was armed again as it is now, for the
+// probes that had it armed as it was.
+func (h *Handle) again(old *held) bool {
+	for i := range h.held {
+		if now := &h.held[i]; old.match.Origin == image.FromLayer && now.match.Origin == image.FromLayer && now.match.Path == old.match.Path &&
+			now.file.key.probe == old.file.key.probe && now.stamp != old.stamp && now.file.gone() == nil && now.file.rewritten(h.engine, now) == "" {
+			return true
+		}
+	}
+	return false
+}
+
+// changed says what was done to the file since it was armed. The container may
+// write one of its own in place; a layer's only root on the host can.
 func (h held) changed() string {
 	f, err := h.match.Open()
 	if err != nil {

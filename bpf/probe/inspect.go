@@ -46,6 +46,15 @@ func stampOf(f *os.File) (stamp, error) {
 	return stamp{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}, nil
 }
 
+// unchanged returns nil if a file has the bytes that were read at that time.
+func unchanged(f *os.File, at stamp) error {
+	now, err := stampOf(f)
+	if err == nil && now != at {
+		err = fmt.Errorf("%s has changed since it was read", f.Name())
+	}
+	return err
+}
+
 type inspectKey struct {
 	stamp
 	query string // all of it
@@ -94,7 +103,9 @@ func (in *Inspector) inspect(m image.Match, q symbol.Query, until time.Time) (Fa
 		n, _ := f.ReadAt(head, 0) // what it could not read, symbol.Read will say
 		e.facts.Head = string(head[:n])
 		e.facts.ELF, e.facts.Symbols, e.err = symbol.Read(f, at.size, q, in.Limits)
-		e.facts.Digest = sync.OnceValues(func() (string, error) { return digest(m, at, in.Limits.Largest()) })
+		d := &digester{match: m, at: at, most: in.Limits.Largest(), busy: make(chan struct{}, 1)}
+		e.facts.DigestBy = d.by
+		e.facts.Digest = func() (string, error) { return d.by(time.Time{}) }
 	})
 	if errors.Is(e.err, symbol.ErrTime) { // the machine was busy: it says little about the file
 		in.forget(e)
@@ -141,11 +152,57 @@ func (in *Inspector) entry(k inspectKey) *inspected {
 	return e
 }
 
+// ErrNotHashed reports that a file was not hashed in time.
+var ErrNotHashed = errors.New("it was not hashed: there was no time for all of the container's files")
+
+// digester hashes a file once, for all who ask.
+type digester struct {
+	match image.Match
+	at    stamp
+	most  int64
+	busy  chan struct{} // holds one token while somebody uses the fields below
+
+	done bool
+	sum  string
+	err  error
+}
+
+// by returns the digest, hashing until the time given; zero is no bound.
+func (d *digester) by(until time.Time) (string, error) {
+	select {
+	case d.busy <- struct{}{}: // also past the time: it may be known
+	default:
+		var late <-chan time.Time
+		if !until.IsZero() {
+			timer := time.NewTimer(time.Until(until))
+			defer timer.Stop()
+			late = timer.C
+		}
+		select {
+		case d.busy <- struct{}{}:
+		case <-late:
+			return "", fmt.Errorf("hash %s: %w", d.match.Path, ErrNotHashed)
+		}
+	}
+	defer func() { <-d.busy }()
+	if !d.done {
+		sum, err := digest(d.match, d.at, d.most, until)
+		if errors.Is(err, ErrNotHashed) {
+			return "", err
+		}
+		d.done, d.sum, d.err = true, sum, err
+	}
+	return d.sum, d.err
+}
+
+// digestPart is how much is hashed until somebody looks at the clock.
+const digestPart = 4 << 20
+
 // digest hashes the file's bytes as they are on disk, never as they are in a
 // process: a probed function has a breakpoint in it. They must be the bytes
 // that were inspected, from the first to the last. A file past the bound of
 // what is inspected is not hashed either: it may be terabytes of holes.
-func digest(m image.Match, at stamp, most int64) (string, error) {
+func digest(m image.Match, at stamp, most int64, until time.Time) (string, error) {
 	if at.size > most {
 		return "", fmt.Errorf("hash %s: %w: it has %d bytes, %d are taken", m.Path, symbol.ErrTooLarge, at.size, most)
 	}
@@ -155,8 +212,13 @@ func digest(m image.Match, at stamp, most int64) (string, error) {
 	}
 	defer f.Close()
 	h := sha256.New()
-	if _, err := io.Copy(h, io.LimitReader(f, at.size)); err != nil {
-		return "", fmt.Errorf("hash %s: %w", m.Path, err)
+	for left := at.size; left > 0; left -= digestPart {
+		if !until.IsZero() && time.Now().After(until) {
+			return "", fmt.Errorf("hash %s: %w", m.Path, ErrNotHashed)
+		}
+		if _, err := io.Copy(h, io.LimitReader(f, min(left, digestPart))); err != nil {
+			return "", fmt.Errorf("hash %s: %w", m.Path, err)
+		}
 	}
 	if now, err := stampOf(f); err != nil || now != at {
 		return "", errors.Join(fmt.Errorf("hash %s: the file has changed since it was read", m.Path), err)

@@ -1,6 +1,9 @@
 package probe
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
@@ -96,5 +99,25 @@ func TestDigestIsBounded(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("a terabyte is hashed")
+	}
+}
+
+// A digest that there is no time for is no fact about the file: it is computed the
+// next time.
+func TestDigestInTime(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "f"), bytes.Repeat([]byte("x"), 3*digestPart/2), 0o644))
+	f, _ := (&Inspector{}).Inspect(image.Match{Path: "/f", Layer: image.Layer{Dir: dir}, Rel: "f", Kind: image.Regular}, symbol.Query{})
+	past := time.Now().Add(-time.Second)
+	if _, err := f.DigestBy(past); !errors.Is(err, ErrNotHashed) {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(bytes.Repeat([]byte("x"), 3*digestPart/2))
+	want := "sha256:" + hex.EncodeToString(sum[:])
+	if got, err := f.DigestBy(time.Now().Add(time.Minute)); err != nil || got != want {
+		t.Errorf("%s, %v; want %s", got, err, want)
+	}
+	if got, err := f.DigestBy(past); err != nil || got != want {
+		t.Errorf("known: %s, %v", got, err)
 	}
 }

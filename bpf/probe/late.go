@@ -80,7 +80,7 @@ func (e *Engine) Add(ctx context.Context, h *Handle, root string, plan Plan) ([]
 			gone[held.stamp] = true
 		}
 	}
-	known, failed, armed := map[siteKey]bool{}, map[siteKey]bool{}, 0
+	known, failed := map[siteKey]bool{}, map[siteKey]bool{}
 	for i := range h.Sites {
 		switch s := &h.Sites[i]; {
 		case s.File == nil || s.Armed && gone[s.File.stamp]:
@@ -88,9 +88,6 @@ func (e *Engine) Add(ctx context.Context, h *Handle, root string, plan Plan) ([]
 			failed[identify(s)] = true // it need not fail again
 		default:
 			known[identify(s)] = true
-			if s.Armed {
-				armed++
-			}
 		}
 	}
 	var more []Site
@@ -102,7 +99,7 @@ func (e *Engine) Add(ctx context.Context, h *Handle, root string, plan Plan) ([]
 	for i := range more {
 		h.retire(more[i].File)
 	}
-	for _, b := range batches(more, max(0, e.cfg.MaxSites-armed)) {
+	for _, b := range batches(more, e.lateShare(h)) {
 		if ctx.Err() != nil {
 			b.refuse(evidence.AttachFailed, fmt.Errorf("given up: %w", ctx.Err()))
 			continue
@@ -110,10 +107,26 @@ func (e *Engine) Add(ctx context.Context, h *Handle, root string, plan Plan) ([]
 		e.armBatch(h, b, dir)
 	}
 	more = slices.DeleteFunc(more, func(s Site) bool { return !s.Armed && failed[identify(&s)] })
+	for i := range more {
+		if s := &more[i]; s.Armed {
+			h.late += 1 + len(exitsOf(s))
+		}
+	}
 	h.mu.Lock()
 	h.Sites = append(h.Sites, more...)
 	h.mu.Unlock()
 	return more, nil
+}
+
+// lateShare is what of a container's files may be armed after its start, besides
+// what was armed then: a half of what a start may have, in its whole life. Those
+// whose file has changed since count on: they keep their counters.
+func (e *Engine) lateShare(h *Handle) bound {
+	b := e.share()
+	if rest := max(0, e.cfg.MaxSites/2-h.late); rest < b.most {
+		return bound{rest, fmt.Sprintf("more than %d sites that appeared in one container after its start", e.cfg.MaxSites/2)}
+	}
+	return b
 }
 
 // InImage reports whether a path is that of a file of the image, which the
@@ -144,6 +157,10 @@ func (h *Handle) InImage(path string) bool {
 	return true
 }
 
+// errRewritten is why a file is detached whose bytes are not those that it was
+// attached to.
+var errRewritten = errors.New("the file was written in place")
+
 // retire takes the links off a file that was written in place: the kernel keeps
 // the instruction that it found when it was first asked to probe it, and would
 // have every process run that one instead of what is there now. Other
@@ -154,7 +171,7 @@ func (h *Handle) retire(now *File) {
 		if old.match.Path != now.Match.Path || old.stamp.dev != now.stamp.dev || old.stamp.ino != now.stamp.ino || old.stamp == now.stamp || old.file.gone() != nil {
 			continue
 		}
-		h.engine.forget(old.file, errors.New("the file was written in place"))
+		h.engine.forget(old.file, errRewritten)
 	}
 }
 

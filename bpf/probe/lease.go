@@ -33,7 +33,8 @@ type leases struct {
 var errWritten = errors.New("it is open for writing")
 
 // take guards the file of a match for as long as it is attached. It is
-// errWritten if somebody may write it now.
+// errWritten if somebody may write it now, and an error if it is not as it was when
+// it was read.
 func (l *leases) take(m image.Match, s *sharedFile) (*os.File, error) {
 	f, err := m.Open()
 	if err != nil {
@@ -50,6 +51,10 @@ func (l *leases) take(m image.Match, s *sharedFile) (*os.File, error) {
 			err = errWritten
 		}
 		return nil, fmt.Errorf("guard %s against being written: %w", m.Path, err)
+	}
+	if err := unchanged(f, s.stamp); err != nil { // until now it could be written, or replaced
+		f.Close()
+		return nil, err
 	}
 	l.held[f] = s
 	return f, nil

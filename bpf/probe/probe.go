@@ -25,6 +25,8 @@
 package probe
 
 import (
+	"time"
+
 	"probity/bpf/policy"
 	"probity/bpf/symbol"
 	"probity/evidence"
@@ -39,6 +41,9 @@ type File struct {
 	// Digest is the SHA-256 of the file's bytes ("sha256:..."), computed on
 	// first use and remembered; empty and an error if it cannot be read any more.
 	Digest func() (string, error)
+	// DigestBy is Digest, but for that it is [ErrNotHashed] if the file was not
+	// hashed by then, which is not remembered.
+	DigestBy func(until time.Time) (string, error)
 
 	stamp stamp     // of the bytes that were read
 	plan  *filePlan // that it is of, if containers share it
@@ -146,8 +151,10 @@ type Command struct {
 type Facts struct {
 	ELF     *symbol.File
 	Symbols []symbol.Symbol // of the whole query, in its order
-	Digest  func() (string, error)
-	Head    string // the first bytes, also of a file that is no ELF file
+	// As of File.
+	Digest   func() (string, error)
+	DigestBy func(until time.Time) (string, error)
+	Head     string // the first bytes, also of a file that is no ELF file
 
 	stamp stamp
 	plans *filePlans // of this file; nil: they are not shared

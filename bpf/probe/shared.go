@@ -25,8 +25,9 @@ type fileKey struct {
 // sharedFile is one armed (inode, probe), shared by every container of the
 // image and counted by reference.
 type sharedFile struct {
-	key  fileKey
-	path string // for messages
+	key   fileKey
+	path  string // for messages
+	stamp stamp  // of the bytes that it was attached to
 
 	// mu serialises attaching, and guards the fields below.
 	mu     sync.Mutex
@@ -36,6 +37,8 @@ type sharedFile struct {
 	points []point
 	att    attachment
 	canary *canary // of the lower file: its health is the links' health
+	looked int64   // boot time at which the file was last looked at, of rewritten
+	found  string  // what was found
 
 	usage
 }
@@ -188,6 +191,21 @@ func (s *sharedFile) left(armed []uint32) (n int, why refusal) {
 		}
 	}
 	return n, why
+}
+
+// lookAgain is how long it is believed at health checks that a layer's file is
+// well, in nanoseconds. All containers of an image ask for the same files.
+const lookAgain = 1e9
+
+// rewritten says what somebody on the host did to a file of a layer since it was
+// armed, if he did. The canary does not show that: its pages are its own.
+func (s *sharedFile) rewritten(e *Engine, by *held) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := e.cfg.BootTime(); s.looked == 0 || s.found != "" || now-s.looked >= lookAgain {
+		s.looked, s.found = now, by.changed()
+	}
+	return s.found
 }
 
 // detach closes a file that is in use, and remembers why.

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"probity/bpf"
 	"probity/bpf/symbol"
 	"probity/evidence"
@@ -181,15 +179,8 @@ type stackFile struct {
 func openStackFile(pid int, m *process.Mapping) *stackFile {
 	out := &stackFile{}
 	link := fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, m.Start, m.End)
-	mapped, err := image.OpenMapped(pid, link, m.Path, m.File.Dev)
-	switch {
-	case err == nil:
-		defer mapped.Close()
-		out.f, err = mapped.Open()
-	case errors.Is(err, image.ErrInRoot):
-		out.f, err = os.OpenFile(link, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	}
-	if err != nil {
+	var err error
+	if out.f, err = image.ReadMapped(pid, link, m.Path, m.File.Dev); err != nil {
 		return &stackFile{}
 	}
 	st, err := out.f.Stat()

@@ -301,11 +301,7 @@ func (s *sharedFile) attachAgain(e *Engine, by *held) error {
 		return err
 	}
 	defer lower.Close()
-	at, err := stampOf(lower)
-	if err == nil && at != by.stamp {
-		err = fmt.Errorf("%s has changed since it was read", s.path)
-	}
-	if err != nil {
+	if err := unchanged(lower, by.stamp); err != nil {
 		return err
 	}
 	s.mu.Lock()

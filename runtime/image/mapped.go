@@ -39,6 +39,25 @@ func OpenMapped(pid int, link, path string, dev uint64) (*Mapped, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s of process %d: %w", path, pid, err)
 	}
+	return openLink(pid, link, path, origin)
+}
+
+// ReadMapped opens what [OpenMapped] does for reading, also where it is part of
+// the container's root: for who closes it at once.
+func ReadMapped(pid int, link, path string, dev uint64) (*os.File, error) {
+	origin, err := originOf(pid, dev)
+	if err != nil && !errors.Is(err, ErrInRoot) {
+		return nil, fmt.Errorf("open %s of process %d: %w", path, pid, err)
+	}
+	m, err := openLink(pid, link, path, origin)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	return m.reopen()
+}
+
+func openLink(pid int, link, path, origin string) (*Mapped, error) {
 	// By path only at first: no driver and no peer of a FIFO notices.
 	fd, err := unix.Open(link, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
