@@ -69,9 +69,10 @@ type Agent struct {
 	hooks *handoff.Listener
 
 	ahead   chan container.Notice // containers that are only created, to be looked at
-	catchUp chan appeared         // what runs in containers and may not be armed
+	catchUp chan struct{}         // told of what runs in containers and may not be armed
 	stacks  chan bpf.Event        // stacks of first hits, to be named
 	naming  sync.Mutex            // held while one is
+	hashers hashers
 
 	identifying chan setWork  // entries of sets whose file is to be identified
 	closing     chan struct{} // closed by Close
@@ -105,7 +106,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, live: map[string]*live{}, armedIn: map[uint64]*live{}, newCalls: map[*live]bool{}, identifying: make(chan setWork, 1024), closing: make(chan struct{}), changed: make(chan struct{}),
 		sources: map[string]string{}, letGo: map[string]int64{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
-		ahead: make(chan container.Notice, 64), catchUp: make(chan appeared, 4096), stacks: make(chan bpf.Event, 256),
+		ahead: make(chan container.Notice, 64), hashers: newHashers(), catchUp: make(chan struct{}, 1), stacks: make(chan bpf.Event, 256),
 	}
 	defer func() {
 		if err != nil {

@@ -47,10 +47,11 @@ func (a *Agent) lookAt(ctx context.Context, n container.Notice) error {
 	if err != nil {
 		return err
 	}
-	plan := probe.MakePlan(probes, probe.Tree{View: view, Inspector: a.inspect, Runs: command(n), Until: time.Now().Add(aheadFor), ReadUntil: time.Now().Add(aheadFor)}, probe.On(a.kernel))
+	until := time.Now().Add(aheadFor)
+	plan := probe.MakePlan(probes, probe.Tree{View: view, Inspector: a.inspect, Runs: command(n), Until: until, ReadUntil: until}, probe.On(a.kernel))
 	for _, s := range plan.Sites {
-		if s.File != nil && s.File.Digest != nil && ctx.Err() == nil {
-			_, _ = s.File.Digest() // remembered
+		if s.File != nil && s.File.DigestBy != nil && ctx.Err() == nil {
+			_, _ = s.File.DigestBy(until) // remembered, if there was time for it
 		}
 	}
 	a.learn(n.Identity.Image.Digest)

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,9 +25,9 @@ import (
 
 // Bounds on what one container can make the agent look at.
 const (
-	maxOthers = 4096 // files that it has mapped and in which nothing is armed
-	maxExecs  = 4096 // paths that it has executed
-	maxLater  = 256  // things that wait for their turn
+	maxOthers = 4096     // files that it has mapped and in which nothing is armed
+	maxExecs  = 4096     // paths that it has executed
+	maxLater  = maxExecs // things that wait for their turn
 	// maxReplan is the longest time between two searches of a container whose
 	// files have changed in a way that a search does not mend.
 	maxReplan = 5 * time.Minute
@@ -46,7 +47,8 @@ type late struct {
 
 	execs map[string]bool // guarded by Agent.mu
 	past  bool            // more were executed; of who reads the ring
-	later []appeared      // what somebody had no turn for; guarded by Agent.mu
+	later []appeared      // what waits for its turn; guarded by Agent.mu
+	pace  pace            // of looking at it; guarded by Agent.mu
 	// What is not looked at yet, by path. Guarded by Agent.mu.
 	pending map[string]appeared
 }
@@ -98,7 +100,7 @@ func (a *Agent) event(e bpf.Event) {
 	}
 }
 
-// soon has something looked at.
+// soon has something looked at, when it is its container's turn.
 func (a *Agent) soon(x appeared) {
 	if x.why == evidence.GapUnarmedMapping {
 		a.mu.Lock()
@@ -108,10 +110,19 @@ func (a *Agent) soon(x appeared) {
 		x.l.late.pending[x.path] = x
 		a.mu.Unlock()
 	}
+	a.mu.Lock()
+	full := len(x.l.late.later) == maxLater
+	if !full {
+		x.l.late.later = append(x.l.late.later, x)
+	}
+	a.mu.Unlock()
+	if full {
+		a.unseen(x)
+		return
+	}
 	select {
-	case a.catchUp <- x:
-	default:
-		a.putOff(x)
+	case a.catchUp <- struct{}{}:
+	default: // whoever was told will see this too
 	}
 }
 
@@ -142,44 +153,114 @@ func (a *Agent) notLookedAt(l *live) {
 	}
 }
 
-// putOff keeps something for later, when there is too much to look at, or somebody
-// else looks at the container.
-func (a *Agent) putOff(x appeared) {
-	a.mu.Lock()
-	full := len(x.l.late.later) == maxLater
-	if !full {
-		x.l.late.later = append(x.l.late.later, x)
-	}
-	a.mu.Unlock()
-	if full {
-		a.unseen(x)
-	}
+// searchFree is how long looking at what appears in a container may take until it
+// has only its share, and searchShare how much longer than looking it then rests.
+// A target that is not named by its path costs a search of all files for each
+// program that is new.
+const (
+	searchFree  = 2 * time.Second
+	searchShare = 9
+)
+
+// catching looks at what appears: the containers in turn, each within its share.
+type catching struct {
+	runs   func() []*live
+	waits  func(*live) (next time.Time, any bool) // when its next piece may be looked at
+	take   func(*live) (appeared, bool)
+	back   func(appeared)             // it was not its turn
+	do     func(appeared)             // with checking held
+	looked func(*live, time.Duration) // took so long
 }
 
-func (a *Agent) takeLater(l *live) []appeared {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	later := l.late.later
-	l.late.later = nil
-	return later
-}
-
-// catchingUp looks at what appears, one after the other.
 func (a *Agent) catchingUp(ctx context.Context) error {
+	c := &catching{runs: a.runs, waits: a.waits, take: a.takeLater, back: a.putBack, do: a.appeared, looked: a.lookedFor}
+	return c.run(ctx, a.catchUp)
+}
+
+func (c *catching) run(ctx context.Context, told <-chan struct{}) error {
+	rest := time.NewTimer(0)
+	defer rest.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case x := <-a.catchUp:
-			if !x.l.isArmed() || x.l.ctx.Err() != nil {
-				continue // not yet: then it is being looked at as a whole
+		case <-told:
+		case <-rest.C:
+		}
+		rest.Reset(c.turn(ctx))
+	}
+}
+
+// turn looks at one thing of each run, and returns how long there is nothing to do.
+func (c *catching) turn(ctx context.Context) time.Duration {
+	next := time.Now().Add(time.Hour) // somebody will tell
+	for _, l := range c.runs() {
+		if ctx.Err() != nil {
+			return 0
+		}
+		at, any := c.waits(l)
+		if any && !time.Now().Before(at) {
+			x, ok := c.take(l)
+			if !ok {
+				continue
 			}
-			begun, _ := x.l.inTurn(0, turnFor, func() { a.appeared(x) })
+			begun, _ := l.inTurn(0, patience, func() {
+				began := time.Now()
+				c.do(x)
+				c.looked(l, time.Since(began))
+			})
 			if !begun {
-				a.putOff(x)
+				c.back(x)
+			}
+			at, any = c.waits(l)
+			if least := time.Now().Add(5 * time.Millisecond); !begun || at.Before(least) {
+				at = least
 			}
 		}
+		if any && at.Before(next) {
+			next = at
+		}
 	}
+	return time.Until(next)
+}
+
+// waits returns when the next of what waits of a run may be looked at. Nothing is
+// looked at before the run is armed, which looks at all of it, or when it has
+// ended.
+func (a *Agent) waits(l *live) (next time.Time, any bool) {
+	if !l.isArmed() || l.ctx.Err() != nil {
+		return next, false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return l.late.pace.next, len(l.late.later) > 0
+}
+
+func (a *Agent) takeLater(l *live) (x appeared, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(l.late.later) == 0 {
+		return x, false
+	}
+	x, l.late.later = l.late.later[0], l.late.later[1:]
+	return x, true
+}
+
+func (a *Agent) putBack(x appeared) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	x.l.late.later = append([]appeared{x}, x.l.late.later...)
+	x.l.late.pace.waitFor(patience, time.Now())
+}
+
+func (a *Agent) lookedFor(l *live, d time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p, rest := &l.late.pace, searchShare
+	if p.taken+d < searchFree {
+		rest = 0
+	}
+	p.took(d, time.Now(), rest)
 }
 
 // appeared looks at what may not be armed. With l.checking held.
@@ -310,8 +391,16 @@ func (a *Agent) addMapped(l *live, pid int, f *image.Mapped, from int64) {
 	l.late.mapped = append(l.late.mapped, f)
 }
 
-// add arms what is new in a plan, and reports whether anything is.
+// add arms what is new in a plan, and reports whether anything is. A file that took
+// the place of one that was armed is one that has changed, whoever found it first:
+// the health check, or the look at who executes it.
 func (a *Agent) add(l *live, root string, plan probe.Plan, from int64, why evidence.GapReason) bool {
+	before := map[string]bool{}
+	for i := range l.handle.Sites {
+		if s := &l.handle.Sites[i]; s.Armed && s.File != nil {
+			before[s.File.Match.Path] = true
+		}
+	}
 	more, err := a.engine.Add(l.ctx, l.handle, root, plan)
 	if err != nil {
 		a.log.Warn("arm what appeared", "container", l.container, "err", err)
@@ -323,7 +412,21 @@ func (a *Agent) add(l *live, root string, plan probe.Plan, from int64, why evide
 	for _, s := range more {
 		a.log.Debug("appeared", "container", l.container, "path", s.File.Match.Path, "symbol", s.Symbol, "armed", s.Armed, "reason", s.Reason, "detail", s.Detail)
 	}
-	a.witness.Add(l.id, more, nil, from, why)
+	a.witness.NotHashed(l.id, a.hashers.digest(more, time.Now().Add(digestFor), digestBytes))
+	var fresh, changed []probe.Site
+	for _, s := range more {
+		if before[s.File.Match.Path] {
+			changed = append(changed, s)
+		} else {
+			fresh = append(fresh, s)
+		}
+	}
+	if len(fresh) > 0 {
+		a.witness.Add(l.id, fresh, nil, from, why)
+	}
+	if len(changed) > 0 {
+		a.witness.Add(l.id, changed, nil, min(from, cmp.Or(l.late.good, l.handle.ArmedAt)), evidence.GapFileChanged)
+	}
 	return true
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"probity/evidence"
+	"probity/runtime/cgroup"
 )
 
 // exec has a box that serves run a program with an argument, and waits for its end.
@@ -93,6 +94,42 @@ func TestWhatAppears(t *testing.T) {
 				t.Errorf("no gap %s that ended among %d", c.gap, len(gaps))
 			}
 		})
+	}
+}
+
+// Whoever looks at what a container executes may find a changed file before the
+// health check does: it has changed all the same, since that last found it well.
+func TestChangedIsFoundByItsExecution(t *testing.T) {
+	n := newNodeWith(t, Config{Health: time.Hour}, latePolicy)
+	b := newBox(t, 1, "serve")
+	n.notify(context.Background(), b.notice("c1"), yes)
+	b.run()
+	b.copyTo("/bin/other")
+	must(t, os.Rename(b.dir+"/merged/bin/other", b.dir+"/merged/bin/target"))
+	l := n.onlyRun()
+	at := cgroup.BootTime()
+	if _, done := l.inTurn(turnFor, 4*turnFor, func() {
+		n.appeared(appeared{l: l, path: "/bin/target", from: at, why: evidence.GapUnarmedMapping})
+	}); !done {
+		t.Fatal("not looked at")
+	}
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	all, gaps := n.allLines("c1")
+	late := all[len(all)-1]
+	for _, o := range all {
+		if o.Origin == "upper" {
+			late = o
+		}
+	}
+	if late.Origin != "upper" || len(late.Gaps) != 1 || late.Gaps[0].Reason != evidence.GapFileChanged {
+		t.Fatalf("%+v", late)
+	}
+	armed := late.From.Std()
+	for _, g := range gaps {
+		if g.Reason != evidence.GapFileChanged || g.From.Std().Sub(armed) > time.Second/100 {
+			t.Errorf("armed at %v: %+v", armed, g)
+		}
 	}
 }
 

@@ -56,6 +56,9 @@ type live struct {
 	since   time.Time     // of the notice
 	reading time.Duration // spent on identifying the files of sets; of identifyAll
 	naming  time.Duration // spent on naming stacks; guarded by Agent.naming
+
+	swept    uint64 // bpf.Run.RingFull when its sets were last read; of Agent.sweep
+	sweeping pace   // of that
 }
 
 // isArmed reports whether arming is over and something was armed: handle, and
@@ -102,7 +105,7 @@ func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool
 				// The runtime is about to take the root file system away: this
 				// is the last chance to prove that the files were the ones armed.
 				if l := a.run(act.Run.ID); l != nil {
-					a.check(l, a.cfg.Barrier)
+					a.check(l, a.cfg.Barrier/2, a.cfg.Barrier/2)
 				}
 			case lifecycle.Prefetch:
 				select {
@@ -205,11 +208,7 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	}
 
 	// The container may be on its way: what takes time comes now.
-	for _, s := range start.Sites {
-		if s.File != nil && s.File.Digest != nil {
-			_, _ = s.File.Digest() // remembered; the line says if it failed
-		}
-	}
+	a.witness.NotHashed(l.id, a.hashers.digest(start.Sites, time.Now().Add(digestFor), digestBytes))
 	a.witness.Publish(l.id, released)
 	if l.handle != nil {
 		if err := a.engine.Moves(); err != nil {
@@ -421,21 +420,13 @@ func (a *Agent) readOut(runs ...*live) {
 }
 
 // check proves again that the run's sites are armed. If somebody looks at the
-// container just now it waits so long; it reports whether it was done in time.
-func (a *Agent) check(l *live, wait time.Duration) bool {
+// container just now it waits so long; it reports whether it was done within most,
+// past which it goes on by itself.
+func (a *Agent) check(l *live, wait, most time.Duration) bool {
 	if !l.isArmed() {
 		return true
 	}
-	begun, done := l.inTurn(wait, turnFor, func() {
-		if l.disarmed {
-			return
-		}
-		at := cgroup.BootTime()
-		troubles := a.troubles(l)
-		a.witness.Checked(l.id, at, troubles)
-		a.standings(l)
-		a.changedFiles(l, at, troubles)
-	})
+	begun, done := l.inTurn(wait, most, func() { a.checkNow(l) })
 	if !begun {
 		a.stuck(l)
 	}
@@ -470,10 +461,22 @@ func (a *Agent) covered(l *live) []probe.Trouble {
 	return []probe.Trouble{blind("its mounts could not be looked at: %v", err)}
 }
 
+// checkNow is check with l.checking held.
+func (a *Agent) checkNow(l *live) {
+	if l.disarmed {
+		return
+	}
+	at := cgroup.BootTime()
+	troubles := a.troubles(l)
+	a.witness.Checked(l.id, at, troubles)
+	a.standings(l)
+	a.changedFiles(l, at, troubles)
+}
+
 // lastCheck is a check after which nothing more is claimed of the run. What could
 // not be proven is a gap.
 func (a *Agent) lastCheck(l *live) {
-	if !a.check(l, turnFor) {
+	if !a.check(l, turnFor, turnFor) {
 		a.witness.UnarmedMapping(l.id, "", 0, 0, "its files could not be looked at when it ended: looking at them did not come back")
 	}
 	a.notLookedAt(l)

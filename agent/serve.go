@@ -179,10 +179,7 @@ func (a *Agent) health(ctx context.Context) error {
 		case <-tick.C:
 			for _, l := range a.runs() {
 				a.cfg.Alive()
-				a.check(l, 0)
-				for _, x := range a.takeLater(l) {
-					a.soon(x)
-				}
+				a.check(l, 0, patience)
 				a.tellLosses(l)
 			}
 		case <-hour.C:
@@ -200,6 +197,7 @@ func (a *Agent) sweep(ctx context.Context) error {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	var seen, stood uint64
+	var behind bool // some had no turn
 	for {
 		select {
 		case <-ctx.Done():
@@ -222,9 +220,10 @@ func (a *Agent) sweep(ctx context.Context) error {
 		if n != seen {
 			seen = n
 			a.witness.Sweep()
-			for _, l := range a.runs() {
-				a.sweepSets(l)
-			}
+			behind = true
+		}
+		if behind {
+			behind = a.sweepDropped()
 		}
 	}
 }

@@ -217,6 +217,34 @@ func (a *Agent) sweepSets(l *live) {
 	a.tellLosses(l)
 }
 
+// sweepShare is how much longer than reading all entries of a container's sets,
+// because some of its events were dropped, that container then waits: it may have
+// tens of thousands, and drop events all the time.
+const sweepShare = 19
+
+// sweepDropped reads the sets of the runs whose events were dropped since they
+// were last read, and reports whether it is to be called again for some of them.
+func (a *Agent) sweepDropped() (behind bool) {
+	for _, l := range a.runs() {
+		if !hasSets(l) {
+			continue
+		}
+		run, err := l.handle.Run()
+		if err != nil || run.RingFull == l.swept {
+			continue
+		}
+		began := time.Now()
+		if !l.sweeping.due(began) {
+			behind = true
+			continue
+		}
+		l.swept = run.RingFull
+		a.sweepSets(l)
+		l.sweeping.took(time.Since(began), time.Now(), sweepShare)
+	}
+	return behind
+}
+
 // hasSets reports whether the run is armed and has sets.
 func hasSets(l *live) bool { return l.isArmed() && l.handle.HasSets() }
 

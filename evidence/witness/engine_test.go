@@ -1,6 +1,7 @@
 package witness
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -621,6 +622,26 @@ func TestCountsAreToldOncePerSecond(t *testing.T) {
 	obs = append(obs, take[*evidence.Observation](st.out)...)
 	if last := obs[len(obs)-1]; uint64(*last.Count) != 202*3 {
 		t.Errorf("the last line says %d, counted were %d", *last.Count, 202*3)
+	}
+}
+
+// A file that there was no time to hash has no digest in any line of the run, and
+// nobody waits for one.
+func TestNotHashed(t *testing.T) {
+	s := armed(1, "hello")
+	hashed := 0
+	s.File.Digest = func() (string, error) { hashed++; return "sha256:" + strings.Repeat("ab", 32), nil }
+	st := newStage(t, s)
+	st.NotHashed(st.id, map[*probe.File]error{s.File: errors.New("hash " + libPath + ": no time")})
+	st.Publish(st.id, 0)
+	st.Add(st.id, []probe.Site{armed(2, "other")}, nil, 6000, evidence.GapFileChanged)
+	for _, o := range take[*evidence.Observation](st.out) {
+		if o.Symbol == "hello" && (o.FileDigest != "" || !strings.Contains(o.Detail, "no time")) {
+			t.Errorf("%+v", o)
+		}
+	}
+	if obs, _ := st.final(t, 9000); obs["hello"].FileDigest != "" || hashed != 0 || obs["other"].FileDigest == "" {
+		t.Errorf("%q, hashed %d times", obs["hello"].FileDigest, hashed)
 	}
 }
 

@@ -113,15 +113,20 @@ func (r *run) describeSet(o *evidence.Observation, s *site) {
 func (r *run) describeFile(o *evidence.Observation, s *site) {
 	m := s.File.Match
 	o.Path, o.Origin, o.LayerDiffID, o.BuildID, o.Copies = m.Path, m.Origin, m.Layer.DiffID, s.File.BuildID, s.Copies
-	if s.File.Digest == nil {
-		return
-	}
-	d, err := s.File.Digest()
+	d, err := r.digest(s.File)
 	if err != nil {
 		o.Detail = clip(err.Error(), maxDetail)
 		return
 	}
 	o.FileDigest = d
+}
+
+// digest is the digest of a file, as the run's lines have it.
+func (r *run) digest(f *probe.File) (string, error) {
+	if err := r.unhashed[f]; err != nil || f.Digest == nil {
+		return "", err
+	}
+	return f.Digest()
 }
 
 // state folds the site's windows.

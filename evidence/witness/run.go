@@ -38,7 +38,8 @@ type run struct {
 	sets     map[string]*set
 	fresh    []*entry // whose line is not written
 	searches []probe.Search
-	first    int64 // earliest boot time of the container's first instruction
+	unhashed map[*probe.File]error // files without a digest, and why
+	first    int64                 // earliest boot time of the container's first instruction
 	ended    int64
 	final    bool
 	last     int64 // the latest hit
@@ -345,7 +346,7 @@ func (r *run) appeared(sites []probe.Site, searches []probe.Search, from, now in
 	from = min(max(from, r.first), now)
 	known := make(map[identity]int, len(r.sites)+len(sites))
 	for i := range r.sites {
-		known[identityOf(r.sites[i].Site)] = i
+		known[r.identityOf(r.sites[i].Site)] = i
 	}
 	late := map[int]bool{} // sites that have the gap
 	before := len(r.sites)

@@ -105,16 +105,14 @@ type identity struct {
 	reason                                                    evidence.NotArmedReason
 }
 
-func identityOf(s *probe.Site) identity {
+func (r *run) identityOf(s *probe.Site) identity {
 	id := identity{probe: s.Probe.ID, symbol: s.Symbol, function: s.Function, event: s.Event + s.Marker, set: s.Set, hasOffset: s.HasOffset, armed: s.Armed, reason: s.Reason}
 	if s.HasOffset {
 		id.offset = s.Offset
 	}
 	if s.File != nil {
 		id.path, id.origin = s.File.Match.Path, s.File.Match.Origin
-		if s.File.Digest != nil {
-			id.digest, _ = s.File.Digest()
-		}
+		id.digest, _ = r.digest(s.File)
 	}
 	return id
 }
@@ -225,7 +223,7 @@ func (s *site) merge(c bpf.Counter) {
 // add takes a site that was armed after the start. It reports where it is, and
 // whether it is new to the reader.
 func (r *run) add(p *probe.Site, known map[identity]int) (at int, fresh bool) {
-	id := identityOf(p)
+	id := r.identityOf(p)
 	if at, ok := known[id]; ok {
 		if s := &r.sites[at]; p.Armed && p.ID != s.ID {
 			s.own().earlier = append(s.earlier, s.Site)

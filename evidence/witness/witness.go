@@ -154,6 +154,23 @@ func (w *Witness) Armed(s Start) {
 	}
 }
 
+// NotHashed says of files that there was no time to hash them for this run: their
+// lines say so instead of a digest. That holds for all of them, also if somebody
+// hashes the file later: with and without one they would be of two sites. Files of
+// sites that are not named must have been hashed, or lines wait for that.
+func (w *Witness) NotHashed(runID string, files map[*probe.File]error) {
+	if len(files) == 0 {
+		return
+	}
+	if r := w.run(runID); r != nil {
+		defer r.mu.Unlock()
+		if r.unhashed == nil {
+			r.unhashed = map[*probe.File]error{}
+		}
+		maps.Copy(r.unhashed, files)
+	}
+}
+
 // Publish writes the run's first lines: one coverage line, one observation per
 // site, and the lateAttach gap if the container may have been running from
 // released on, before it was armed; 0 says that it was held.
@@ -184,11 +201,6 @@ func (w *Witness) Publish(runID string, released int64) {
 // on where that left off. searches replace those of the same probes. The sites
 // must not be changed afterwards.
 func (w *Witness) Add(runID string, sites []probe.Site, searches []probe.Search, from int64, reason evidence.GapReason) {
-	for i := range sites { // takes its time where a file is large; it is remembered
-		if f := sites[i].File; f != nil && f.Digest != nil {
-			_, _ = f.Digest()
-		}
-	}
 	r := w.run(runID)
 	if r == nil {
 		return
