@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -200,14 +201,30 @@ func runtimeOf(id, bundle string, annotations map[string]string, line []int) (co
 		if err != nil {
 			continue
 		}
-		switch filepath.Base(exe) {
-		case "runc", "runc (deleted)":
-			return container.Runc, nil
-		case "crun", "crun (deleted)":
-			return container.Crun, nil
+		comm, err := os.ReadFile(procPath(pid, "comm"))
+		if err != nil {
+			continue
+		}
+		if r := runtimeAt(exe, strings.TrimSuffix(string(comm), "\n")); r != "" {
+			return r, nil
 		}
 	}
 	return "", errors.New("started by a runtime that is not known")
+}
+
+// runtimeAt names the runtime whose program /proc/PID/exe says it is. crun runs
+// from a copy of itself, so that no container can write to it: from a mount of
+// its own that is in no directory, whose path is "/", or from memory (libcrun's
+// cloned_binary.c). Then its name is what it calls itself: who starts the host's
+// hooks as root may call itself anything.
+func runtimeAt(exe, comm string) container.Runtime {
+	switch exe = strings.TrimSuffix(exe, " (deleted)"); {
+	case exe == "/" && comm == "crun", exe == "/memfd:crun_cloned:/proc/self/exe", filepath.Base(exe) == "crun":
+		return container.Crun
+	case filepath.Base(exe) == "runc":
+		return container.Runc
+	}
+	return ""
 }
 
 func readBounded(path string, limit int64) ([]byte, error) {
