@@ -13,8 +13,8 @@ type ExecMechanism string
 
 // The two ways, best first.
 const (
-	ExecTracepoint    ExecMechanism = "tracepoint"
 	ExecRawTracepoint ExecMechanism = "rawTracepoint"
+	ExecTracepoint    ExecMechanism = "tracepoint"
 )
 
 // Session says how a process came into its container.
@@ -39,6 +39,7 @@ type Lineage struct {
 	MoveErr error
 
 	links []link.Link
+	progs []*ebpf.Program // of the links: what the kernel skipped of them is read there
 }
 
 // errOff is why something is not there that Options switched off.
@@ -52,15 +53,18 @@ func (o *Objects) AttachLineage() *Lineage {
 		l.ExecErr, l.ProcessErr, l.MoveErr = errOff, errOff, errOff
 		return l
 	}
-	byRecord, byArgs := o.tracepoint(lineageProgExecTracepoint, "sched_process_exec", ""), o.rawTracepoint(lineageProgExecRaw, "sched_process_exec")
-	if l.ExecErr = l.either(byRecord, byArgs); l.ExecErr == nil {
-		l.Exec = ExecTracepoint
-		if byRecord.err != nil {
-			l.Exec = ExecRawTracepoint
+	// At a tracepoint's record the kernel runs no program while another one, or a
+	// change of a map, was preempted on the processor: an execve goes unseen. At a
+	// raw tracepoint it does. Through their arguments more can be told, too:
+	// whether a child was born into another cgroup, and which of a process's
+	// threads is the last.
+	byArgs, byRecord := o.rawTracepoint(lineageProgExecRaw, "sched_process_exec"), o.tracepoint(lineageProgExecTracepoint, "sched_process_exec", "")
+	if l.ExecErr = l.either(byArgs, byRecord); l.ExecErr == nil {
+		l.Exec = ExecRawTracepoint
+		if byArgs.err != nil {
+			l.Exec = ExecTracepoint
 		}
 	}
-	// Through their arguments more can be told: whether a child was born into
-	// another cgroup, and which of a process's threads is the last.
 	fork := l.either(o.rawTracepoint(lineageProgForkRaw, "sched_process_fork"), o.tracepoint(lineageProgForkTracepoint, "sched_process_fork", "child_pid"))
 	end := l.either(o.both(o.rawTracepoint(lineageProgFreeRaw, "sched_process_free"), o.rawTracepoint(lineageProgExitRaw, "sched_process_exit")), o.tracepoint(lineageProgFreeTracepoint, "sched_process_free", "pid"))
 	l.ProcessErr = errors.Join(fork, end)
@@ -76,13 +80,30 @@ func (l *Lineage) Close() error {
 	for _, k := range l.links {
 		errs = append(errs, k.Close())
 	}
-	l.links = nil
+	for _, p := range l.progs {
+		errs = append(errs, p.Close())
+	}
+	l.links, l.progs = nil, nil
 	return errors.Join(errs...)
+}
+
+// Misses is how often the kernel says it skipped one of the programs: an event
+// that is not known of may hide a process from all that goes by whose it is.
+// Whether it counts every miss depends on the kernel.
+func (l *Lineage) Misses() (n uint64, err error) {
+	for _, p := range l.progs {
+		st, err := p.Stats()
+		if err != nil {
+			return n, fmt.Errorf("read program statistics: %w", err)
+		}
+		n += st.RecursionMisses
+	}
+	return n, nil
 }
 
 // way is one way to see an event. It is tried when it is asked for.
 type way struct {
-	attach func() (link.Link, error)
+	attach func() (link.Link, []*ebpf.Program, error)
 	err    error // of the attempt
 }
 
@@ -90,9 +111,9 @@ type way struct {
 func (l *Lineage) either(ways ...*way) error {
 	var errs []error
 	for _, w := range ways {
-		k, err := w.attach()
+		k, p, err := w.attach()
 		if err == nil {
-			l.links = append(l.links, k)
+			l.links, l.progs = append(l.links, k), append(l.progs, p...)
 			return nil
 		}
 		w.err = err
@@ -103,16 +124,16 @@ func (l *Lineage) either(ways ...*way) error {
 
 // both is a way that takes two events; neither is attached without the other.
 func (o *Objects) both(a, b *way) *way {
-	return &way{attach: func() (link.Link, error) {
-		first, err := a.attach()
+	return &way{attach: func() (link.Link, []*ebpf.Program, error) {
+		first, p, err := a.attach()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		second, err := b.attach()
+		second, q, err := b.attach()
 		if err != nil {
-			return nil, errors.Join(err, first.Close())
+			return nil, nil, errors.Join(err, first.Close(), p[0].Close())
 		}
-		return pair{first, second}, nil
+		return pair{first, second}, append(p, q...), nil
 	}}
 }
 
@@ -127,40 +148,38 @@ func (p pair) Close() error { return errors.Join(p.Link.Close(), p.second.Close(
 // tracepoint is the tracepoint of an event of the scheduler. field is the
 // member of its record that the program reads at an offset of its own, or "".
 func (o *Objects) tracepoint(prog, event, field string) *way {
-	return &way{attach: func() (link.Link, error) {
+	return &way{attach: func() (link.Link, []*ebpf.Program, error) {
 		var offset uint32
 		if field != "" {
 			var err error
 			if offset, err = recordOffset("sched", event, field); err != nil {
-				return nil, fmt.Errorf("attach tracepoint sched:%s: %w", event, err)
+				return nil, nil, fmt.Errorf("attach tracepoint sched:%s: %w", event, err)
 			}
 		}
 		p, err := o.lineage.load(prog, func(s *ebpf.CollectionSpec) error { return s.Variables[lineageVarPidOffset].Set(offset) })
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		defer p.Close() // the link holds its own reference
 		l, err := link.Tracepoint("sched", event, p, nil)
 		if err != nil {
-			return nil, fmt.Errorf("attach tracepoint sched:%s: %w", event, err)
+			return nil, nil, errors.Join(fmt.Errorf("attach tracepoint sched:%s: %w", event, err), p.Close())
 		}
-		return l, nil
+		return l, []*ebpf.Program{p}, nil
 	}}
 }
 
 // rawTracepoint is the raw tracepoint of an event.
 func (o *Objects) rawTracepoint(prog, event string) *way {
-	return &way{attach: func() (link.Link, error) {
+	return &way{attach: func() (link.Link, []*ebpf.Program, error) {
 		p, err := o.lineage.load(prog, nil)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		defer p.Close()
 		l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: event, Program: p})
 		if err != nil {
-			return nil, fmt.Errorf("attach raw tracepoint %s: %w", event, err)
+			return nil, nil, errors.Join(fmt.Errorf("attach raw tracepoint %s: %w", event, err), p.Close())
 		}
-		return l, nil
+		return l, []*ebpf.Program{p}, nil
 	}}
 }
 

@@ -385,12 +385,15 @@ func (l *setLinks) misses() (n uint64, err error) {
 	return n, nil
 }
 
-// misses does not have what a kretprobe misses for want of an instance.
-func (h *setHooks) misses() (total uint64, err error) {
+// SetMisses is how often the kernel says it skipped a program of the sets that
+// are seen by this probe type, since Load. It does not have what a kretprobe
+// misses for want of an instance.
+func (o *Objects) SetMisses(typ string) (total uint64, err error) {
+	h := &o.sets
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, l := range h.attached {
-		if l == nil {
+		if l == nil || l.typ != typ {
 			continue
 		}
 		n, err := l.misses()

@@ -50,7 +50,9 @@ type Engine struct {
 	kernelSide kernelSide
 
 	lineage *bpf.Lineage
-	leases  leases
+	// lineageMisses is lineage's own; tests put another in its place.
+	lineageMisses func() (uint64, error)
+	leases        leases
 
 	mu     sync.Mutex
 	files  map[fileKey]*sharedFile
@@ -88,6 +90,7 @@ func NewEngine(obj *bpf.Objects, cfg Config) *Engine {
 	}
 	e := &Engine{obj: obj, cfg: cfg, machine: Host(), kernelSide: hostKernel(Host()), files: map[fileKey]*sharedFile{}, hooks: map[hookKey]*sharedHook{}, nests: map[uint64]*nest{}, handles: map[*Handle]bool{}}
 	e.lineage = obj.AttachLineage()
+	e.lineageMisses = e.lineage.Misses
 	for what, err := range map[string]error{
 		"execs": e.lineage.ExecErr, "births and ends of processes": e.lineage.ProcessErr, "moves between cgroups": e.lineage.MoveErr,
 	} {
@@ -176,6 +179,9 @@ func (e *Engine) armExec(h *Handle) {
 			continue
 		}
 		s.Armed, s.Type = true, evidence.ProbeType(e.lineage.Exec)
+		if s.Type != s.Requested {
+			s.Detail = "at the raw tracepoint, where the kernel skips fewer programs"
+		}
 	}
 }
 

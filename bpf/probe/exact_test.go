@@ -101,3 +101,20 @@ func TestKernelMissed(t *testing.T) {
 		t.Errorf("of all types: %+v", all)
 	}
 }
+
+// What the kernel skipped of the programs that follow processes may hide a
+// process from every probe on the kernel and every set, and from no other.
+func TestProcessesMissed(t *testing.T) {
+	e := newEngine(t, bpf.Options{}, Config{})
+	e.lineageMisses = func() (uint64, error) { return 3, nil }
+	for typ, want := range map[evidence.ProbeType]uint64{
+		evidence.Uprobe: 0, evidence.USDT: 0, evidence.Kprobe: 3, evidence.Tracepoint: 3, evidence.RawTracepoint: 3, evidence.Fentry: 3,
+	} {
+		if got := e.MissesOf(typ); !got.Unknowable && got.N != want || got.Unknowable == e.cfg.Kernel.Type(string(typ)).CountsMisses {
+			t.Errorf("%s: %+v, want %d", typ, got, want)
+		}
+	}
+	if got := e.Misses(); !got.Unknowable && got.N != 3 || got.Unknowable == e.cfg.Kernel.CountsMisses.Yes {
+		t.Errorf("of all types: %+v", got)
+	}
+}

@@ -26,12 +26,25 @@ func (e *Engine) Misses() evidence.Loss {
 		sum.N += n
 	}
 	sum.N += e.kprobesMissed()
+	n, err := e.lineageMisses()
+	if err != nil {
+		return evidence.Loss{Unknowable: true}
+	}
+	sum.N += n
+	for _, t := range evidence.ProbeTypes {
+		n, err := e.obj.SetMisses(string(t))
+		if err != nil {
+			return evidence.Loss{Unknowable: true}
+		}
+		sum.N += n
+	}
 	return sum
 }
 
 // MissesOf is how many program runs the kernel says it skipped of one probe
 // type; unknowable if this kernel does not count all of them. Types that share
-// a program share its misses: what was skipped may have been either.
+// a program share its misses: what was skipped may have been either. Of types
+// that go by whose a process is, what was not seen of processes is missed, too.
 func (e *Engine) MissesOf(t evidence.ProbeType) evidence.Loss {
 	if !e.cfg.Kernel.Type(string(t)).CountsMisses {
 		return evidence.Loss{Unknowable: true}
@@ -48,6 +61,14 @@ func (e *Engine) MissesOf(t evidence.ProbeType) evidence.Loss {
 	}
 	if kind == bpf.KindKprobe {
 		n += e.kprobesMissed()
+	}
+	if kind != bpf.KindUprobe {
+		processes, err := e.lineageMisses()
+		sets, setErr := e.obj.SetMisses(string(t))
+		if err != nil || setErr != nil {
+			return evidence.Loss{Unknowable: true}
+		}
+		n += processes + sets
 	}
 	return evidence.Loss{N: n}
 }
