@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -332,6 +333,93 @@ func TestStand(t *testing.T) {
 	fmt.Println("done")
 	_, err := io.Copy(io.Discard, os.Stdin)
 	must(t, err)
+}
+
+// A thread that is not the first one calls execve: it takes over the process's
+// number, and the others end. All of it ends by cgroup.kill, and nothing of it
+// stays known.
+func TestExecOfAThread(t *testing.T) {
+	need.Command(t, "sh")
+	obj := load(t, Options{})
+	r := newRoom(t, obj, need.Cgroup2(t))
+	must(t, obj.SetLevels(1<<r.level))
+	l := obj.AttachLineage()
+	defer l.Close()
+	must(t, errors.Join(l.ExecErr, l.ProcessErr))
+	self, err := os.Executable()
+	must(t, err)
+	s := r.shell(t)
+	s.do(t, "PROBITY_EXEC=1 exec "+self+" -test.run '^TestExecFromThread$' #")
+	s.do(t, "true")
+	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", s.cmd.Process.Pid)); err != nil || string(comm) != "sh\n" {
+		t.Fatalf("%q, %v: the thread did not become the process", comm, err)
+	}
+	if p, ok := obj.process(s.cmd.Process.Pid); !ok || p.Cgroup != r.id || p.Ending != 0 || Session(p.Session) != SessionInit {
+		t.Errorf("%+v, %v", p, ok)
+	}
+	run, err := obj.Run(r.id)
+	must(t, err)
+	if run.Execs != 4 || run.Left != 0 || run.Untracked != 0 || run.Processes != 1 {
+		t.Errorf("%+v; want four execs of one process", run)
+	}
+	must(t, os.WriteFile(filepath.Join(r.dir, "cgroup.kill"), []byte("1"), 0)) // since 5.14
+	s.end()
+	until(t, func() bool { return len(obj.processes(t)) == 0 })
+	if run, err := obj.Run(r.id); err != nil || run.Processes != 0 {
+		t.Errorf("%+v, %v", run, err)
+	}
+}
+
+// TestExecFromThread is the other half of TestExecOfAThread.
+func TestExecFromThread(t *testing.T) {
+	if os.Getenv("PROBITY_EXEC") == "" {
+		return
+	}
+	failed := make(chan error)
+	for range 8 { // at most one of them is on the first thread
+		go func() {
+			runtime.LockOSThread()
+			if unix.Gettid() == os.Getpid() {
+				select {}
+			}
+			sh, err := exec.LookPath("sh")
+			if err == nil {
+				err = syscall.Exec(sh, []string{"sh", "-c", "echo done; exec sh"}, os.Environ())
+			}
+			failed <- err
+		}()
+	}
+	must(t, <-failed)
+}
+
+// A cgroup that is more levels below the container's than are looked at: it may
+// be anybody's, and the process is said to be lost.
+func TestDeepBelow(t *testing.T) {
+	need.Command(t, "sh")
+	obj := load(t, Options{})
+	r := newRoom(t, obj, need.Cgroup2(t))
+	must(t, obj.SetLevels(1<<r.level))
+	l := obj.AttachLineage()
+	defer l.Close()
+	must(t, errors.Join(l.ProcessErr, l.MoveErr))
+	s := r.shell(t)
+	s.do(t, "true")
+	dir := r.dir
+	for depth := 1; depth <= MaxLevel+1; depth++ {
+		dir = filepath.Join(dir, "deeper")
+		must(t, os.Mkdir(dir, 0o755))
+		defer os.Remove(dir)
+	}
+	defer s.end()
+	for _, c := range []struct {
+		to   string
+		left uint64
+	}{{filepath.Dir(dir), 0}, {dir, 1}} {
+		must(t, os.WriteFile(filepath.Join(c.to, "cgroup.procs"), []byte(fmt.Sprint(s.cmd.Process.Pid)), 0))
+		if run, err := obj.Run(r.id); err != nil || run.Left != c.left {
+			t.Errorf("%d levels below: %+v, %v; want %d to have left", strings.Count(c.to, "deeper"), run, err, c.left)
+		}
+	}
 }
 
 // What a container's processes and those of one nested in it are.
