@@ -264,6 +264,7 @@ const (
 	setsProgSetMprotectKprobe  = "set_mprotect_kprobe"
 	setsProgSetNetworkCall     = "set_network_call"
 	setsProgSetNetworkEnter    = "set_network_enter"
+	setsProgSetRoot4Fexit      = "set_root4_fexit"
 	setsProgSetRootFexit       = "set_root_fexit"
 	setsProgSetRootKretprobe   = "set_root_kretprobe"
 	setsProgSetSendFentry      = "set_send_fentry"
@@ -271,7 +272,6 @@ const (
 	setsProgSetSyscallsRaw     = "set_syscalls_raw"
 	setsVarAncestorOffsets     = "ancestor_offsets"
 	setsVarFreshOnly           = "fresh_only"
-	setsVarRootHasFour         = "root_has_four"
 	setsVarUnusedAbi           = "unused_abi"
 	setsVarUnusedAccess        = "unused_access"
 	setsVarUnusedCallEvent     = "unused_call_event"
@@ -347,6 +347,7 @@ type setsProgramSpecs struct {
 	SetMprotectKprobe  *ebpf.ProgramSpec `ebpf:"set_mprotect_kprobe"`
 	SetNetworkCall     *ebpf.ProgramSpec `ebpf:"set_network_call"`
 	SetNetworkEnter    *ebpf.ProgramSpec `ebpf:"set_network_enter"`
+	SetRoot4Fexit      *ebpf.ProgramSpec `ebpf:"set_root4_fexit"`
 	SetRootFexit       *ebpf.ProgramSpec `ebpf:"set_root_fexit"`
 	SetRootKretprobe   *ebpf.ProgramSpec `ebpf:"set_root_kretprobe"`
 	SetSendFentry      *ebpf.ProgramSpec `ebpf:"set_send_fentry"`
@@ -377,7 +378,6 @@ type setsMapSpecs struct {
 type setsVariableSpecs struct {
 	AncestorOffsets *ebpf.VariableSpec `ebpf:"ancestor_offsets"`
 	FreshOnly       *ebpf.VariableSpec `ebpf:"fresh_only"`
-	RootHasFour     *ebpf.VariableSpec `ebpf:"root_has_four"`
 	UnusedAbi       *ebpf.VariableSpec `ebpf:"unused_abi"`
 	UnusedAccess    *ebpf.VariableSpec `ebpf:"unused_access"`
 	UnusedCallEvent *ebpf.VariableSpec `ebpf:"unused_call_event"`
@@ -444,7 +444,6 @@ func (m *setsMaps) Close() error {
 type setsVariables struct {
 	AncestorOffsets *ebpf.Variable `ebpf:"ancestor_offsets"`
 	FreshOnly       *ebpf.Variable `ebpf:"fresh_only"`
-	RootHasFour     *ebpf.Variable `ebpf:"root_has_four"`
 	UnusedAbi       *ebpf.Variable `ebpf:"unused_abi"`
 	UnusedAccess    *ebpf.Variable `ebpf:"unused_access"`
 	UnusedCallEvent *ebpf.Variable `ebpf:"unused_call_event"`
@@ -482,6 +481,7 @@ type setsPrograms struct {
 	SetMprotectKprobe  *ebpf.Program `ebpf:"set_mprotect_kprobe"`
 	SetNetworkCall     *ebpf.Program `ebpf:"set_network_call"`
 	SetNetworkEnter    *ebpf.Program `ebpf:"set_network_enter"`
+	SetRoot4Fexit      *ebpf.Program `ebpf:"set_root4_fexit"`
 	SetRootFexit       *ebpf.Program `ebpf:"set_root_fexit"`
 	SetRootKretprobe   *ebpf.Program `ebpf:"set_root_kretprobe"`
 	SetSendFentry      *ebpf.Program `ebpf:"set_send_fentry"`
@@ -513,6 +513,7 @@ func (p *setsPrograms) Close() error {
 		p.SetMprotectKprobe,
 		p.SetNetworkCall,
 		p.SetNetworkEnter,
+		p.SetRoot4Fexit,
 		p.SetRootFexit,
 		p.SetRootKretprobe,
 		p.SetSendFentry,

@@ -277,18 +277,18 @@ func (h *setHooks) load(k setHook) (*ebpf.Program, error) {
 		}
 		return h.bare.load(k.prog, nil)
 	}
+	if k.prog == setsProgSetRootFexit {
+		four, err := h.takesFour(k.target)
+		if err != nil {
+			return nil, err
+		}
+		if four {
+			k.prog = setsProgSetRoot4Fexit
+		}
+	}
 	return h.obj.load(k.prog, func(s *ebpf.CollectionSpec) error {
 		if k.kind == atFunction {
 			s.Programs[k.prog].AttachTo = k.target
-		}
-		if k.prog == setsProgSetRootFexit {
-			four, err := h.takesFour(k.target)
-			if err != nil {
-				return err
-			}
-			if err := s.Variables[setsVarRootHasFour].Set(four); err != nil {
-				return err
-			}
 		}
 		return s.Variables[setsVarFreshOnly].Set(k.fresh)
 	})

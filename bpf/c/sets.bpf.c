@@ -532,18 +532,21 @@ int set_files_fexit(__u64 *ctx)
 /*
  * By a handle a file is opened without do_filp_open: open_by_handle_at(2). The
  * function has four arguments until 5.12 and three from 5.13 on; the Go side
- * says which, by the kernel's types.
+ * takes the right one of these, by the kernel's types.
  */
-const volatile bool root_has_four = false;
-
 SEC("fexit/do_file_open_root")
 int set_root_fexit(__u64 *ctx)
 {
-	__u64 op = root_has_four ? ctx[3] : ctx[2];
-	__u64 ret = root_has_four ? ctx[4] : ctx[3];
+	if (is_file(ctx[3]))
+		on_open(D_FILE_ROOT, (struct file *)ctx[3], empties((struct open_flags *)ctx[2]));
+	return 0;
+}
 
-	if (is_file(ret))
-		on_open(D_FILE_ROOT, (struct file *)ret, empties((struct open_flags *)op));
+SEC("fexit/do_file_open_root")
+int set_root4_fexit(__u64 *ctx)
+{
+	if (is_file(ctx[4]))
+		on_open(D_FILE_ROOT, (struct file *)ctx[4], empties((struct open_flags *)ctx[3]));
 	return 0;
 }
 
