@@ -31,6 +31,7 @@ test xz xz-utils xz
 test musl-gcc musl-tools musl-gcc
 test ld.gold binutils binutils-gold
 test ld.lld lld lld
+test /usr/bin/python3 python3 python3
 test clang-14 clang-14 clang
 full rustc rustc rust
 bench bpftrace bpftrace bpftrace
