@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -30,27 +31,36 @@ const (
 type setWay struct {
 	hooks  []string
 	trials []int
+	bare   bool // needs no kernel types
 }
 
 // setWays are the ways of package bpf, best first. That they are the same is
 // seen in real kernels (tests/kernels).
 var setWays = map[string][]setWay{
-	"exec": {{[]string{"sched_process_exec"}, []int{tryRaw}}},
-	"libraries": {
-		{[]string{"perf_event_mmap", "sched_process_exec"}, []int{tryFentry, tryRaw}},
-		{[]string{"perf_event_mmap", "sched_process_exec"}, []int{tryKprobe, tryRaw}},
-		{[]string{"sys_exit", "sched_process_exec"}, []int{trySysExit, tryRaw}},
+	"exec": {
+		{hooks: []string{"sched_process_exec"}, trials: []int{tryRaw}},
+		{hooks: []string{"sched:sched_process_exec"}, trials: []int{tryTracepoint}, bare: true},
 	},
-	"syscalls": {{[]string{"sys_enter"}, []int{trySysEnter}}},
+	"libraries": {
+		{hooks: []string{"perf_event_mmap", "sched_process_exec"}, trials: []int{tryFentry, tryRaw}},
+		{hooks: []string{"perf_event_mmap", "sched_process_exec"}, trials: []int{tryKprobe, tryRaw}},
+		{hooks: []string{"sys_exit", "sched_process_exec"}, trials: []int{trySysExit, tryRaw}},
+	},
+	"syscalls": {
+		{hooks: []string{"sys_enter"}, trials: []int{trySysEnter}},
+		{hooks: []string{"raw_syscalls:sys_enter"}, trials: []int{tryTracepoint}, bare: true},
+	},
 	"network": {
-		{[]string{"security_socket_connect", "security_socket_bind", "security_socket_sendmsg", "security_sock_graft"}, []int{tryFentry}},
-		{[]string{"security_socket_connect", "security_socket_bind", "security_socket_sendmsg", "security_sock_graft"}, []int{tryKprobe}},
-		{[]string{"sys_enter", "sys_exit", "inet_sock_set_state"}, []int{trySysEnter, trySysExit, tryRaw}},
+		{hooks: []string{"security_socket_connect", "security_socket_bind", "security_socket_sendmsg", "security_sock_graft"}, trials: []int{tryFentry}},
+		{hooks: []string{"security_socket_connect", "security_socket_bind", "security_socket_sendmsg", "security_sock_graft"}, trials: []int{tryKprobe}},
+		{hooks: []string{"sys_enter", "sys_exit", "inet_sock_set_state"}, trials: []int{trySysEnter, trySysExit, tryRaw}},
+		{hooks: []string{"sock:inet_sock_set_state", "raw_syscalls:sys_enter", "raw_syscalls:sys_exit"}, trials: []int{tryTracepoint}, bare: true},
 	},
 	"files": {
-		{[]string{"do_filp_open", "sched_process_exec"}, []int{tryFexit, tryRaw}},
-		{[]string{"do_filp_open", "sched_process_exec"}, []int{tryKretprobe, tryRaw}},
-		{[]string{"sys_enter", "sys_exit", "sched_process_exec"}, []int{trySysEnter, trySysExit, tryRaw}},
+		{hooks: []string{"do_filp_open", "sched_process_exec"}, trials: []int{tryFexit, tryRaw}},
+		{hooks: []string{"do_filp_open", "sched_process_exec"}, trials: []int{tryKretprobe, tryRaw}},
+		{hooks: []string{"sys_enter", "sys_exit", "sched_process_exec"}, trials: []int{trySysEnter, trySysExit, tryRaw}},
+		{hooks: []string{"raw_syscalls:sys_enter", "raw_syscalls:sys_exit", "sched:sched_process_exec"}, trials: []int{tryTracepoint}, bare: true},
 	},
 }
 
@@ -76,18 +86,29 @@ func set(name string, results []ProbeType) Set {
 	return Set{Set: name, Reason: why, MissesReason: "not supported"}
 }
 
-// WithBTF returns the facts with that source of kernel types. Without any no
-// set is supported: what sees them reads the kernel's structures.
+// WithBTF returns the facts with that source of kernel types. Without any a set
+// is seen by the records of tracepoints, or not at all: every other way reads
+// the kernel's structures. Before 5.15 (attach cookies came with it) those do
+// not tell whose process it is.
 func (f Facts) WithBTF(s BTFSource) Facts {
 	f.BTF = s
 	if s.Source != noBTF {
 		return f
 	}
-	sets := f.Sets
+	const why = "needs kernel types (BTF)"
+	sets, events := f.Sets, f.Type("tracepoint")
 	f.Sets = nil
 	for _, had := range sets {
-		if had.Supported {
-			had = Set{Set: had.Set, Reason: "needs kernel types (BTF)", MissesReason: "not supported"}
+		ways := setWays[had.Set]
+		switch bare := slices.IndexFunc(ways, func(w setWay) bool { return w.bare }); {
+		case !had.Supported:
+		case bare < 0 || !events.Supported || !f.AttachCookie.Yes:
+			had = Set{Set: had.Set, Reason: why, MissesReason: "not supported"}
+		default:
+			had = Set{
+				Set: had.Set, Supported: true, Mechanism: events.Mechanism, Hooks: ways[bare].hooks, Reason: "every better way " + why,
+				CountsMisses: events.CountsMisses, MissesReason: events.MissesReason,
+			}
 		}
 		f.Sets = append(f.Sets, had)
 	}

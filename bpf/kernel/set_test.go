@@ -18,6 +18,7 @@ func TestSetWays(t *testing.T) {
 		}
 		r[tryFentry].Mechanism, r[tryFexit].Mechanism = Trampoline, Trampoline
 		r[tryKprobe].Mechanism, r[tryKretprobe].Mechanism = PerfLink, PerfLink
+		r[tryTracepoint].Mechanism = TracefsLink
 		r[tryKprobe].CountsMisses, r[tryKprobe].MissesReason = false, "old"
 		return r
 	}
@@ -31,11 +32,13 @@ func TestSetWays(t *testing.T) {
 		{"files", []int{tryFentry}, Trampoline, ""},
 		{"files", []int{tryFexit}, PerfLink, "fexit: none"},
 		{"files", []int{tryFexit, tryKretprobe}, RawTracepoint, "kretprobe: none"},
-		{"files", []int{tryRaw}, "", "rawTracepoint: none"}, // each way needs it
+		{"files", []int{tryRaw}, TracefsLink, "rawTracepoint: none"}, // each better way needs it
+		{"libraries", []int{tryRaw}, "", "rawTracepoint: none"},
 		{"network", []int{tryFentry}, PerfLink, "fentry: none"},
 		{"libraries", []int{tryFentry, tryKprobe}, RawTracepoint, "kprobe: none"},
 		{"exec", []int{tryTracepoint}, RawTracepoint, ""},
-		{"exec", []int{tryRaw}, "", "rawTracepoint: none"},
+		{"exec", []int{tryRaw}, TracefsLink, "rawTracepoint: none"},
+		{"exec", []int{tryRaw, tryTracepoint}, "", "tracepoint: none"},
 	} {
 		r := all()
 		for _, i := range c.lack {
@@ -58,13 +61,20 @@ func TestSetWays(t *testing.T) {
 
 // What reads the kernel's structures needs their types.
 func TestSetsNeedTypes(t *testing.T) {
-	f := Facts{Sets: []Set{{Set: "exec", Supported: true, Mechanism: RawTracepoint, CountsMisses: true}, {Set: "files", Reason: "none", MissesReason: "not supported"}}}
+	f := Facts{AttachCookie: Answer{Yes: true}, Types: []ProbeType{{ProbeType: "tracepoint", Supported: true, Mechanism: PerfLink, CountsMisses: true}}, Sets: []Set{{Set: "libraries", Supported: true, Mechanism: Trampoline, CountsMisses: true}, {Set: "exec", Supported: true, Mechanism: RawTracepoint, CountsMisses: true}, {Set: "files", Reason: "none", MissesReason: "not supported"}}}
 	if with := f.WithBTF(BTFSource{Source: "/types"}); !slices.EqualFunc(with.Sets, f.Sets, func(a, b Set) bool { return a.Supported == b.Supported }) || with.BTF.Source != "/types" {
 		t.Errorf("with types: %+v", with)
 	}
 	without := f.WithBTF(BTFSource{Source: noBTF})
-	if s := without.Set("exec"); s.Supported || s.Mechanism != "" || s.Reason == "" || s.CountsMisses {
+	if s := without.Set("libraries"); s.Supported || s.Mechanism != "" || s.Reason == "" || s.CountsMisses {
 		t.Errorf("without: %+v", s)
+	}
+	if s := without.Set("exec"); !s.Supported || s.Mechanism != PerfLink || s.Reason == "" || !s.CountsMisses || len(s.Hooks) == 0 {
+		t.Errorf("without, by the records of tracepoints: %+v", s)
+	}
+	f.AttachCookie = Answer{}
+	if s := f.WithBTF(BTFSource{Source: noBTF}).Set("exec"); s.Supported {
+		t.Errorf("before 5.15: %+v", s)
 	}
 	if s := without.Set("files"); s.Reason != "none" {
 		t.Errorf("what was not supported has another reason now: %+v", s)
