@@ -96,6 +96,8 @@ var rules = map[string]rule{
 		ours:    []string{"evidence"},
 		modules: []string{"golang.org/x/crypto/ssh", "golang.org/x/sys/unix", "github.com/secure-systems-lab/go-securesystemslib/dsse"},
 	},
+	// It is read on every system that a verifier runs on.
+	"evidence/tlog": {ours: []string{"evidence"}, modules: []string{"golang.org/x/mod/sumdb/"}},
 	"evidence/spool": {
 		ours:    []string{"evidence", "evidence/sign", "evidence/verify"},
 		modules: []string{"golang.org/x/sys/unix"},

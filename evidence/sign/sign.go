@@ -117,7 +117,15 @@ func LoadPublic(b []byte) (*PublicKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("public key: %w", err)
 	}
-	k, err := x509.ParsePKIXPublicKey(block)
+	return ParsePublic(block)
+}
+
+// DER is the key as SubjectPublicKeyInfo.
+func (p *PublicKey) DER() []byte { return bytes.Clone(p.der) }
+
+// ParsePublic reads a key from its SubjectPublicKeyInfo.
+func ParsePublic(der []byte) (*PublicKey, error) {
+	k, err := x509.ParsePKIXPublicKey(der)
 	if err != nil {
 		return nil, fmt.Errorf("public key: %w", err)
 	}
@@ -154,7 +162,17 @@ func onlyBlock(b []byte, kind string) ([]byte, error) {
 // Envelope signs payload and returns the envelope line's bytes, without a
 // newline.
 func (s *Signer) Envelope(payload []byte) ([]byte, error) {
-	digest := sha256.Sum256(dsse.PAE(evidence.PayloadType, payload))
+	sig, err := s.Sign(evidence.PayloadType, payload)
+	if err != nil {
+		return nil, err
+	}
+	return encode(payload, s.pub.id, sig), nil
+}
+
+// Sign returns the signature, in DER, over DSSE's encoding of a payload of some
+// type. What is signed as one type is no signature of another.
+func (s *Signer) Sign(payloadType string, payload []byte) ([]byte, error) {
+	digest := sha256.Sum256(dsse.PAE(payloadType, payload))
 	r, ss, err := ecdsa.Sign(rand.Reader, s.key, digest[:])
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
@@ -167,7 +185,7 @@ func (s *Signer) Envelope(payload []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
-	return encode(payload, s.pub.id, sig), nil
+	return sig, nil
 }
 
 type pair struct{ R, S *big.Int }
@@ -228,13 +246,14 @@ func Open(line []byte, key *PublicKey) ([]byte, error) {
 	if e.Signatures[0].KeyID != key.id {
 		return nil, fmt.Errorf("%w: %.64q, not %s", ErrKey, e.Signatures[0].KeyID, key.id)
 	}
-	if err := key.verify(payload, sig); err != nil {
+	if err := key.Verify(evidence.PayloadType, payload, sig); err != nil {
 		return nil, err
 	}
 	return payload, nil
 }
 
-func (p *PublicKey) verify(payload, sig []byte) error {
+// Verify checks a signature of Sign, and takes it in its one spelling only.
+func (p *PublicKey) Verify(payloadType string, payload, sig []byte) error {
 	var rs pair
 	rest, err := asn1.Unmarshal(sig, &rs)
 	if err != nil || len(rest) > 0 {
@@ -246,7 +265,7 @@ func (p *PublicKey) verify(payload, sig []byte) error {
 	if rs.S.Cmp(new(big.Int).Rsh(elliptic.P256().Params().N, 1)) > 0 {
 		return fmt.Errorf("%w: s is more than half the group's order", ErrSignature)
 	}
-	digest := sha256.Sum256(dsse.PAE(evidence.PayloadType, payload))
+	digest := sha256.Sum256(dsse.PAE(payloadType, payload))
 	if !ecdsa.VerifyASN1(p.key, digest[:], sig) {
 		return ErrSignature
 	}

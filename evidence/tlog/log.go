@@ -1,0 +1,331 @@
+package tlog
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// CheckpointFile is where the checkpoint lies in a log's directory.
+const CheckpointFile = "checkpoint"
+
+// ErrDamaged is wrapped by Open where the directory does not hold what its
+// checkpoint says. Somebody has to look, or a new log has to begin and say so.
+var ErrDamaged = errors.New("the log is damaged")
+
+// Log is a log that is written. Its methods must not be called concurrently.
+type Log struct {
+	dir    string
+	origin string
+	at     Tree // the last durable checkpoint
+	size   uint64
+	edge   [][]Hash // at each level, the hashes of the tile that is not full yet
+	bundle []byte   // and the entries of the bundle that is not
+	full   []tile   // became full since the last commit
+	failed error
+}
+
+// tile is a file of the log.
+type tile struct {
+	path string
+	data []byte
+}
+
+// Open opens the log in a directory, or begins one of this name where there is
+// none. It reads the right edge of the tree and checks that it gives the root that
+// the checkpoint names; whose signature is on it is the caller's to check
+// ([Audit]). What lies beyond the checkpoint was never part of the log.
+func Open(dir, origin string) (*Log, error) {
+	l := &Log{dir: dir, origin: origin, at: Tree{Origin: origin, Root: Empty}}
+	b, err := readFile(os.DirFS(dir), CheckpointFile, MaxCheckpointBytes)
+	if errors.Is(err, fs.ErrNotExist) {
+		if names, err := os.ReadDir(filepath.Join(dir, "tile")); err == nil && len(names) > 0 {
+			if _, err := os.Stat(filepath.Join(dir, filepath.FromSlash(tilePath(entries, 0, width)))); err == nil {
+				return nil, fmt.Errorf("%w: %s has tiles and no checkpoint", ErrDamaged, dir)
+			}
+		}
+		return l, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	text, _, ok := strings.Cut(string(b), "\n\n")
+	if !ok {
+		return nil, fmt.Errorf("%w: %s is not a signed note", ErrDamaged, filepath.Join(dir, CheckpointFile))
+	}
+	if l.at, err = ParseText(text + "\n"); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if l.at.Origin != origin {
+		return nil, fmt.Errorf("%w: its checkpoint is of %s, not of %s", ErrDamaged, clip(l.at.Origin), clip(origin))
+	}
+	if err := l.load(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if got := l.root(); got != l.at.Root {
+		return nil, fmt.Errorf("%w: its tiles give the root %s, its checkpoint says %s", ErrDamaged, got, l.at.Root)
+	}
+	return l, nil
+}
+
+// load reads the tiles that are not full.
+func (l *Log) load() error {
+	fsys := os.DirFS(l.dir)
+	l.size = l.at.Size
+	for level, n := 0, l.size; n > 0; level, n = level+1, n/width {
+		w := int(n % width)
+		l.edge = append(l.edge, nil)
+		if w == 0 {
+			continue
+		}
+		data, err := readTile(fsys, level, int64(n/width), w)
+		if err != nil {
+			return err
+		}
+		l.edge[level] = hashes(data)
+	}
+	w := int(l.size % width)
+	if w == 0 {
+		return nil
+	}
+	bundle, err := readBundle(fsys, int64(l.size/width), w)
+	if err != nil {
+		return err
+	}
+	list, err := splitBundle(bundle)
+	if err != nil {
+		return err
+	}
+	for i, e := range list {
+		if tlog.RecordHash(e) != l.edge[0][i] {
+			return fmt.Errorf("entry %d is not what its tile says", l.size/width*width+uint64(i))
+		}
+	}
+	l.bundle = bundle
+	return nil
+}
+
+// Origin is the log's name.
+func (l *Log) Origin() string { return l.origin }
+
+// Size is how many entries were appended: the index of the next one.
+func (l *Log) Size() uint64 { return l.size }
+
+// Checkpointed is the state of the last durable checkpoint.
+func (l *Log) Checkpointed() Tree { return l.at }
+
+// Append adds an entry in memory and returns its index.
+func (l *Log) Append(entry []byte) (uint64, error) {
+	if l.failed != nil {
+		return 0, fmt.Errorf("append to log: %w", l.failed)
+	}
+	if len(entry) > maxEntry {
+		return 0, fmt.Errorf("append to log: %d bytes, an entry has at most %d", len(entry), maxEntry)
+	}
+	index := l.size
+	l.bundle = appendEntry(l.bundle, entry)
+	if (index+1)%width == 0 {
+		l.full = append(l.full, tile{tilePath(entries, int64(index/width), width), l.bundle})
+		l.bundle = nil
+	}
+	l.size++
+	l.push(0, index, tlog.RecordHash(entry))
+	return index, nil
+}
+
+// push adds the n-th hash of a level.
+func (l *Log) push(level int, n uint64, h Hash) {
+	if level == len(l.edge) {
+		l.edge = append(l.edge, nil)
+	}
+	l.edge[level] = append(l.edge[level], h)
+	if len(l.edge[level]) < width {
+		return
+	}
+	l.full = append(l.full, tile{tilePath(level, int64(n/width), width), join(l.edge[level])})
+	up := treeHash(l.edge[level])
+	l.edge[level] = nil
+	l.push(level+1, n/width, up)
+}
+
+// root is the hash over all entries: RFC 6962's tree is perfect trees, each
+// smaller than the one to its left.
+func (l *Log) root() Hash {
+	var perfect []Hash
+	for _, h := range slices.Backward(l.edge) {
+		for len(h) > 0 {
+			n := 1
+			for n*2 <= len(h) {
+				n *= 2
+			}
+			perfect = append(perfect, treeHash(h[:n]))
+			h = h[n:]
+		}
+	}
+	if len(perfect) == 0 {
+		return Empty
+	}
+	root := perfect[len(perfect)-1]
+	for _, h := range slices.Backward(perfect[:len(perfect)-1]) {
+		root = tlog.NodeHash(h, root)
+	}
+	return root
+}
+
+// Tree is the log with everything that was appended.
+func (l *Log) Tree() Tree { return Tree{Origin: l.origin, Size: l.size, Root: l.root()} }
+
+// Commit makes everything that was appended durable under a new checkpoint, which
+// sign makes. After an error the Log is of no further use: Open another.
+//
+// System calls, in order: for every tile and bundle that changed open(O_EXCL) of
+// a temporary name, write, fsync, rename, and fsync of its directory (and of those
+// above that were made for it); then the same for the checkpoint. Partial tiles
+// that a wider one has replaced are removed at the end, which C2SP tlog-tiles
+// does not allow a log that serves readers over HTTP: here they are read on disk.
+func (l *Log) Commit(sign func(Tree) ([]byte, error)) error {
+	if l.failed != nil {
+		return fmt.Errorf("commit log: %w", l.failed)
+	}
+	if l.size == l.at.Size {
+		return nil
+	}
+	if err := l.commit(sign); err != nil {
+		l.failed = err
+		return fmt.Errorf("commit log: %w", err)
+	}
+	return nil
+}
+
+func (l *Log) commit(sign func(Tree) ([]byte, error)) error {
+	files, tree := l.full, l.Tree()
+	for level, h := range l.edge {
+		if len(h) > 0 {
+			files = append(files, tile{tilePath(level, l.tileOf(level), len(h)), join(h)})
+		}
+	}
+	if len(l.bundle) > 0 {
+		files = append(files, tile{tilePath(entries, l.tileOf(0), int(l.size%width)), l.bundle})
+	}
+	dirs := map[string]bool{}
+	for _, f := range files {
+		if err := l.replace(f.path, f.data, dirs); err != nil {
+			return err
+		}
+	}
+	if err := l.syncDirs(dirs); err != nil {
+		return err
+	}
+	b, err := sign(tree)
+	if err != nil {
+		return err
+	}
+	clear(dirs)
+	if err := l.replace(CheckpointFile, b, dirs); err != nil {
+		return err
+	}
+	if err := l.syncDirs(dirs); err != nil {
+		return err
+	}
+	before := l.at
+	l.at, l.full = tree, nil
+	l.sweep(before.Size)
+	return nil
+}
+
+// tileOf is the index of the tile at the right edge of a level.
+func (l *Log) tileOf(level int) int64 {
+	n := l.size
+	for range level {
+		n /= width
+	}
+	return int64(n / width)
+}
+
+// replace writes a file whole, and notes which directories have to be synced.
+func (l *Log) replace(name string, data []byte, dirs map[string]bool) error {
+	at := filepath.Join(l.dir, filepath.FromSlash(name))
+	dir := filepath.Dir(at)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(dir, 0o750); err != nil {
+			return err
+		}
+		for d := path.Dir(path.Dir(name)); d != "."; d = path.Dir(d) {
+			dirs[d] = true
+		}
+		dirs["."], dirs[".."] = true, true
+	}
+	dirs[path.Dir(name)] = true
+	tmp := at + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", name, err), os.Remove(tmp))
+	}
+	return os.Rename(tmp, at)
+}
+
+func (l *Log) syncDirs(dirs map[string]bool) error {
+	for d := range dirs {
+		f, err := os.Open(filepath.Join(l.dir, filepath.FromSlash(d)))
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return fmt.Errorf("sync %s: %w", d, err)
+		}
+	}
+	return nil
+}
+
+// sweep removes the partial tiles of an earlier size. What cannot be removed is in
+// nobody's way.
+func (l *Log) sweep(size uint64) {
+	gone := func(level int, n uint64) {
+		if w := int(n % width); w > 0 && (n != l.count(level)) {
+			p := filepath.Join(l.dir, filepath.FromSlash(tilePath(level, int64(n/width), w)))
+			os.Remove(p)
+			if n/width != l.count(level)/width {
+				os.Remove(filepath.Dir(p)) // the tile is full: its .p directory is empty now
+			}
+		}
+	}
+	gone(entries, size)
+	for level, n := 0, size; n > 0; level, n = level+1, n/width {
+		gone(level, n)
+	}
+}
+
+// count is how many hashes a level has, or how many entries there are.
+func (l *Log) count(level int) uint64 {
+	n := l.size
+	for range level {
+		n /= width
+	}
+	return n
+}
+
+func join(h []Hash) []byte {
+	var b bytes.Buffer
+	for i := range h {
+		b.Write(h[i][:])
+	}
+	return b.Bytes()
+}
