@@ -99,7 +99,7 @@ var rules = map[string]rule{
 	// It is read on every system that a verifier runs on.
 	"evidence/tlog": {ours: []string{"evidence"}, modules: []string{"golang.org/x/mod/sumdb/"}},
 	"evidence/spool": {
-		ours:    []string{"evidence", "evidence/sign", "evidence/verify"},
+		ours:    []string{"evidence", "evidence/sign", "evidence/tlog", "evidence/verify"},
 		modules: []string{"golang.org/x/sys/unix"},
 	},
 	"evidence/verify": {

@@ -41,14 +41,14 @@ const (
 
 // Why a chunk has a tombstone.
 const (
-	TombstoneQuota = "quota" // the spool's quota needed the room
-	TombstoneLost  = "lost"  // its leaf was durable and its file was not
+	TombstoneAcknowledged = "acknowledged" // every consumer had taken it
+	TombstoneQuota        = "quota"        // the spool's quota needed the room, and somebody had not
 )
 
 // Starts and TombstoneReasons list what their members may say.
 var (
 	Starts           = []string{StartFirst, StartClean, StartUnclean, StartRotation}
-	TombstoneReasons = []string{TombstoneQuota, TombstoneLost}
+	TombstoneReasons = []string{TombstoneAcknowledged, TombstoneQuota}
 )
 
 // Origin is the name of a node's log: the checkpoints' first line, and the name
@@ -128,8 +128,8 @@ type GapLeaf struct {
 }
 
 // HeartbeatLeaf says that at this moment all that is live is covered as its
-// latest lines say: Root is the RFC 6962 hash over the live runs (see
-// HeartbeatItem), in order of their ids.
+// latest lines say: Root is the RFC 6962 hash over the live runs (FORMAT.md,
+// "Heartbeat").
 type HeartbeatLeaf struct {
 	Leaf  string `json:"leaf"`
 	Index Uint64 `json:"index"`
@@ -138,15 +138,14 @@ type HeartbeatLeaf struct {
 	Root  string `json:"root"` // base64
 }
 
-// TombstoneLeaf says that the node itself removed a chunk, or lost it.
+// TombstoneLeaf says that the node itself removes a chunk.
 type TombstoneLeaf struct {
-	Leaf         string `json:"leaf"`
-	Index        Uint64 `json:"index"`
-	At           Time   `json:"at"`
-	Chunk        string `json:"chunk"`
-	Of           Uint64 `json:"of"` // the chunk's leaf
-	Reason       string `json:"reason"`
-	Acknowledged bool   `json:"acknowledged"` // somebody had acknowledged it
+	Leaf   string `json:"leaf"`
+	Index  Uint64 `json:"index"`
+	At     Time   `json:"at"`
+	Chunk  string `json:"chunk"`
+	Of     Uint64 `json:"of"` // the chunk's leaf
+	Reason string `json:"reason"`
 }
 
 // CloseLeaf is the last leaf of an agent that stopped in order.
@@ -249,12 +248,6 @@ func (l *EpochLeaf) Unsigned() ([]byte, error) {
 	_, sh := kindOfLeaf(&bare)
 	w.value(sh, reflect.ValueOf(&bare).Elem())
 	return w.b, w.err
-}
-
-// HeartbeatItem is what a heartbeat's tree says of one live run: its id, and the
-// SHA-256 of its latest coverage line (the line's bytes without the newline).
-func HeartbeatItem(runID string, coverage [32]byte) []byte {
-	return fmt.Appendf(nil, "%s %x\n", runID, coverage)
 }
 
 func validateLeaf(l Leaf) error {

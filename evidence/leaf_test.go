@@ -28,7 +28,7 @@ func leaves(t testing.TB) map[evidence.Leaf]string {
 		&evidence.ChunkLeaf{Chunk: name, Digest: digest, Bytes: 4096}:                                                       `{"leaf":"chunk","index":"9","at":"2026-01-02T03:04:05.000000006Z","chunk":"` + name + `","digest":"` + digest + `","bytes":"4096"}`,
 		&evidence.GapLeaf{Reason: evidence.GapSpoolDropped, From: from, To: to, Count: evidence.Loss{N: 5}, Detail: "full"}: `{"leaf":"gap","index":"9","at":"2026-01-02T03:04:05.000000006Z","reason":"spoolDropped","from":"2026-01-02T03:04:05.000000006Z","to":"2026-01-02T03:04:06.000000000Z","count":"5","detail":"full"}`,
 		&evidence.HeartbeatLeaf{Runs: 0, Root: root64}:                                                                      `{"leaf":"heartbeat","index":"9","at":"2026-01-02T03:04:05.000000006Z","runs":"0","root":"` + root64 + `"}`,
-		&evidence.TombstoneLeaf{Chunk: name, Of: 3, Reason: evidence.TombstoneQuota}:                                        `{"leaf":"tombstone","index":"9","at":"2026-01-02T03:04:05.000000006Z","chunk":"` + name + `","of":"3","reason":"quota","acknowledged":false}`,
+		&evidence.TombstoneLeaf{Chunk: name, Of: 3, Reason: evidence.TombstoneQuota}:                                        `{"leaf":"tombstone","index":"9","at":"2026-01-02T03:04:05.000000006Z","chunk":"` + name + `","of":"3","reason":"quota"}`,
 		&evidence.CloseLeaf{}: `{"leaf":"close","index":"9","at":"2026-01-02T03:04:05.000000006Z"}`,
 	}
 }

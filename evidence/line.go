@@ -38,16 +38,19 @@ const (
 
 // Header is the first line of a chunk.
 type Header struct {
-	Kind    string `json:"kind"`
-	Chunk   string `json:"chunk"` // SEQ-INSTANCE
-	Format  string `json:"format"`
-	Node    string `json:"node"`
-	BootID  string `json:"bootId"`
-	Seq     Uint64 `json:"seq"`
-	KeyID   string `json:"keyId"`
-	Clock   Clock  `json:"clock"`
-	Agent   string `json:"agent"` // "probity VERSION"
-	Padding string `json:"padding"`
+	Kind   string `json:"kind"`
+	Chunk  string `json:"chunk"` // SEQ-INSTANCE
+	Format string `json:"format"`
+	Node   string `json:"node"`
+	BootID string `json:"bootId"`
+	Seq    Uint64 `json:"seq"`
+	KeyID  string `json:"keyId"`
+	Clock  Clock  `json:"clock"`
+	Agent  string `json:"agent"` // "probity VERSION"
+	// Log and Leaf say where the chunk is in the node's log: both, or neither.
+	Log     string  `json:"log,omitempty"`  // the log's origin
+	Leaf    *Uint64 `json:"leaf,omitempty"` // the index of the chunk's leaf
+	Padding string  `json:"padding"`
 }
 
 // Pod is the pod of a container, in a coverage line.

@@ -61,8 +61,14 @@ func (h Header) Validate() error {
 	if key, ok := strings.CutPrefix(h.KeyID, "SHA256:"); !ok || len(key) != 43 {
 		return fmt.Errorf("keyId: %q is not an OpenSSH SHA256 fingerprint", clip(h.KeyID))
 	}
+	if (h.Log == "") != (h.Leaf == nil) {
+		return errors.New("log, leaf: one without the other")
+	}
+	if h.Log != "" && h.Format == Format1 {
+		return fmt.Errorf("log: in a chunk of %s", Format1)
+	}
 	return firstOf(
-		text("node", h.Node, MaxText), text("bootId", h.BootID, MaxID), text("agent", h.Agent, MaxText),
+		text("node", h.Node, MaxText), text("bootId", h.BootID, MaxID), text("agent", h.Agent, MaxText), optional("log", h.Log, MaxText),
 	)
 }
 

@@ -15,10 +15,13 @@ import (
 // errNever is wrapped when trying again cannot help.
 var errNever = errors.New("this chunk can never be written")
 
-// chunk is a header and lines that wait for their envelope.
+// chunk is a header and lines that wait for their place in the log, and then for
+// their envelope.
 type chunk struct {
 	header   evidence.Header
 	body     []byte // header and lines, each with its newline: what the envelope signs
+	head     int    // of these, the header's, which has the same length wherever the chunk comes to lie
+	placed   *placed
 	tally    evidence.Tally
 	perRun   map[string]runLines
 	opened   time.Time // for the timer
@@ -42,7 +45,45 @@ func newChunk(h evidence.Header, spare []byte) (*chunk, error) {
 	if err := h.Validate(); err != nil {
 		return nil, fmt.Errorf("header: %w", err)
 	}
-	return &chunk{header: h, body: append(append(spare[:0], line...), '\n'), perRun: map[string]runLines{}, opened: time.Now()}, nil
+	return &chunk{header: h, body: append(append(spare[:0], line...), '\n'), head: len(line) + 1, perRun: map[string]runLines{}, opened: time.Now()}, nil
+}
+
+// placed is a chunk as it is in the log.
+type placed struct {
+	leaf     evidence.ChunkLeaf
+	index    uint64
+	envelope []byte // the last line, with its newline
+	logged   bool   // a durable checkpoint covers it: nothing may change any more
+}
+
+// place gives the chunk its name and its leaf, and signs it.
+func (c *chunk) place(s *sign.Signer, name, log string, leaf uint64) error {
+	h, index := c.header, evidence.Uint64(leaf)
+	h.Chunk, h.Log, h.Leaf = name, log, &index
+	line, err := evidence.EncodeHeader(h)
+	if err == nil {
+		err = h.Validate()
+	}
+	if err == nil && len(line)+1 != c.head {
+		err = fmt.Errorf("a header of %d bytes", len(line))
+	}
+	if err != nil {
+		return fmt.Errorf("%w: header: %w", errNever, err)
+	}
+	c.header = h
+	copy(c.body, line)
+	envelope, err := c.envelope(s)
+	if err != nil {
+		return err
+	}
+	sum := sha256.New()
+	sum.Write(c.body)
+	sum.Write(envelope)
+	c.placed = &placed{
+		leaf:  evidence.ChunkLeaf{Chunk: name, Digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), Bytes: evidence.Uint64(len(c.body) + len(envelope))},
+		index: leaf, envelope: envelope,
+	}
+	return nil
 }
 
 func (c *chunk) size() int64 { return int64(len(c.body)) }

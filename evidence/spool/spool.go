@@ -46,6 +46,9 @@ const DefaultMaxPending = 16 << 20
 // follow each other then, and the next one is about as large.
 const worthKeeping = 1 << 20
 
+// DefaultHeartbeat is how often Run puts a heartbeat into the log.
+const DefaultHeartbeat = time.Minute
+
 // retryAfter is how long the writer waits after an error.
 const retryAfter = time.Second
 
@@ -68,7 +71,10 @@ type Config struct {
 	// moment is lost then. It is called from Run or Flush, without locks held.
 	Dropped    func(runIDs []string)
 	MaxPending int64 // bytes of closed chunks kept in memory; DefaultMaxPending if 0
-	Log        *slog.Logger
+	// Heartbeat is how often the log says that all that is live is covered as its
+	// latest lines say; DefaultHeartbeat if 0.
+	Heartbeat time.Duration
+	Log       *slog.Logger
 }
 
 // Spool collects lines into chunks and writes them. Append, Seal, Flush and
@@ -76,7 +82,12 @@ type Config struct {
 type Spool struct {
 	cfg   Config
 	state *state
+	book  book          // with writing held
 	wake  chan struct{} // capacity 1: Run has something to look at
+
+	// instance is the log's at the start. A chunk gets its name, and its place in
+	// the log, when it is written: until then this one stands there.
+	instance string
 
 	writing sync.Mutex // held over everything that touches the disk; taken before mu
 	synced  string     // the directory below ready/ that is known to be durable
@@ -85,7 +96,7 @@ type Spool struct {
 	open     *chunk        // takes lines; nil if no line waits
 	pending  []*chunk      // closed, oldest first
 	bytes    int64         // of pending
-	inflight bool          // pending[0] is being written
+	inflight int           // so many of the first pending are being written
 	next     uint64        // sequence number of the next chunk
 	drops    drops         // not yet signed
 	spare    []byte        // of the last chunk that was written, if it was a large one
@@ -109,6 +120,9 @@ func Open(cfg Config) (*Spool, error) {
 	if cfg.MaxPending <= 0 {
 		cfg.MaxPending = DefaultMaxPending
 	}
+	if cfg.Heartbeat <= 0 {
+		cfg.Heartbeat = DefaultHeartbeat
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -122,12 +136,14 @@ func Open(cfg Config) (*Spool, error) {
 		return nil, errors.Join(fmt.Errorf("open spool: %w", err), st.close())
 	}
 	s.next = max(st.used, inSpool) + 1
+	s.book = book{cfg: &s.cfg, state: st}
+	if err := s.prepareDirs(); err != nil {
+		cfg.Log.Error("the spool cannot be written, evidence waits in memory", "dir", cfg.Dir, "error", err)
+	}
+	s.instance = st.instance
 	// A header that cannot be written would fail every chunk: say so now.
 	if _, err := newChunk(s.header(evidence.Clock{Wall: evidence.TimeOf(time.Unix(0, 0))}, s.next), nil); err != nil {
 		return nil, errors.Join(fmt.Errorf("open spool: %w", err), st.close())
-	}
-	if err := s.makeDirs(); err != nil {
-		cfg.Log.Error("the spool cannot be written, evidence waits in memory", "dir", cfg.Dir, "error", err)
 	}
 	return s, nil
 }
@@ -137,9 +153,11 @@ func Open(cfg Config) (*Spool, error) {
 func (s *Spool) Earlier() time.Time { return s.state.since }
 
 func (s *Spool) header(clock evidence.Clock, seq uint64) evidence.Header {
+	leaf := evidence.Uint64(seq)
 	return evidence.Header{
-		Chunk: evidence.ChunkName(seq, s.state.instance), Node: s.cfg.Node, BootID: s.cfg.BootID,
+		Chunk: evidence.ChunkName(seq, s.instance), Node: s.cfg.Node, BootID: s.cfg.BootID,
 		Seq: evidence.Uint64(seq), KeyID: s.cfg.Signer.KeyID(), Clock: clock, Agent: s.cfg.Agent,
+		Log: evidence.Origin(s.cfg.Node, s.instance), Leaf: &leaf,
 	}
 }
 
@@ -309,9 +327,9 @@ func (s *Spool) seal() {
 // being written, nor the newest: the bound is of what waits behind it.
 func (s *Spool) shed() {
 	for s.bytes > s.cfg.MaxPending {
-		i := 0
-		if s.inflight {
-			i = 1
+		i := s.inflight
+		for i < len(s.pending) && s.pending[i].placed != nil {
+			i++ // it may be in the log
 		}
 		if len(s.pending) <= i+1 {
 			return
@@ -343,29 +361,51 @@ func (s *Spool) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var retry time.Time // not before, after an error
+	beat := time.Now().Add(s.cfg.Heartbeat)
 	for {
 		now := time.Now()
 		due := s.sealDue(now)
+		if !now.Before(beat) {
+			beat = now.Add(s.cfg.Heartbeat)
+			s.beat(ctx)
+		}
+		if due.IsZero() || beat.Before(due) {
+			due = beat
+		}
 		if !now.Before(retry) {
 			retry = time.Time{}
 			if err := s.publish(ctx); err != nil && ctx.Err() == nil {
 				retry = time.Now().Add(retryAfter)
 			}
 		}
-		if !retry.IsZero() && (due.IsZero() || retry.Before(due)) {
+		if !retry.IsZero() && retry.Before(due) {
 			due = retry
 		}
-		var fire <-chan time.Time
-		if !due.IsZero() {
-			timer.Reset(time.Until(due))
-			fire = timer.C
-		}
+		timer.Reset(time.Until(due))
 		select {
 		case <-ctx.Done():
 			return s.flushOnce()
 		case <-s.wake:
-		case <-fire:
+		case <-timer.C:
 		}
+	}
+}
+
+// beat puts a heartbeat into the log, unless something waits that its root would
+// not be over.
+func (s *Spool) beat(ctx context.Context) {
+	if err := s.publish(ctx); err != nil {
+		return // said already
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	err := s.book.open(ctx)
+	if err == nil {
+		err = s.book.beat(s.cfg.Clock().Wall)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.book.log = nil
+		s.cfg.Log.Error("no heartbeat could be written into the node's log", "error", err)
 	}
 }
 
@@ -423,6 +463,9 @@ func (s *Spool) Close() error {
 	if err == nil {
 		err = s.state.settle(s.next - 1) // leaves no hole in the numbers
 	}
+	if err == nil {
+		err = s.book.close(s.cfg.Clock().Wall)
+	}
 	return errors.Join(err, s.state.close())
 }
 
@@ -444,40 +487,43 @@ func (s *Spool) publishLocked(ctx context.Context) (lostLines []string, err erro
 			s.mu.Unlock()
 			return lostLines, nil
 		}
-		c := s.pending[0]
-		s.inflight = true
+		batch := slices.Clone(s.pending[:min(len(s.pending), maxBatch)])
+		s.inflight = len(batch)
 		s.mu.Unlock()
 
-		err := s.write(c)
+		n, err := s.write(ctx, batch)
 
 		s.mu.Lock()
-		s.inflight, s.stuck = false, false
+		s.inflight, s.stuck = 0, false
 		if s.moved != nil {
 			close(s.moved)
 			s.moved = nil
 		}
-		if err != nil && !errors.Is(err, errNever) {
+		s.spare = nil
+		for _, c := range batch[:n] {
+			s.bytes -= c.size()
+			if c.size() >= worthKeeping {
+				s.spare = c.body // nobody has it any more
+			}
+		}
+		s.pending = slices.Delete(s.pending, 0, n)
+		switch {
+		case err == nil:
+			if s.failing != nil {
+				s.cfg.Log.Info("the spool can be written again", "chunk", batch[0].header.Chunk)
+			}
+		case errors.Is(err, errNever):
+			s.failing = err
+			s.drop(0)
+		default:
 			if s.failing == nil {
-				s.cfg.Log.Error("the spool cannot be written, evidence waits in memory", "chunk", c.header.Chunk, "error", err)
+				s.cfg.Log.Error("the spool cannot be written, evidence waits in memory", "chunk", batch[n].header.Chunk, "error", err)
 			}
 			s.failing = err
 			s.shed()
 			n := len(s.pending)
 			s.mu.Unlock()
 			return lostLines, fmt.Errorf("write %d waiting chunks: %w", n, err)
-		}
-		if err != nil {
-			s.failing = err
-			s.drop(0)
-		} else {
-			if s.failing != nil {
-				s.cfg.Log.Info("the spool can be written again", "chunk", c.header.Chunk)
-			}
-			s.pending = slices.Delete(s.pending, 0, 1)
-			s.bytes -= c.size()
-			if s.spare = nil; c.size() >= worthKeeping {
-				s.spare = c.body // nobody has it any more
-			}
 		}
 		s.failing = nil
 		if !s.drops.empty() {
@@ -496,7 +542,7 @@ func (s *Spool) signDrops() (runIDs []string) {
 	s.seal() // the gaps' chunk holds nothing else, so that it can carry them back
 	e := buffers.Get().(*encoder)
 	defer e.put()
-	if err := s.append(e, "", false, func(c evidence.Clock) []evidence.Line { return d.gaps(c, s.state.instance) }); err != nil {
+	if err := s.append(e, "", false, func(c evidence.Clock) []evidence.Line { return d.gaps(c, s.instance) }); err != nil {
 		s.cfg.Log.Error("sign the gap of dropped evidence", "lines", d.lines, "error", err)
 		s.drops = d
 		return nil
@@ -508,11 +554,16 @@ func (s *Spool) signDrops() (runIDs []string) {
 	return d.runIDs()
 }
 
-func (s *Spool) makeDirs() error {
+// prepareDirs makes the directories, opens the log, and completes what an earlier
+// agent left in tmp/.
+func (s *Spool) prepareDirs() error {
 	for _, d := range []string{tmpDir, ReadyDir} {
 		if err := os.MkdirAll(filepath.Join(s.cfg.Dir, d), 0o750); err != nil {
 			return err
 		}
 	}
-	return emptyDir(filepath.Join(s.cfg.Dir, tmpDir))
+	if err := s.book.open(context.Background()); err != nil {
+		return fmt.Errorf("open the node's log: %w", err)
+	}
+	return s.finish()
 }

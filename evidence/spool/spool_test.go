@@ -51,6 +51,7 @@ type node struct {
 	dir    string
 	signer *sign.Signer
 	cfg    spool.Config
+	lost   bool // its log, on purpose
 }
 
 func newNode(t testing.TB) *node {
@@ -85,6 +86,7 @@ func (n *node) verify(t testing.TB) verify.Report {
 	if err != nil || !rep.Sound() {
 		t.Fatalf("%v %v", rep.Findings, err)
 	}
+	n.logged(t, false)
 	return rep
 }
 
@@ -685,6 +687,11 @@ func TestKill(t *testing.T) {
 		t.Fatalf("a number was used again: %v", after)
 	}
 	n.verify(t)
+	n.logged(t, true)
+	starts := n.logs(t)[0].epochs()
+	if starts[0] != "first" || len(starts) != 9 || slices.ContainsFunc(starts[1:], func(s string) bool { return s != "unclean" }) {
+		t.Errorf("epochs of agents that were killed: %v", starts)
+	}
 }
 
 func TestConcurrent(t *testing.T) {

@@ -16,12 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"probity/evidence"
+	"probity/evidence/tlog"
 )
 
 // Files of the state directory.
 const (
 	seqFile      = "seq"      // the highest number that may have been used, decimal
-	instanceFile = "instance" // 16 hex digits, new with each empty state directory
+	instanceFile = "instance" // 16 hex digits, new with each empty state directory and each log
+	treeFile     = "log"      // the last checkpoint's text, without its signature
 )
 
 // reserveAhead is how many numbers one fsync reserves. A crash leaves a hole of
@@ -39,6 +41,7 @@ type state struct {
 	used     uint64    // what seq says
 	since    time.Time // when it was last written, as found; zero if it was not there
 	kept     bool      // instance is durable
+	tree     tlog.Tree // of the last checkpoint that this directory knows of
 }
 
 // openState locks and reads the state directory. It creates the directory but
@@ -76,6 +79,7 @@ func (s *state) load() error {
 			s.since = st.ModTime()
 		}
 	}
+	s.recall()
 	instance, err := s.read(instanceFile)
 	if err != nil {
 		return err
@@ -88,11 +92,55 @@ func (s *state) load() error {
 	default:
 		// Without the numbers that were used, the instance cannot be used on: the
 		// chunks of these names may be with a shipper already.
-		var b [8]byte
-		rand.Read(b[:]) // never fails (crypto/rand, Go 1.24)
-		s.instance = hex.EncodeToString(b[:])
+		s.instance = newInstance()
 	}
 	return nil
+}
+
+func newInstance() string {
+	var b [8]byte
+	rand.Read(b[:]) // never fails (crypto/rand, Go 1.24)
+	return hex.EncodeToString(b[:])
+}
+
+// renew gives the chunks and the log another name from here on.
+func (s *state) renew() error {
+	instance := newInstance()
+	if err := s.replace(instanceFile, instance); err != nil {
+		return err
+	}
+	s.instance, s.kept = instance, true
+	return nil
+}
+
+// recall reads the last checkpoint that was remembered. What cannot be read says
+// nothing: it is written without a sync, and may be empty after loss of power.
+func (s *state) recall() {
+	f, err := os.OpenFile(filepath.Join(s.dir.Name(), treeFile), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 8<<10))
+	if err != nil {
+		return
+	}
+	if t, err := tlog.ParseText(string(b)); err == nil {
+		s.tree = t
+	}
+}
+
+// remember keeps a checkpoint where who may write the spool may not. It is not
+// synced: an older one than the last still shows that a log was rolled back
+// further than that.
+func (s *state) remember(t tlog.Tree) {
+	path := filepath.Join(s.dir.Name(), treeFile)
+	if err := os.WriteFile(path+".new", []byte(t.Text()), 0o640); err != nil {
+		return
+	}
+	if os.Rename(path+".new", path) == nil {
+		s.tree = t
+	}
 }
 
 // read returns a small file's content without its newline, "" if it is not there.

@@ -1,95 +1,232 @@
 package spool
 
 import (
-	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"probity/evidence"
 )
 
-// errTaken is wrapped when a chunk's name is there with other bytes.
+// errTaken is wrapped when a chunk's name is there already.
 var errTaken = errors.New("the name is taken by another file")
 
-// write makes c durable under its name.
+// How much is written under one checkpoint.
+const (
+	maxBatch      = 64
+	maxBatchBytes = 32 << 20
+)
+
+// write makes the oldest of these chunks durable under their names, as many as one
+// checkpoint is to cover, and returns how many. An error that wraps errNever is
+// about the first of them.
 //
-// System calls, in order: what state.reserve does; mkdir of ready/DIGITS and
-// fsync of ready if it was not there; open(O_EXCL) in tmp/, write, fsync, close;
-// renameat2(RENAME_NOREPLACE) to ready/DIGITS/NAME.ndjson; fsync of
-// ready/DIGITS. After an error at or before rename nothing is visible and the
-// next attempt writes a new file from memory: what a failed fsync left in the
-// page cache is not relied on. After an error of the last fsync the file is
-// visible; the next attempt finds its own bytes and syncs file and directory
-// again.
-func (s *Spool) write(c *chunk) error {
-	envelope, err := c.envelope(s.cfg.Signer)
-	if err != nil {
-		return err
+// System calls, in order: what state.reserve does; what [tlog.Open] reads, once;
+// for each chunk open(O_EXCL) in tmp/, write, fsync, close; fsync of tmp/; what
+// [tlog.Log.Commit] does, for all of them together; for each mkdir of
+// ready/DIGITS and fsync of what is above it if it was not there, and
+// renameat2(RENAME_NOREPLACE) to ready/DIGITS/NAME.ndjson; fsync of ready/DIGITS.
+//
+// After an error before the commit nothing has happened: the next attempt writes
+// new files from memory, at another place of the log. After an error within it the
+// log is read again, and says which of the two it was. After an error behind it the
+// next attempt only renames.
+func (s *Spool) write(ctx context.Context, waiting []*chunk) (int, error) {
+	if len(waiting) == 0 {
+		return 0, nil
 	}
-	if err := s.state.reserve(uint64(c.header.Seq)); err != nil {
-		return fmt.Errorf("reserve sequence number %d: %w", c.header.Seq, err)
+	if err := s.book.open(ctx); err != nil {
+		return 0, fmt.Errorf("open the node's log: %w", err)
 	}
-	name := c.header.Chunk
-	ready := filepath.Join(s.cfg.Dir, ReadyDir, filepath.FromSlash(evidence.ChunkPath(name)))
-	if err := s.makeFanOut(filepath.Dir(ready)); err != nil {
-		return err
+	s.settleUnknown(waiting)
+	logged := 0
+	for logged < len(waiting) && waiting[logged].placed != nil && waiting[logged].placed.logged {
+		logged++
 	}
-	if st, err := os.Lstat(ready); err == nil {
-		if !st.Mode().IsRegular() { // it will not go away, and others wait behind this chunk
-			return fmt.Errorf("%w: %s: %w", errNever, ready, errTaken)
+	if logged == 0 {
+		var err error
+		if logged, err = s.enter(waiting); err != nil {
+			return 0, err
 		}
-		return confirm(ready, c.body, int64(len(c.body)+len(envelope)))
 	}
-	tmp := filepath.Join(s.cfg.Dir, tmpDir, name+".ndjson")
-	if err := os.MkdirAll(filepath.Dir(tmp), 0o750); err != nil {
+	for i, c := range waiting[:logged] {
+		if err := s.reveal(c); err != nil {
+			return i, err
+		}
+	}
+	return logged, nil
+}
+
+// settleUnknown finds out which chunks are in the log although its commit failed.
+func (s *Spool) settleUnknown(waiting []*chunk) {
+	for _, c := range waiting {
+		if p := c.placed; p != nil && !p.logged {
+			at, ok := s.book.recent[p.leaf.Chunk]
+			p.logged = ok && at.leaf == p.index && at.digest == p.leaf.Digest
+			if !p.logged {
+				c.placed = nil
+			}
+		}
+	}
+}
+
+// enter brings the first chunks into tmp/ and into the log.
+func (s *Spool) enter(waiting []*chunk) (n int, err error) {
+	at := s.cfg.Clock().Wall
+	if err := s.book.begin(at); err != nil {
+		return 0, fmt.Errorf("begin an epoch of the node's log: %w", err)
+	}
+	tmp := filepath.Join(s.cfg.Dir, tmpDir)
+	if err := os.MkdirAll(tmp, 0o750); err != nil {
+		return 0, err
+	}
+	defer func() {
+		if err != nil && s.book.log != nil {
+			s.book.log = nil // what was appended and not committed is to be forgotten
+		}
+	}()
+	bytes := int64(0)
+	for n < len(waiting) && n < maxBatch && (n == 0 || bytes+waiting[n].size() <= maxBatchBytes) {
+		c := waiting[n]
+		if err := s.prepare(c); err != nil {
+			if n > 0 && errors.Is(err, errNever) {
+				break // it is the first of the next batch
+			}
+			return 0, err
+		}
+		if err := s.book.append(&c.placed.leaf, at); err != nil {
+			return 0, err
+		}
+		bytes += c.size()
+		n++
+	}
+	if err := syncPath(tmp); err != nil {
+		return 0, err
+	}
+	if err := s.book.commit(); err != nil {
+		return 0, err
+	}
+	for _, c := range waiting[:n] {
+		c.placed.logged = true
+		s.book.see(c)
+	}
+	return n, nil
+}
+
+// prepare places a chunk and writes it to tmp/.
+func (s *Spool) prepare(c *chunk) error {
+	seq := uint64(c.header.Seq)
+	if err := s.state.reserve(seq); err != nil {
+		return fmt.Errorf("reserve sequence number %d: %w", seq, err)
+	}
+	name := evidence.ChunkName(seq, s.state.instance)
+	if _, err := os.Lstat(s.readyPath(name)); err == nil {
+		return fmt.Errorf("%w: %s: %w", errNever, s.readyPath(name), errTaken)
+	}
+	if err := c.place(s.cfg.Signer, name, s.book.origin(), s.book.log.Size()); err != nil {
 		return err
 	}
+	err := s.writeTmp(c)
+	if err != nil {
+		c.placed = nil
+	}
+	return err
+}
+
+func (s *Spool) tmpPath(name string) string { return filepath.Join(s.cfg.Dir, tmpDir, name+".ndjson") }
+
+func (s *Spool) readyPath(name string) string {
+	return filepath.Join(s.cfg.Dir, ReadyDir, filepath.FromSlash(evidence.ChunkPath(name)))
+}
+
+func (s *Spool) writeTmp(c *chunk) error {
+	tmp := s.tmpPath(c.header.Chunk)
 	if err := ignoreMissing(os.Remove(tmp)); err != nil {
 		return err
 	}
-	if err := writeFile(tmp, 0o640, c.body, envelope); err != nil {
+	if err := writeFile(tmp, 0o640, c.body, c.placed.envelope); err != nil {
 		return errors.Join(err, ignoreMissing(os.Remove(tmp)))
 	}
-	if err := renameNoReplace(tmp, ready); err != nil {
-		return errors.Join(err, ignoreMissing(os.Remove(tmp)))
+	return nil
+}
+
+// reveal publishes a chunk that is in the log.
+func (s *Spool) reveal(c *chunk) error {
+	name := c.header.Chunk
+	ready := s.readyPath(name)
+	if err := s.makeFanOut(filepath.Dir(ready)); err != nil {
+		return err
+	}
+	err := renameNoReplace(s.tmpPath(name), ready)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		if mine, _ := digestOf(ready); mine != c.placed.leaf.Digest {
+			return fmt.Errorf("%w: %s: %w", errNever, ready, errTaken)
+		}
+	case errors.Is(err, fs.ErrNotExist):
+		// Published already, and taken away; or somebody emptied tmp/.
+		if mine, _ := digestOf(ready); mine != c.placed.leaf.Digest {
+			if err := s.writeTmp(c); err != nil {
+				return err
+			}
+			if err := renameNoReplace(s.tmpPath(name), ready); err != nil {
+				return err
+			}
+		}
+	case err != nil:
+		return err
 	}
 	return syncPath(filepath.Dir(ready))
 }
 
-// sigSlack is by how much the lengths of two signatures of one payload differ at
-// most: the numbers in DER lose their leading zero bytes, base64 rounds up.
-const sigSlack = 64
+// finish completes what an earlier process began: a chunk in tmp/ that is in the
+// log is published, all else there goes.
+func (s *Spool) finish() error {
+	tmp := filepath.Join(s.cfg.Dir, tmpDir)
+	names, err := os.ReadDir(tmp)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		name, _ := strings.CutSuffix(n.Name(), ".ndjson")
+		if at, ok := s.book.recent[name]; ok && n.Type().IsRegular() {
+			if have, _ := digestOf(s.tmpPath(name)); have == at.digest {
+				ready := s.readyPath(name)
+				if err := s.makeFanOut(filepath.Dir(ready)); err != nil {
+					return err
+				}
+				if err := renameNoReplace(s.tmpPath(name), ready); err == nil {
+					s.cfg.Log.Info("published a chunk that an earlier agent left", "chunk", name)
+					if err := syncPath(filepath.Dir(ready)); err != nil {
+						return err
+					}
+					continue
+				}
+			}
+		}
+		if err := os.RemoveAll(filepath.Join(tmp, n.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
-// confirm handles a file that is already there: ours, if everything but the
-// envelope (whose signature differs each time) is the same, and that is about as
-// long.
-func confirm(path string, body []byte, size int64) error {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+// digestOf is a chunk file's digest as its leaf says it.
+func digestOf(path string) (string, error) {
+	b, err := readBounded(path)
 	if err != nil {
-		return err
+		return "", err
 	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	have := make([]byte, len(body))
-	if _, err := f.ReadAt(have, 0); err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	if d := st.Size() - size; d < -sigSlack || d > sigSlack || !bytes.Equal(have, body) {
-		return fmt.Errorf("%w: %s: %w", errNever, path, errTaken)
-	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", path, err)
-	}
-	return syncPath(filepath.Dir(path))
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:]), nil
 }
 
 func writeFile(path string, mode os.FileMode, parts ...[]byte) error {
@@ -148,19 +285,6 @@ func syncPath(path string) error {
 		return errors.Join(fmt.Errorf("sync %s: %w", path, err), f.Close())
 	}
 	return f.Close()
-}
-
-func emptyDir(dir string) error {
-	names, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if err := os.RemoveAll(filepath.Join(dir, n.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func ignoreMissing(err error) error {

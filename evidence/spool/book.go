@@ -1,0 +1,343 @@
+package spool
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"probity/evidence"
+	"probity/evidence/tlog"
+)
+
+// Names below the spool's directory.
+const (
+	LogDir     = "log"     // the node's log: checkpoint and tile/
+	retiredDir = "retired" // logs that were lost or came to nothing, by instance
+)
+
+// epochLasts is how long one checkpoint key is used.
+const epochLasts = 24 * time.Hour
+
+// book is the spool's log, and the epoch that this process writes in it.
+//
+// Invariant: once a checkpoint over a chunk's leaf is durable, the chunk's bytes
+// are what the leaf says, in tmp/ or in ready/; and a chunk is in ready/ only once
+// such a checkpoint is.
+type book struct {
+	cfg   *Config
+	state *state
+	log   *tlog.Log // nil before it was opened, and after an error
+	live  tlog.Live // as the chunks in this epoch say
+
+	key    *tlog.Key // signs this epoch; nil before it began
+	began  time.Time // when, for its rotation
+	next   *tlog.Key // of an epoch whose leaf is not known to be durable
+	fresh  bool      // next is no rotation: it begins an epoch without live runs
+	epochs uint64    // in the log
+	closed bool      // the log's last leaf is a close
+
+	after tlog.Tree // what the log that begins follows, and why it begins
+	why   string
+
+	// recent are the chunks of the log's last leaves, as they were found when it
+	// was opened.
+	recent map[string]recentChunk
+}
+
+type recentChunk struct {
+	leaf   uint64
+	digest string
+}
+
+// lookBack is how many of the last leaves are remembered at opening: more than one
+// commit has.
+const lookBack = 1024
+
+// errLogLost is wrapped where the log cannot be gone on with: a new one begins,
+// and says why.
+var errLogLost = errors.New("the log is lost")
+
+func (b *book) dir() string { return filepath.Join(b.cfg.Dir, LogDir) }
+
+func (b *book) origin() string { return evidence.Origin(b.cfg.Node, b.state.instance) }
+
+// open reads the log that is there, or begins one. Whatever the log cannot prove
+// of itself to the node's own key, or to the last checkpoint that this node
+// remembers, makes a new log begin.
+func (b *book) open(ctx context.Context) error {
+	if b.log != nil {
+		return nil
+	}
+	err := b.read(ctx)
+	if errors.Is(err, errLogLost) {
+		b.cfg.Log.Error("the node's log cannot be gone on with: a new one begins", "log", b.origin(), "error", err)
+		return b.startOver(err.Error())
+	}
+	return err
+}
+
+func (b *book) read(ctx context.Context) error {
+	log, err := tlog.Open(b.dir(), b.origin())
+	if errors.Is(err, tlog.ErrDamaged) {
+		return fmt.Errorf("%w: %w", errLogLost, err)
+	}
+	if err != nil {
+		return err
+	}
+	tree, known := log.Checkpointed(), b.state.tree
+	if known.Origin != tree.Origin {
+		known = tlog.Tree{} // of an earlier instance
+	}
+	if tree.Size < known.Size {
+		return fmt.Errorf("%w: it has %d leaves, and %d were written: it was rolled back or removed", errLogLost, tree.Size, known.Size)
+	}
+	e := tlog.Epochs{Origin: b.origin(), NodeKey: b.ownKey}
+	recent := map[string]recentChunk{}
+	if tree.Size > 0 {
+		if err := b.audit(ctx, tree, known, &e, recent); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("%w: %w", errLogLost, err)
+		}
+	}
+	// The key in memory is the log's if its epoch is the last in it.
+	key, _ := e.KeyAt(tree.Size)
+	switch {
+	case b.next != nil && b.next.Verifier() == key:
+		b.took()
+	case b.key != nil && b.key.Verifier() != key:
+		b.key = nil
+	}
+	b.next = nil
+	b.log, b.epochs, b.closed, b.recent = log, uint64(len(e.All())), e.Closed(), recent
+	return nil
+}
+
+// audit reads the whole log.
+func (b *book) audit(ctx context.Context, tree, known tlog.Tree, e *tlog.Epochs, recent map[string]recentChunk) error {
+	r := tlog.NewReader(os.DirFS(b.dir()))
+	if err := r.Scan(ctx, tree, func(i uint64, entry []byte) error {
+		l, err := e.See(i, entry)
+		if c, ok := l.(*evidence.ChunkLeaf); ok && i+lookBack >= tree.Size {
+			recent[strings.Clone(c.Chunk)] = recentChunk{i, strings.Clone(c.Digest)}
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	key, _ := e.KeyAt(tree.Size)
+	note, err := r.Checkpoint()
+	if err != nil {
+		return err
+	}
+	if _, err := tlog.OpenCheckpoint(note, []string{key}, nil); err != nil {
+		return err
+	}
+	if known.Size == 0 {
+		return nil
+	}
+	at, err := r.At(tree, known.Size)
+	if err != nil {
+		return err
+	}
+	if at != known {
+		return fmt.Errorf("its first %d leaves are not those that were written", known.Size)
+	}
+	return nil
+}
+
+// took makes the key of an epoch that is durable the one that signs.
+func (b *book) took() {
+	b.key, b.began, b.next = b.next, time.Now(), nil
+	if b.fresh {
+		b.live.Restart()
+	}
+}
+
+// ownKey says whether an epoch was opened by this node.
+func (b *book) ownKey(l *evidence.EpochLeaf, public, unsigned, sig []byte) error {
+	own := b.cfg.Signer.Public()
+	if l.KeyID != own.KeyID() || string(public) != string(own.DER()) {
+		return fmt.Errorf("an epoch opened with key %.64s, not %s", l.KeyID, own.KeyID())
+	}
+	return own.Verify(evidence.EpochType, unsigned, sig)
+}
+
+// startOver begins a log of another name. What is left of the old one is kept
+// beside it: it may be somebody's evidence.
+func (b *book) startOver(why string) error {
+	last := b.state.tree
+	if last.Size == 0 {
+		last = b.claimed()
+	}
+	if err := b.state.renew(); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(b.dir()); err == nil {
+		keep := filepath.Join(b.cfg.Dir, retiredDir)
+		if err := os.MkdirAll(keep, 0o750); err != nil {
+			return err
+		}
+		if err := os.Rename(b.dir(), filepath.Join(keep, "before-"+b.state.instance)); err != nil {
+			return err
+		}
+		if err := errors.Join(syncPath(keep), syncPath(b.cfg.Dir)); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	log, err := tlog.Open(b.dir(), b.origin())
+	if err != nil {
+		return err
+	}
+	b.log, b.key, b.next, b.epochs, b.closed, b.recent = log, nil, nil, 0, false, nil
+	b.after, b.why = last, why
+	return nil
+}
+
+// claimed is what the checkpoint of a log that cannot be gone on with says.
+func (b *book) claimed() tlog.Tree {
+	note, err := tlog.NewReader(os.DirFS(b.dir())).Checkpoint()
+	if err != nil {
+		return tlog.Tree{}
+	}
+	text, _, _ := strings.Cut(string(note), "\n\n")
+	t, err := tlog.ParseText(text + "\n")
+	if err != nil {
+		return tlog.Tree{}
+	}
+	return t
+}
+
+// begin appends what has to come before any other leaf: the epoch of this
+// process, or the next one where its key is worn.
+func (b *book) begin(at evidence.Time) error {
+	start := evidence.StartRotation
+	switch {
+	case b.log.Size() == 0:
+		start = evidence.StartFirst
+	case b.key == nil && b.closed:
+		start = evidence.StartClean
+	case b.key == nil:
+		start = evidence.StartUnclean
+	case time.Since(b.began) < epochLasts:
+		return nil
+	}
+	key, err := tlog.NewKey(b.origin())
+	if err != nil {
+		return err
+	}
+	own := b.cfg.Signer.Public()
+	l := &evidence.EpochLeaf{
+		Index: evidence.Uint64(b.log.Size()), At: at, Format: evidence.LogFormat, Epoch: evidence.Uint64(b.epochs), Start: start,
+		Origin: b.origin(), Node: b.cfg.Node, BootID: b.cfg.BootID, Agent: b.cfg.Agent,
+		KeyID: own.KeyID(), PublicKey: base64.StdEncoding.EncodeToString(own.DER()), CheckpointKey: key.Verifier(),
+	}
+	if start == evidence.StartFirst {
+		l.Reason = clipRunes(b.why, evidence.MaxText)
+		if b.after.Size > 0 {
+			after := b.after.Named()
+			l.After = &after
+		}
+	}
+	unsigned, err := l.Unsigned()
+	if err != nil {
+		return err
+	}
+	sig, err := b.cfg.Signer.Sign(evidence.EpochType, unsigned)
+	if err != nil {
+		return err
+	}
+	l.Signature = base64.StdEncoding.EncodeToString(sig)
+	if start == evidence.StartRotation {
+		l.Announced = base64.StdEncoding.EncodeToString(b.key.Announce(unsigned))
+	}
+	if err := b.append(l, at); err != nil {
+		return err
+	}
+	b.next, b.fresh, b.closed = key, start != evidence.StartRotation, false
+	b.epochs++
+	return nil
+}
+
+func (b *book) append(l evidence.Leaf, at evidence.Time) error {
+	entry, err := evidence.EncodeLeaf(l, b.log.Size(), at)
+	if err != nil {
+		return err
+	}
+	_, err = b.log.Append(entry)
+	return err
+}
+
+// commit makes what was appended durable. After an error the log is read again
+// from the disk: what a failed fsync left in memory is not relied on.
+func (b *book) commit() error {
+	key := b.key
+	if b.next != nil {
+		key = b.next
+	}
+	if err := b.log.Commit(key.Sign); err != nil {
+		b.log = nil
+		return err
+	}
+	if b.next != nil {
+		b.took()
+	}
+	b.state.remember(b.log.Checkpointed())
+	return nil
+}
+
+// see follows a chunk that is in the log.
+func (b *book) see(c *chunk) {
+	for line := range bytes.SplitSeq(bytes.TrimSuffix(c.body[c.head:], []byte("\n")), []byte("\n")) {
+		if !bytes.HasPrefix(line, []byte(`{"kind":"coverage"`)) && !bytes.HasPrefix(line, []byte(`{"kind":"gap"`)) {
+			continue
+		}
+		if l, err := evidence.Decode(string(line)); err == nil { // we wrote it
+			b.live.See(l, line)
+		}
+	}
+}
+
+// beat appends a heartbeat and makes it durable.
+func (b *book) beat(at evidence.Time) error {
+	if err := b.begin(at); err != nil {
+		return err
+	}
+	if b.next != nil && b.fresh {
+		b.live.Restart() // it is the first of its epoch
+	}
+	runs, root := b.live.Root()
+	if err := b.append(&evidence.HeartbeatLeaf{Runs: evidence.Uint64(runs), Root: root.String()}, at); err != nil {
+		return err
+	}
+	return b.commit()
+}
+
+// close ends the epoch in order.
+func (b *book) close(at evidence.Time) error {
+	if b.log == nil || b.key == nil || b.closed {
+		return nil
+	}
+	if err := b.append(&evidence.CloseLeaf{}, at); err != nil {
+		return err
+	}
+	b.closed = true
+	return b.commit()
+}
+
+func clipRunes(s string, most int) string {
+	if r := []rune(s); len(r) > most {
+		return string(r[:most])
+	}
+	return s
+}

@@ -1,0 +1,69 @@
+package tlog
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"probity/evidence"
+)
+
+// Live follows what the chunks of an epoch say of the runs that are live: what a
+// heartbeat's root is over. The writer and the verifier use the same Live, so a
+// heartbeat over other lines differs. The zero value is ready to use.
+type Live struct {
+	runs map[string][sha256.Size]byte // of the latest coverage line
+}
+
+// Restart forgets all runs: an agent that starts knows of none. A rotation of the
+// checkpoint key is no start.
+func (v *Live) Restart() { clear(v.runs) }
+
+// See takes a line of a chunk in the log, in order, with its canonical bytes.
+func (v *Live) See(l evidence.Line, line []byte) {
+	switch l := l.(type) {
+	case *evidence.Coverage:
+		if l.Final {
+			delete(v.runs, l.RunID)
+			return
+		}
+		if v.runs == nil {
+			v.runs = map[string][sha256.Size]byte{}
+		}
+		v.runs[strings.Clone(l.RunID)] = sha256.Sum256(line)
+	case *evidence.Gap:
+		if l.Scope == evidence.ScopeRun && l.Reason == evidence.GapAgentDown {
+			delete(v.runs, l.RunID) // somebody else's, from before
+		}
+	}
+}
+
+// Root returns how many runs are live, and the RFC 6962 hash over one item for
+// each, in order of their ids: "RUNID SHA256\n", the SHA-256 in hex of the run's
+// latest coverage line without its newline.
+func (v *Live) Root() (runs uint64, root Hash) {
+	if len(v.runs) == 0 {
+		return 0, Empty
+	}
+	var items []Hash
+	for _, id := range slices.Sorted(maps.Keys(v.runs)) {
+		items = append(items, tlog.RecordHash(fmt.Appendf(nil, "%s %x\n", id, v.runs[id])))
+	}
+	return uint64(len(items)), rfc6962(items)
+}
+
+// rfc6962 is the hash over any number of leaf hashes but none.
+func rfc6962(h []Hash) Hash {
+	if len(h) == 1 {
+		return h[0]
+	}
+	k := 1
+	for k*2 < len(h) {
+		k *= 2
+	}
+	return tlog.NodeHash(rfc6962(h[:k]), rfc6962(h[k:]))
+}
