@@ -103,7 +103,7 @@ var rules = map[string]rule{
 		modules: []string{"golang.org/x/sys/unix"},
 	},
 	"evidence/verify": {
-		ours:    []string{"evidence", "evidence/score", "evidence/sign"},
+		ours:    []string{"evidence", "evidence/score", "evidence/sign", "evidence/tlog"},
 		modules: []string{"golang.org/x/sys/unix", "golang.org/x/sync/errgroup"},
 	},
 	"evidence/witness": {

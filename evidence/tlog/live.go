@@ -23,22 +23,43 @@ type Live struct {
 // checkpoint key is no start.
 func (v *Live) Restart() { clear(v.runs) }
 
-// See takes a line of a chunk in the log, in order, with its canonical bytes.
-func (v *Live) See(l evidence.Line, line []byte) {
+// Change is what one line means to a Live. The zero value changes nothing.
+type Change struct {
+	RunID    string
+	Live     bool // else the run is not live any more
+	Coverage [sha256.Size]byte
+}
+
+// ChangeOf returns what a line with these canonical bytes changes.
+func ChangeOf(l evidence.Line, line []byte) Change {
 	switch l := l.(type) {
 	case *evidence.Coverage:
 		if l.Final {
-			delete(v.runs, l.RunID)
-			return
+			return Change{RunID: l.RunID}
 		}
+		return Change{RunID: l.RunID, Live: true, Coverage: sha256.Sum256(line)}
+	case *evidence.Gap:
+		if l.Scope == evidence.ScopeRun && l.Reason == evidence.GapAgentDown {
+			return Change{RunID: l.RunID} // somebody else's, from before
+		}
+	}
+	return Change{}
+}
+
+// See takes a line of a chunk in the log, in order, with its canonical bytes.
+func (v *Live) See(l evidence.Line, line []byte) { v.Apply(ChangeOf(l, line)) }
+
+// Apply takes what a line changes.
+func (v *Live) Apply(c Change) {
+	switch {
+	case c.RunID == "":
+	case c.Live:
 		if v.runs == nil {
 			v.runs = map[string][sha256.Size]byte{}
 		}
-		v.runs[strings.Clone(l.RunID)] = sha256.Sum256(line)
-	case *evidence.Gap:
-		if l.Scope == evidence.ScopeRun && l.Reason == evidence.GapAgentDown {
-			delete(v.runs, l.RunID) // somebody else's, from before
-		}
+		v.runs[strings.Clone(c.RunID)] = c.Coverage
+	default:
+		delete(v.runs, c.RunID)
 	}
 }
 

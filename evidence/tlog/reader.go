@@ -226,7 +226,17 @@ func readBundle(fsys fs.FS, n int64, w int) ([]byte, error) {
 
 // widest reads a tile of at least w hashes or entries: of exactly as many, or
 // full, or of any width between.
-func widest(fsys fs.FS, level int, n int64, w int, most int64) ([]byte, error) {
+func widest(fsys fs.FS, level int, n int64, w int, most int64) (b []byte, err error) {
+	const attempts = 4 // a log that is being written sweeps a tile between our looking and our reading
+	for range attempts {
+		if b, err = widestNow(fsys, level, n, w, most); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return b, err
+}
+
+func widestNow(fsys fs.FS, level int, n int64, w int, most int64) ([]byte, error) {
 	exact := tilePath(level, n, w)
 	b, err := readFile(fsys, exact, most)
 	if !errors.Is(err, fs.ErrNotExist) || w == width {

@@ -50,23 +50,23 @@ type checker struct {
 	findings []Finding
 }
 
-func (c *checker) found(line int, format string, args ...any) {
-	c.findings = append(c.findings, Finding{File: c.file, Line: line, Reason: fmt.Sprintf(format, args...)})
+func (c *checker) found(kind Kind, line int, format string, args ...any) {
+	c.findings = append(c.findings, Finding{Kind: kind, File: c.file, Line: line, Reason: fmt.Sprintf(format, args...)})
 }
 
 func (c *checker) check(data []byte, key *sign.PublicKey) *Chunk {
 	switch {
 	case len(data) == 0:
-		c.found(0, "the file is empty")
+		c.found(Truncated, 0, "the file is empty")
 		return nil
 	case len(data) > evidence.MaxChunkBytes:
-		c.found(0, "%d bytes, a chunk has at most %d", len(data), evidence.MaxChunkBytes)
+		c.found(Malformed, 0, "%d bytes, a chunk has at most %d", len(data), evidence.MaxChunkBytes)
 		return nil
 	}
 	all := string(data) // the lines' texts are parts of it
 	last := strings.Count(all, "\n")
 	if all[len(all)-1] != '\n' {
-		c.found(last+1, "the file does not end in a newline: it is cut off, or something was added")
+		c.found(Truncated, last+1, "the file does not end in a newline: it is cut off, or something was added")
 		return nil
 	}
 	first, rest, _ := strings.Cut(all, "\n")
@@ -75,15 +75,16 @@ func (c *checker) check(data []byte, key *sign.PublicKey) *Chunk {
 		err = header.Validate()
 	}
 	if err != nil {
-		c.found(1, "header: %v", err)
 		if errors.Is(err, evidence.ErrNewer) {
+			c.found(NewerFormat, 1, "header: %v", err)
 			return nil // its lines and its statement may mean anything
 		}
+		c.found(Malformed, 1, "header: %v", err)
 	} else if header.KeyID != key.KeyID() {
-		c.found(1, "header: signed with key %s, not %s", header.KeyID, key.KeyID())
+		c.found(KeyUnknown, 1, "header: signed with key %s, not %s", header.KeyID, key.KeyID())
 	}
 	if last < 3 {
-		c.found(last, "the file has %d lines, a chunk has a header, lines and an envelope", last)
+		c.found(Truncated, last, "the file has %d lines, a chunk has a header, lines and an envelope", last)
 		return nil
 	}
 
@@ -91,7 +92,7 @@ func (c *checker) check(data []byte, key *sign.PublicKey) *Chunk {
 	var tally evidence.Tally
 	for n := 2; n < last; n++ {
 		if len(c.findings) >= maxFindings {
-			c.found(n, "too much is wrong with this file: from here on it was not looked at")
+			c.found(Malformed, n, "too much is wrong with this file: from here on it was not looked at")
 			return nil
 		}
 		var line string
@@ -101,7 +102,7 @@ func (c *checker) check(data []byte, key *sign.PublicKey) *Chunk {
 			err = fmt.Errorf("a member or value of %s in a chunk of %s", evidence.FormatOf(l), header.Format)
 		}
 		if err != nil {
-			c.found(n, "%v", err)
+			c.found(Malformed, n, "%v", err)
 			continue
 		}
 		tally.Add(l)
@@ -111,12 +112,21 @@ func (c *checker) check(data []byte, key *sign.PublicKey) *Chunk {
 	chunk.Body = data[:len(data)-len(rest)]
 	chunk.Envelope = data[len(data)-len(rest) : len(data)-1]
 	if tally.Runs() > evidence.MaxChunkRuns {
-		c.found(0, "%d runs, a chunk has at most %d", tally.Runs(), evidence.MaxChunkRuns)
+		c.found(Malformed, 0, "%d runs, a chunk has at most %d", tally.Runs(), evidence.MaxChunkRuns)
 	}
 
 	payload, err := sign.Open([]byte(envelope), key)
 	if err != nil {
-		c.found(last, "envelope: %v", err)
+		kind := Malformed
+		switch {
+		case errors.Is(err, sign.ErrKey):
+			kind = KeyUnknown
+		case errors.Is(err, sign.ErrSignature):
+			kind = Forged
+		case strings.HasPrefix(envelope, `{"kind":`):
+			kind = Truncated // whole lines are gone from the end
+		}
+		c.found(kind, last, "envelope: %v", err)
 		return nil
 	}
 	sum := sha256.Sum256(chunk.Body)
@@ -163,7 +173,7 @@ func symbolInput(o *evidence.Observation) string {
 func (c *checker) statement(line int, payload []byte, h evidence.Header, tally *evidence.Tally, sum string) {
 	want, err := evidence.EncodeStatement(tally.Statement(h, sum))
 	if err != nil {
-		c.found(line, "statement: %v", err)
+		c.found(Malformed, line, "statement: %v", err)
 		return
 	}
 	if string(payload) == string(want) {
@@ -172,14 +182,14 @@ func (c *checker) statement(line int, payload []byte, h evidence.Header, tally *
 	s, err := evidence.DecodeStatement(string(payload))
 	switch {
 	case err != nil:
-		c.found(line, "statement: %v", err)
+		c.found(Malformed, line, "statement: %v", err)
 	case len(s.Subject) == 0:
-		c.found(line, "statement: it has no subject")
+		c.found(Malformed, line, "statement: it has no subject")
 	case s.Subject[0].Name != "chunk:"+h.Chunk:
-		c.found(line, "statement: it was signed for %.80s, not for chunk:%s", s.Subject[0].Name, h.Chunk)
+		c.found(Modified, line, "statement: it was signed for %.80s, not for chunk:%s", s.Subject[0].Name, h.Chunk)
 	case s.Subject[0].Digest.SHA256 != sum:
-		c.found(line, "statement: the lines before it are not those that were signed (sha256 %s, signed %.64s)", sum, s.Subject[0].Digest.SHA256)
+		c.found(Modified, line, "statement: the lines before it are not those that were signed (sha256 %s, signed %.64s)", sum, s.Subject[0].Digest.SHA256)
 	case len(c.findings) == 0: // else it was counted without the bad lines
-		c.found(line, "statement: what it says of the lines is not what they say (signed %.2000s, computed %.2000s)", payload, want)
+		c.found(Modified, line, "statement: what it says of the lines is not what they say (signed %.2000s, computed %.2000s)", payload, want)
 	}
 }

@@ -26,6 +26,8 @@ var (
 type file struct {
 	path string
 	rel  string // below ready/; "" for a file that was named itself
+	// spool is the directory that was named, for a file in one.
+	spool string
 }
 
 // find lists what paths name, each file once. What is wrong with the names in a
@@ -66,14 +68,14 @@ func find(paths []string) (files []file, found []Finding, err error) {
 			}
 			n++
 			if !e.Type().IsRegular() {
-				found = append(found, Finding{File: path, Reason: fmt.Sprintf("not a regular file (%v)", e.Type())})
+				found = append(found, Finding{Kind: Misplaced, File: path, Reason: fmt.Sprintf("not a regular file (%v)", e.Type())})
 				return nil
 			}
 			rel, err := filepath.Rel(root, path)
 			if err != nil {
 				return err
 			}
-			add(file{path: path, rel: rel})
+			add(file{path: path, rel: rel, spool: p})
 			return nil
 		})
 		if err != nil {
@@ -131,9 +133,9 @@ func (f file) named(c *Chunk) []Finding {
 	}
 	if want := filepath.FromSlash(evidence.ChunkPath(c.Header.Chunk)); f.rel != want {
 		if strings.TrimSuffix(filepath.Base(f.rel), ".ndjson") == c.Header.Chunk {
-			return []Finding{{File: f.path, Reason: fmt.Sprintf("not where the chunk belongs, %s", filepath.Join(readyDir, want))}}
+			return []Finding{{Kind: Misplaced, File: f.path, Reason: fmt.Sprintf("not where the chunk belongs, %s", filepath.Join(readyDir, want))}}
 		}
-		return []Finding{{File: f.path, Line: 1, Reason: fmt.Sprintf("the file's name is not its chunk's, %s", c.Header.Chunk)}}
+		return []Finding{{Kind: Misplaced, File: f.path, Line: 1, Reason: fmt.Sprintf("the file's name is not its chunk's, %s", c.Header.Chunk)}}
 	}
 	return nil
 }

@@ -153,13 +153,14 @@ type fold struct {
 	runs   map[string]*latestRun
 	gaps   map[string]*latestGap
 	runIDs map[string]bool
-	texts  map[string]string // one copy of every text that is kept
+	texts  map[string]string           // one copy of every text that is kept
+	inLog  map[string]map[string]inLog // of a spool: chunks that name a log
 }
 
 func newFold() *fold {
 	return &fold{
 		chunks: map[string][]string{}, spools: map[string]bool{}, sites: map[siteKey]*latestSite{}, runs: map[string]*latestRun{},
-		gaps: map[string]*latestGap{}, runIDs: map[string]bool{}, texts: map[string]string{},
+		gaps: map[string]*latestGap{}, runIDs: map[string]bool{}, texts: map[string]string{}, inLog: map[string]map[string]inLog{},
 	}
 }
 
@@ -289,6 +290,13 @@ func (f *fold) merge(o *fold) {
 	}
 	f.lines += o.lines
 	maps.Copy(f.spools, o.spools)
+	for spool, chunks := range o.inLog {
+		if f.inLog[spool] == nil {
+			f.inLog[spool] = chunks
+			continue
+		}
+		maps.Copy(f.inLog[spool], chunks)
+	}
 	for name, files := range o.chunks {
 		f.chunks[name] = append(f.chunks[name], files...)
 	}
@@ -317,7 +325,7 @@ func (f *fold) repeated() (out []Finding) {
 	for name, files := range f.chunks {
 		slices.Sort(files)
 		for _, file := range files[1:] {
-			out = append(out, Finding{File: file, Line: 1, Reason: fmt.Sprintf("the same sequence number as %s: chunk %s is there twice", files[0], name)})
+			out = append(out, Finding{Kind: Duplicated, File: file, Line: 1, Reason: fmt.Sprintf("the same sequence number as %s: chunk %s is there twice", files[0], name)})
 		}
 	}
 	return out

@@ -70,8 +70,38 @@ func (r Report) WriteTable(w io.Writer) error {
 	p.line(fmt.Sprintf("%s: %s of %s, %s of %s, %s", verdict,
 		plural(r.Chunks, "sound chunk"), plural(r.Files, "file"), plural(r.Lines, "line"), plural(r.Runs, "run"), plural(len(r.Findings), "finding")))
 	p.line("key: " + r.KeyID)
-	p.line("log: " + r.Log)
+	r.logs(p)
 	return p.err
+}
+
+// logs says what the logs are worth, and how far they reach.
+func (r Report) logs(p *printer) {
+	p.line("log: " + r.Log)
+	for _, l := range r.Logs {
+		p.line(fmt.Sprintf("  %s: %s up to %s, %s, %s", clean(l.Origin), leaves(l.Leaves), second(l.Last), plural(l.Chunks, "chunk"), plural(l.Heartbeats, "heartbeat")))
+		if l.Removed > 0 {
+			p.line(fmt.Sprintf("    %s removed by the node itself, which signed that it did", plural(l.Removed, "chunk")))
+		}
+		if l.Unchecked > 0 {
+			p.line(fmt.Sprintf("    %s stand over chunks that are not here any more", plural(l.Unchecked, "heartbeat")))
+		}
+		if l.Begins != "" {
+			p.line("    it is not the node's first log: " + clean(l.Begins))
+		}
+		if l.After != nil {
+			p.line(fmt.Sprintf("    before it there was %s with %s", clean(l.After.Origin), leaves(uint64(l.After.Size))))
+		}
+		for _, at := range l.Unclean {
+			p.line(fmt.Sprintf("    the agent that began at %s followed one that did not end in order", second(at)))
+		}
+	}
+}
+
+func leaves(n uint64) string {
+	if n == 1 {
+		return "1 leaf"
+	}
+	return strconv.FormatUint(n, 10) + " leaves"
 }
 
 // incomplete lists the probes of runs whose search for sites reached a bound.

@@ -7,11 +7,15 @@
 // writer's own Tally, the signature over exactly the payload bytes that are
 // expected. What is not sound adds nothing to the rows.
 //
+// Of a spool the node's log is checked too: that it is what its checkpoint says,
+// that its leaves follow from one another, and that it and the chunks agree, so
+// that a chunk that was changed, exchanged, moved or removed shows. Of files that
+// are named one by one it is not, and the report says so.
+//
 // The package trusts the key that it is given and nothing else; a file may be
-// anything and of any size. It is not a control against what is not there: a
-// chunk that somebody deleted leaves at most a hole in the sequence numbers,
-// which a shipper that removes what it has delivered leaves too. The node's log
-// is not looked at, and the report says so. Nor is it a control against a node
+// anything and of any size. It is not a control against who removes the newest
+// chunks together with the newest leaves and puts an older checkpoint in place:
+// only somebody who has seen a later one knows. Nor is it a control against a node
 // that lied before it signed.
 package verify
 
@@ -20,6 +24,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -38,8 +43,33 @@ type Options struct {
 	Workers int
 }
 
+// Kind names what is wrong, for programs.
+type Kind string
+
+// The kinds of finding.
+const (
+	Malformed   Kind = "malformed"   // not the one spelling of a chunk, or against the format's rules
+	Truncated   Kind = "truncated"   // cut off, or something was added behind it
+	NewerFormat Kind = "newerFormat" // made by a newer version: somebody else has to judge it
+	KeyUnknown  Kind = "keyUnknown"  // signed with a key that is not trusted
+	Forged      Kind = "forged"      // a signature that the key did not make
+	Modified    Kind = "modified"    // not the bytes that were signed, or that are in the log
+	Misplaced   Kind = "misplaced"   // under a name that is not its own
+	Duplicated  Kind = "duplicated"  // the same chunk twice
+	Reordered   Kind = "reordered"   // not at the place of the log that it names
+	Removed     Kind = "removed"     // in the log, not here, and the node does not say that it removed it
+	NotInLog    Kind = "notInLog"    // not in the log that it names
+	LogMissing  Kind = "logMissing"  // the log that a chunk names is not here
+	LogDamaged  Kind = "logDamaged"  // a log that is not what its checkpoint says, or whose leaves do not follow from one another
+	Heartbeat   Kind = "heartbeat"   // a heartbeat over other coverage lines than those that are here
+)
+
+// Kinds lists them all.
+var Kinds = []Kind{Malformed, Truncated, NewerFormat, KeyUnknown, Forged, Modified, Misplaced, Duplicated, Reordered, Removed, NotInLog, LogMissing, LogDamaged, Heartbeat}
+
 // Finding is one thing that is wrong.
 type Finding struct {
+	Kind   Kind   `json:"kind"`
 	File   string `json:"file"`
 	Line   int    `json:"line,omitempty"` // from 1; absent where the whole file is meant
 	Reason string `json:"reason"`
@@ -47,9 +77,9 @@ type Finding struct {
 
 func (f Finding) String() string {
 	if f.Line == 0 {
-		return fmt.Sprintf("%s: %s", f.File, f.Reason)
+		return fmt.Sprintf("%s: %s: %s", f.File, f.Kind, f.Reason)
 	}
-	return fmt.Sprintf("%s:%d: %s", f.File, f.Line, f.Reason)
+	return fmt.Sprintf("%s:%d: %s: %s", f.File, f.Line, f.Kind, f.Reason)
 }
 
 // Report is what Path found.
@@ -63,7 +93,10 @@ type Report struct {
 	Rows     []Row     `json:"rows"`
 	Gaps     []GapRow  `json:"gaps"`
 	Holes    []Hole    `json:"holes"` // in the sequence numbers: no finding, see Hole
-	Log      string    `json:"log"`   // "not checked"
+	// Log is LogSound, LogUnsound, LogNone where a spool has none and no chunk
+	// names one, or LogNotChecked where files were named themselves.
+	Log  string      `json:"log"`
+	Logs []LogReport `json:"logs,omitempty"`
 }
 
 // Hole is a range of sequence numbers that no chunk in a spool has although later
@@ -100,7 +133,7 @@ func ExitCode(r Report, err error) int {
 // that is no spool, a spool without a chunk. Anything wrong inside a readable file
 // is a finding instead.
 func Path(ctx context.Context, paths []string, key *sign.PublicKey, opts Options) (Report, error) {
-	rep := Report{KeyID: key.KeyID(), Log: "not checked", Findings: []Finding{}}
+	rep := Report{KeyID: key.KeyID(), Log: LogNotChecked, Findings: []Finding{}}
 	files, found, err := find(paths)
 	rep.Findings = append(rep.Findings, found...)
 	if opts.Workers <= 0 {
@@ -151,12 +184,44 @@ func Path(ctx context.Context, paths []string, key *sign.PublicKey, opts Options
 		errs = append(errs, fmt.Errorf("%w: %d chunks, all removed while we looked", ErrLook, len(files)))
 	}
 	rep.Findings = append(rep.Findings, all.repeated()...)
+	if err := rep.checkLogs(ctx, paths, all.inLog, key); err != nil {
+		errs = append(errs, err)
+	}
 	all.fill(&rep)
 	slices.SortFunc(rep.Findings, func(a, b Finding) int {
 		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Reason, b.Reason))
 	})
 	slices.SortFunc(errs, func(a, b error) int { return cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 	return rep, errors.Join(errs...)
+}
+
+// checkLogs checks the logs of the paths that are spools.
+func (r *Report) checkLogs(ctx context.Context, paths []string, chunks map[string]map[string]inLog, key *sign.PublicKey) error {
+	var errs []error
+	before := len(r.Findings)
+	spools := 0
+	for _, p := range paths {
+		if st, err := os.Stat(p); err != nil || !st.IsDir() || slices.ContainsFunc(paths[:slices.Index(paths, p)], func(q string) bool { return q == p }) {
+			continue
+		}
+		spools++
+		logs, found, err := checkLogs(ctx, p, chunks[filepath.Clean(p)], key)
+		r.Logs = append(r.Logs, logs...)
+		r.Findings = append(r.Findings, found...)
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	switch {
+	case spools == 0:
+	case len(r.Findings) > before:
+		r.Log = LogUnsound
+	case len(r.Logs) == 0:
+		r.Log = LogNone
+	default:
+		r.Log = LogSound
+	}
+	return errors.Join(errs...)
 }
 
 type result struct {
@@ -172,13 +237,22 @@ func checkFile(f file, key *sign.PublicKey, opts Options, part *fold, buf *[]byt
 	case errors.Is(err, errVanished):
 		return result{}, nil
 	case errors.Is(err, errNotChunk):
-		return result{looked: true, findings: []Finding{{File: f.path, Reason: err.Error()}}}, nil
+		return result{looked: true, findings: []Finding{{Kind: Malformed, File: f.path, Reason: err.Error()}}}, nil
 	case err != nil:
 		return result{}, fmt.Errorf("%w: %w", ErrLook, err)
 	}
 	c, findings := Bytes(f.path, data, key)
 	if c != nil {
 		findings = append(findings, f.named(c)...)
+	}
+	if f.rel != "" && len(findings) == 0 {
+		spool := filepath.Clean(f.spool)
+		if part.inLog[spool] == nil {
+			part.inLog[spool] = map[string]inLog{}
+		}
+		if p := inLogOf(c); p.log != "" {
+			part.inLog[spool][strings.Clone(c.Header.Chunk)] = p
+		}
 	}
 	if f.rel != "" {
 		part.spools[strings.TrimSuffix(filepath.Base(f.rel), ".ndjson")] = true

@@ -516,7 +516,7 @@ func TestRows(t *testing.T) {
 	if err := rep.WriteTable(&out); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"CONTAINER", "notArmed: symbolNotFound", ">=9007199254740993", "log: not checked", "sound: 3 sound chunks of 3 files", "0 findings", "sequence 9 to 9"} {
+	for _, want := range []string{"CONTAINER", "notArmed: symbolNotFound", ">=9007199254740993", "log: none", "sound: 3 sound chunks of 3 files", "0 findings", "sequence 9 to 9"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the table has no %q:\n%s", want, out.String())
 		}

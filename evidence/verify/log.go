@@ -1,0 +1,294 @@
+package verify
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"probity/evidence"
+	"probity/evidence/sign"
+	"probity/evidence/tlog"
+)
+
+// Where a spool keeps its logs (evidence/spool).
+const (
+	logDir     = "log"
+	retiredDir = "retired"
+	tmpDir     = "tmp"
+)
+
+// What Report.Log says.
+const (
+	LogNotChecked = "not checked"
+	LogSound      = "sound"
+	LogUnsound    = "NOT SOUND"
+	LogNone       = "none"
+)
+
+// LogReport is what one log in a spool says.
+type LogReport struct {
+	Origin     string `json:"origin"`
+	Leaves     uint64 `json:"leaves"`
+	Root       string `json:"root"`
+	Chunks     int    `json:"chunks"`     // with a leaf
+	Removed    int    `json:"removed"`    // by the node itself, which says so
+	Epochs     int    `json:"epochs"`     // of an agent's life, or of a checkpoint key
+	Heartbeats int    `json:"heartbeats"` // that stand over the coverage lines that are here
+	Unchecked  int    `json:"unchecked"`  // heartbeats over chunks that are not here any more
+	// Last is the time of the last leaf: the log says nothing of what came later.
+	Last evidence.Time `json:"last,omitzero"`
+	// Unclean lists when agents began after one that had not ended in order.
+	Unclean []evidence.Time `json:"unclean,omitempty"`
+	// Begins is why the log began, where it is not the node's first.
+	Begins string            `json:"begins,omitempty"`
+	After  *evidence.LogTree `json:"after,omitempty"`
+	Closed bool              `json:"closed"` // the last agent stopped in order
+}
+
+// inLog is what is remembered of a sound chunk for its log.
+type inLog struct {
+	file    string
+	log     string
+	leaf    uint64
+	digest  string
+	changes []tlog.Change
+}
+
+// inLogOf takes what the log says about a chunk, without keeping the chunk.
+func inLogOf(c *Chunk) inLog {
+	sum := sha256.New()
+	sum.Write(c.Body)
+	sum.Write(c.Envelope)
+	sum.Write([]byte{'\n'})
+	p := inLog{file: c.File, log: strings.Clone(c.Header.Log), digest: "sha256:" + hex.EncodeToString(sum.Sum(nil))}
+	if c.Header.Leaf != nil {
+		p.leaf = uint64(*c.Header.Leaf)
+	}
+	rest := c.Body
+	for _, l := range append([]evidence.Line{nil}, c.Lines...) { // the header first
+		end := slices.Index(rest, '\n')
+		line := rest[:end]
+		rest = rest[end+1:]
+		if l == nil {
+			continue
+		}
+		if ch := tlog.ChangeOf(l, line); ch.RunID != "" {
+			ch.RunID = strings.Clone(ch.RunID)
+			p.changes = append(p.changes, ch)
+		}
+	}
+	return p
+}
+
+// checkLogs checks the logs of a spool, and its chunks against them. It runs after
+// the chunks were read: a chunk is visible only once its log is.
+func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *sign.PublicKey) (out []LogReport, found []Finding, err error) {
+	root, err := os.OpenRoot(spool)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrLook, err)
+	}
+	defer root.Close()
+	fsys := root.FS()
+	dirs := []string{logDir}
+	old, err := fs.ReadDir(fsys, retiredDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fmt.Errorf("%w: %w", ErrLook, err)
+	}
+	for _, e := range old {
+		dirs = append(dirs, path.Join(retiredDir, e.Name()))
+	}
+	origins := map[string]bool{}
+	for _, dir := range dirs {
+		c := logCheck{spool: spool, dir: dir, fsys: fsys, chunks: chunks, key: key}
+		rep, err := c.check(ctx)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && dir == logDir:
+			continue // said below of each chunk that names a log
+		case ctx.Err() != nil:
+			return out, found, fmt.Errorf("%w: %w", ErrLook, ctx.Err())
+		case err != nil && dir != logDir && rep.Origin == "":
+			// The node itself put it aside because it could not be gone on with.
+			found = append(found, Finding{Kind: LogDamaged, File: filepath.Join(spool, dir), Reason: fmt.Sprintf("a log that was put aside: %v", err)})
+			continue
+		case err != nil:
+			found = append(found, Finding{Kind: kindOf(err), File: filepath.Join(spool, dir), Reason: err.Error()})
+		}
+		found = append(found, c.found...)
+		if rep.Origin != "" {
+			origins[rep.Origin] = true
+			out = append(out, rep)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(chunks)) {
+		if p := chunks[name]; p.log != "" && !origins[p.log] {
+			found = append(found, Finding{Kind: LogMissing, File: p.file, Line: 1, Reason: fmt.Sprintf("it names the log %s, which is not here", p.log)})
+		}
+	}
+	return out, found, nil
+}
+
+// kindOf names what is wrong with a log.
+func kindOf(err error) Kind {
+	if errors.Is(err, errLogKey) {
+		return KeyUnknown
+	}
+	return LogDamaged
+}
+
+var errLogKey = errors.New("opened with another key")
+
+type logCheck struct {
+	spool, dir string
+	fsys       fs.FS
+	chunks     map[string]inLog
+	key        *sign.PublicKey
+	found      []Finding
+
+	rep   LogReport
+	live  tlog.Live
+	blank bool // a chunk of this epoch is not here: its lines are not known
+	tomb  map[string]bool
+	leafs map[string]*evidence.ChunkLeaf
+}
+
+func (c *logCheck) say(k Kind, file string, format string, args ...any) {
+	c.found = append(c.found, Finding{Kind: k, File: file, Reason: fmt.Sprintf(format, args...)})
+}
+
+// check returns a report with an origin if the log is what its checkpoint says.
+func (c *logCheck) check(ctx context.Context) (LogReport, error) {
+	sub, err := fs.Sub(c.fsys, c.dir)
+	if err != nil {
+		return LogReport{}, err
+	}
+	r := tlog.NewReader(sub)
+	note, err := r.Checkpoint()
+	if err != nil {
+		return LogReport{}, err
+	}
+	text, _, _ := strings.Cut(string(note), "\n\n")
+	tree, err := tlog.ParseText(text + "\n")
+	if err != nil {
+		return LogReport{}, err
+	}
+	c.tomb, c.leafs = map[string]bool{}, map[string]*evidence.ChunkLeaf{}
+	// Two passes: what the first proves, the second looks at.
+	e := tlog.Epochs{Origin: tree.Origin, NodeKey: c.nodeKey}
+	if err := r.Scan(ctx, tree, func(i uint64, entry []byte) error {
+		l, err := e.See(i, entry)
+		if t, ok := l.(*evidence.TombstoneLeaf); ok {
+			c.tomb[t.Chunk] = true
+		}
+		return err
+	}); err != nil {
+		return LogReport{}, err
+	}
+	key, _ := e.KeyAt(tree.Size)
+	if _, err := tlog.OpenCheckpoint(note, []string{key}, nil); err != nil {
+		return LogReport{}, err
+	}
+	c.rep = LogReport{
+		Origin: tree.Origin, Leaves: tree.Size, Root: tree.Root.String(), Epochs: len(e.All()), Closed: e.Closed(), Removed: len(c.tomb),
+	}
+	if err := r.Scan(ctx, tree, func(i uint64, entry []byte) error {
+		l, err := evidence.DecodeLeaf(string(entry))
+		if err != nil {
+			return err
+		}
+		_, c.rep.Last = evidence.PlaceOf(l)
+		c.see(l)
+		return nil
+	}); err != nil {
+		return LogReport{}, err // it changed between the two
+	}
+	for name, p := range c.chunks {
+		if p.log == tree.Origin && c.leafs[name] == nil {
+			c.say(NotInLog, p.file, "it says that it is leaf %d of %s, and is not in that log", p.leaf, p.log)
+		}
+	}
+	return c.rep, nil
+}
+
+func (c *logCheck) nodeKey(l *evidence.EpochLeaf, public, unsigned, sig []byte) error {
+	if l.KeyID != c.key.KeyID() || string(public) != string(c.key.DER()) {
+		return fmt.Errorf("%w: %.64s, not %s", errLogKey, l.KeyID, c.key.KeyID())
+	}
+	return c.key.Verify(evidence.EpochType, unsigned, sig)
+}
+
+func (c *logCheck) see(l evidence.Leaf) {
+	switch l := l.(type) {
+	case *evidence.EpochLeaf:
+		switch l.Start {
+		case evidence.StartRotation:
+			return
+		case evidence.StartUnclean:
+			c.rep.Unclean = append(c.rep.Unclean, l.At)
+		case evidence.StartFirst:
+			c.rep.Begins, c.rep.After = l.Reason, l.After
+		}
+		c.live.Restart()
+		c.blank = false
+	case *evidence.ChunkLeaf:
+		c.chunk(l)
+	case *evidence.HeartbeatLeaf:
+		if c.blank {
+			c.rep.Unchecked++
+			return
+		}
+		if n, root := c.live.Root(); uint64(l.Runs) != n || l.Root != root.String() {
+			c.say(Heartbeat, filepath.Join(c.spool, c.dir), "leaf %d, the heartbeat of %s, stands over %d live runs with root %s; the chunks give %d runs with root %s", l.Index, l.At, l.Runs, l.Root, n, root)
+			return
+		}
+		c.rep.Heartbeats++
+	}
+}
+
+// chunk compares a leaf with the chunk of its name.
+func (c *logCheck) chunk(l *evidence.ChunkLeaf) {
+	c.rep.Chunks++
+	if c.leafs[l.Chunk] != nil {
+		c.say(Duplicated, filepath.Join(c.spool, c.dir), "leaf %d is chunk %s, and so is leaf %d", l.Index, l.Chunk, c.leafs[l.Chunk].Index)
+		return
+	}
+	c.leafs[l.Chunk] = l
+	p, here := c.chunks[l.Chunk]
+	if !here {
+		c.blank = true
+		if !c.tomb[l.Chunk] && !c.anywhere(l.Chunk) {
+			c.say(Removed, filepath.Join(c.spool, readyDir, filepath.FromSlash(evidence.ChunkPath(l.Chunk))), "leaf %d of %s, of %s, and it is not here: somebody removed it", l.Index, c.rep.Origin, l.At)
+		}
+		return
+	}
+	switch {
+	case p.log != c.rep.Origin:
+		c.say(NotInLog, p.file, "it is leaf %d of %s, and says that it is in the log %q", l.Index, c.rep.Origin, p.log)
+	case p.leaf != uint64(l.Index):
+		c.say(Reordered, p.file, "it is leaf %d of %s, and says that it is leaf %d", l.Index, c.rep.Origin, p.leaf)
+	case p.digest != l.Digest:
+		c.say(Modified, p.file, "its bytes have the digest %s, leaf %d of %s says %s", p.digest, l.Index, c.rep.Origin, l.Digest)
+	}
+	for _, ch := range p.changes {
+		c.live.Apply(ch)
+	}
+}
+
+// anywhere reports whether a chunk that was not looked at is there: it came after
+// the chunks were listed, is on its way, or was found to be unsound.
+func (c *logCheck) anywhere(name string) bool {
+	for _, p := range []string{path.Join(readyDir, evidence.ChunkPath(name)), path.Join(tmpDir, name+".ndjson"), path.Join(readyDir, evidence.ChunkPath(name))} {
+		if _, err := fs.Stat(c.fsys, p); err == nil {
+			return true
+		}
+	}
+	return false
+}
