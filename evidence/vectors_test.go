@@ -54,12 +54,17 @@ func testSigner(t testing.TB) *sign.Signer {
 }
 
 func (v vector) header(keyID string) evidence.Header {
-	return evidence.Header{
+	h := evidence.Header{
 		Kind: evidence.KindHeader, Format: v.format,
 		Chunk: evidence.ChunkName(v.seq, vectorInstance), Node: "node-a.example", BootID: "5b1a7f9e-3c0d-4e2a-9b8c-7d6e5f4a3b2c", Seq: evidence.Uint64(v.seq), KeyID: keyID,
 		Clock: evidence.Clock{BootNs: 3_600_000_000_000, Wall: evidence.TimeOf(time.Date(2026, 2, 28, 23, 59, 59, 123456789, time.UTC))},
 		Agent: "probity 0.1.0",
 	}
+	if v.format != evidence.Format1 {
+		leaf := evidence.Uint64(5)
+		h.Log, h.Leaf = evidence.Origin(h.Node, vectorInstance), &leaf
+	}
+	return h
 }
 
 // vectorLines has a line of every kind, every state, and every member of version

@@ -9,16 +9,22 @@ import (
 	"github.com/spf13/cobra"
 
 	"probity/evidence/sign"
+	"probity/evidence/tlog"
 	"probity/evidence/verify"
 )
 
 func (c *cli) verify() *cobra.Command {
 	var keyFile, bundles string
+	var checkpoints []string
 	cmd := &cobra.Command{
 		Use: "verify SPOOL|FILE... --key FILE", Short: "Verify evidence and say what it says",
 		Long: `Verify recomputes every digest and signature, offline, and prints one row per
-site of each container. It exits with 0 if all is sound, with 1 if anything is
-wrong with a file that it could read, and with 3 if it could not look.`,
+site of each container. Of a spool it checks the node's log too: that nothing in
+it was changed, exchanged or removed. That the newest part of a log was cut off
+shows only against a checkpoint of it that somebody kept: see --checkpoint.
+
+It exits with 0 if all is sound, with 1 if anything is wrong with a file that it
+could read, and with 3 if it could not look.`,
 		Args: files("spool or chunk file"),
 		RunE: func(cmd *cobra.Command, paths []string) error {
 			if keyFile == "" {
@@ -37,7 +43,15 @@ wrong with a file that it could read, and with 3 if it could not look.`,
 					return blind(fmt.Errorf("make the bundles' directory: %w", err))
 				}
 			}
-			rep, err := verify.Path(cmd.Context(), paths, key, verify.Options{Bundles: bundles})
+			opts := verify.Options{Bundles: bundles}
+			for _, name := range checkpoints {
+				b, err := readCheckpoint(name)
+				if err != nil {
+					return blind(fmt.Errorf("read the checkpoint: %w", err))
+				}
+				opts.Checkpoints = append(opts.Checkpoints, b)
+			}
+			rep, err := verify.Path(cmd.Context(), paths, key, opts)
 			if perr := c.print(rep, func(w io.Writer) error { return rep.WriteTable(w) }); perr != nil {
 				return blind(perr)
 			}
@@ -48,6 +62,24 @@ wrong with a file that it could read, and with 3 if it could not look.`,
 		},
 	}
 	cmd.Flags().StringVar(&keyFile, "key", "", "the node's public key, PEM `file` (required)")
+	cmd.Flags().StringArrayVar(&checkpoints, "checkpoint", nil, "a checkpoint of the node's log that somebody kept (SPOOL/log/checkpoint as it was then): the log must have grown out of it; may be given more than once")
 	cmd.Flags().StringVar(&bundles, "bundles", "", "write NAME.sigstore.json and NAME.blob of each sound chunk to this `directory`")
 	return cmd
+}
+
+// readCheckpoint reads a signed note, which is small.
+func readCheckpoint(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, tlog.MaxCheckpointBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > tlog.MaxCheckpointBytes {
+		return nil, fmt.Errorf("%s: more than %d bytes", name, tlog.MaxCheckpointBytes)
+	}
+	return b, nil
 }

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -75,7 +76,7 @@ func inLogOf(c *Chunk) inLog {
 	}
 	rest := c.Body
 	for _, l := range append([]evidence.Line{nil}, c.Lines...) { // the header first
-		end := slices.Index(rest, '\n')
+		end := bytes.IndexByte(rest, '\n')
 		line := rest[:end]
 		rest = rest[end+1:]
 		if l == nil {
@@ -91,7 +92,7 @@ func inLogOf(c *Chunk) inLog {
 
 // checkLogs checks the logs of a spool, and its chunks against them. It runs after
 // the chunks were read: a chunk is visible only once its log is.
-func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *sign.PublicKey) (out []LogReport, found []Finding, err error) {
+func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *sign.PublicKey, kept [][]byte) (out []LogReport, found []Finding, err error) {
 	root, err := os.OpenRoot(spool)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrLook, err)
@@ -108,10 +109,10 @@ func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *
 	}
 	origins := map[string]bool{}
 	for _, dir := range dirs {
-		c := logCheck{spool: spool, dir: dir, fsys: fsys, chunks: chunks, key: key}
+		c := logCheck{spool: spool, dir: dir, fsys: fsys, chunks: chunks, key: key, kept: kept}
 		rep, err := c.check(ctx)
 		switch {
-		case errors.Is(err, fs.ErrNotExist) && dir == logDir:
+		case errors.Is(err, errNoLog) && dir == logDir:
 			continue // said below of each chunk that names a log
 		case ctx.Err() != nil:
 			return out, found, fmt.Errorf("%w: %w", ErrLook, ctx.Err())
@@ -144,13 +145,17 @@ func kindOf(err error) Kind {
 	return LogDamaged
 }
 
-var errLogKey = errors.New("opened with another key")
+var (
+	errLogKey = errors.New("opened with another key")
+	errNoLog  = errors.New("no checkpoint")
+)
 
 type logCheck struct {
 	spool, dir string
 	fsys       fs.FS
 	chunks     map[string]inLog
 	key        *sign.PublicKey
+	kept       [][]byte // checkpoints that somebody kept
 	found      []Finding
 
 	rep   LogReport
@@ -172,6 +177,9 @@ func (c *logCheck) check(ctx context.Context) (LogReport, error) {
 	}
 	r := tlog.NewReader(sub)
 	note, err := r.Checkpoint()
+	if errors.Is(err, fs.ErrNotExist) {
+		err = errors.Join(errNoLog, err)
+	}
 	if err != nil {
 		return LogReport{}, err
 	}
@@ -210,12 +218,51 @@ func (c *logCheck) check(ctx context.Context) (LogReport, error) {
 	}); err != nil {
 		return LogReport{}, err // it changed between the two
 	}
+	if err := c.grown(r, tree, &e); err != nil {
+		return LogReport{}, err
+	}
 	for name, p := range c.chunks {
-		if p.log == tree.Origin && c.leafs[name] == nil {
+		_, instance, _ := evidence.ParseChunkName(name)
+		switch {
+		case c.leafs[name] != nil:
+		case p.log == tree.Origin:
 			c.say(NotInLog, p.file, "it says that it is leaf %d of %s, and is not in that log", p.leaf, p.log)
+		case p.log == "" && strings.HasSuffix(tree.Origin, "/"+instance):
+			c.say(NotInLog, p.file, "it names no log, and is not in %s, which is its instance's", tree.Origin)
 		}
 	}
 	return c.rep, nil
+}
+
+// grown compares a log with the checkpoints of it that somebody kept.
+func (c *logCheck) grown(r *tlog.Reader, tree tlog.Tree, e *tlog.Epochs) error {
+	dir := filepath.Join(c.spool, c.dir)
+	var keys []string
+	for _, l := range e.All() {
+		keys = append(keys, l.CheckpointKey)
+	}
+	for _, note := range c.kept {
+		if tlog.OriginOf(note) != tree.Origin {
+			continue
+		}
+		was, err := tlog.OpenCheckpoint(note, keys, nil)
+		if err != nil {
+			c.say(RolledBack, dir, "a checkpoint that was kept is not signed by a key that this log has: %v", err)
+			continue
+		}
+		if was.Size > tree.Size {
+			c.say(RolledBack, dir, "it has %d leaves, and a checkpoint that was kept is over %d", tree.Size, was.Size)
+			continue
+		}
+		at, err := r.At(tree, was.Size)
+		if err != nil {
+			return err
+		}
+		if at != was.Tree {
+			c.say(RolledBack, dir, "its first %d leaves have the root %s, and a checkpoint that was kept says %s: it has another history", was.Size, at.Root, was.Root)
+		}
+	}
+	return nil
 }
 
 func (c *logCheck) nodeKey(l *evidence.EpochLeaf, public, unsigned, sig []byte) error {

@@ -154,7 +154,7 @@ type fold struct {
 	gaps   map[string]*latestGap
 	runIDs map[string]bool
 	texts  map[string]string           // one copy of every text that is kept
-	inLog  map[string]map[string]inLog // of a spool: chunks that name a log
+	inLog  map[string]map[string]inLog // of a spool: its sound chunks
 }
 
 func newFold() *fold {

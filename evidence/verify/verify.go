@@ -32,6 +32,7 @@ import (
 	"sync"
 
 	"probity/evidence/sign"
+	"probity/evidence/tlog"
 )
 
 // Options of Path. The zero value checks and writes nothing.
@@ -39,6 +40,10 @@ type Options struct {
 	// Bundles, if set, is a directory that gets NAME.sigstore.json and
 	// NAME.blob of every sound chunk.
 	Bundles string
+	// Checkpoints are checkpoints of logs that somebody kept: a shipper, a
+	// witness, an earlier verification. What a log in a spool says must have grown
+	// out of them. One of a log that is in no spool is a finding.
+	Checkpoints [][]byte
 	// Workers is how many chunks are checked at once; GOMAXPROCS if 0.
 	Workers int
 }
@@ -57,6 +62,7 @@ const (
 	Misplaced   Kind = "misplaced"   // under a name that is not its own
 	Duplicated  Kind = "duplicated"  // the same chunk twice
 	Reordered   Kind = "reordered"   // not at the place of the log that it names
+	RolledBack  Kind = "rolledBack"  // not the log that somebody has seen: shorter, or with another history
 	Removed     Kind = "removed"     // in the log, not here, and the node does not say that it removed it
 	NotInLog    Kind = "notInLog"    // not in the log that it names
 	LogMissing  Kind = "logMissing"  // the log that a chunk names is not here
@@ -65,7 +71,7 @@ const (
 )
 
 // Kinds lists them all.
-var Kinds = []Kind{Malformed, Truncated, NewerFormat, KeyUnknown, Forged, Modified, Misplaced, Duplicated, Reordered, Removed, NotInLog, LogMissing, LogDamaged, Heartbeat}
+var Kinds = []Kind{Malformed, Truncated, NewerFormat, KeyUnknown, Forged, Modified, Misplaced, Duplicated, Reordered, RolledBack, Removed, NotInLog, LogMissing, LogDamaged, Heartbeat}
 
 // Finding is one thing that is wrong.
 type Finding struct {
@@ -184,7 +190,7 @@ func Path(ctx context.Context, paths []string, key *sign.PublicKey, opts Options
 		errs = append(errs, fmt.Errorf("%w: %d chunks, all removed while we looked", ErrLook, len(files)))
 	}
 	rep.Findings = append(rep.Findings, all.repeated()...)
-	if err := rep.checkLogs(ctx, paths, all.inLog, key); err != nil {
+	if err := rep.checkLogs(ctx, paths, all.inLog, key, opts); err != nil {
 		errs = append(errs, err)
 	}
 	all.fill(&rep)
@@ -196,7 +202,7 @@ func Path(ctx context.Context, paths []string, key *sign.PublicKey, opts Options
 }
 
 // checkLogs checks the logs of the paths that are spools.
-func (r *Report) checkLogs(ctx context.Context, paths []string, chunks map[string]map[string]inLog, key *sign.PublicKey) error {
+func (r *Report) checkLogs(ctx context.Context, paths []string, chunks map[string]map[string]inLog, key *sign.PublicKey, opts Options) error {
 	var errs []error
 	before := len(r.Findings)
 	spools := 0
@@ -205,15 +211,21 @@ func (r *Report) checkLogs(ctx context.Context, paths []string, chunks map[strin
 			continue
 		}
 		spools++
-		logs, found, err := checkLogs(ctx, p, chunks[filepath.Clean(p)], key)
+		logs, found, err := checkLogs(ctx, p, chunks[filepath.Clean(p)], key, opts.Checkpoints)
 		r.Logs = append(r.Logs, logs...)
 		r.Findings = append(r.Findings, found...)
 		if err != nil {
 			errs = append(errs, err)
 		}
 	}
+	for i, kept := range opts.Checkpoints {
+		origin := tlog.OriginOf(kept)
+		if !slices.ContainsFunc(r.Logs, func(l LogReport) bool { return l.Origin == origin }) {
+			r.Findings = append(r.Findings, Finding{Kind: LogMissing, File: fmt.Sprintf("checkpoint %d", i+1), Reason: fmt.Sprintf("the log %.200q is in none of the spools", origin)})
+		}
+	}
 	switch {
-	case spools == 0:
+	case spools == 0 && len(opts.Checkpoints) == 0:
 	case len(r.Findings) > before:
 		r.Log = LogUnsound
 	case len(r.Logs) == 0:
@@ -250,9 +262,7 @@ func checkFile(f file, key *sign.PublicKey, opts Options, part *fold, buf *[]byt
 		if part.inLog[spool] == nil {
 			part.inLog[spool] = map[string]inLog{}
 		}
-		if p := inLogOf(c); p.log != "" {
-			part.inLog[spool][strings.Clone(c.Header.Chunk)] = p
-		}
+		part.inLog[spool][strings.Clone(c.Header.Chunk)] = inLogOf(c)
 	}
 	if f.rel != "" {
 		part.spools[strings.TrimSuffix(filepath.Base(f.rel), ".ndjson")] = true
