@@ -49,7 +49,11 @@ could read, and with 3 if it could not look.`,
 				if err != nil {
 					return blind(fmt.Errorf("read the checkpoint: %w", err))
 				}
-				opts.Checkpoints = append(opts.Checkpoints, b)
+				kept, err := verify.ParseKept(name, b)
+				if err != nil {
+					return blind(fmt.Errorf("read the checkpoint %s: %w", name, err))
+				}
+				opts.Kept = append(opts.Kept, kept)
 			}
 			rep, err := verify.Path(cmd.Context(), paths, key, opts)
 			if perr := c.print(rep, func(w io.Writer) error { return rep.WriteTable(w) }); perr != nil {
@@ -62,7 +66,7 @@ could read, and with 3 if it could not look.`,
 		},
 	}
 	cmd.Flags().StringVar(&keyFile, "key", "", "the node's public key, PEM `file` (required)")
-	cmd.Flags().StringArrayVar(&checkpoints, "checkpoint", nil, "a checkpoint of the node's log that somebody kept (SPOOL/log/checkpoint as it was then): the log must have grown out of it; may be given more than once")
+	cmd.Flags().StringArrayVar(&checkpoints, "checkpoint", nil, "a checkpoint of the node's log (SPOOL/log/checkpoint as it was then) or an acknowledgement, which somebody kept: the log must have grown out of it. May be given more than once")
 	cmd.Flags().StringVar(&bundles, "bundles", "", "write NAME.sigstore.json and NAME.blob of each sound chunk to this `directory`")
 	return cmd
 }

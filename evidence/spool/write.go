@@ -225,8 +225,12 @@ func digestOf(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return digest(b), nil
+}
+
+func digest(b []byte) string {
 	sum := sha256.Sum256(b)
-	return "sha256:" + hex.EncodeToString(sum[:]), nil
+	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
 func writeFile(path string, mode os.FileMode, parts ...[]byte) error {

@@ -446,6 +446,27 @@ func attacks() []attack {
 			n.life(t, 1, 2, 3)
 		}, k(verify.LogMissing), true},
 
+		{"roll back", "the spool without what a consumer acknowledged", func(t *testing.T, n *theNode) {
+			r, err := spool.NewReader(n.dir, "shipper")
+			must(t, err)
+			items, err := r.Pending(t.Context())
+			must(t, err)
+			_, err = r.Ack(t.Context(), items[len(items)-1])
+			must(t, err)
+			must(t, os.CopyFS(filepath.Join(n.old, "ack"), os.DirFS(filepath.Join(n.dir, "ack"))))
+			must(t, os.RemoveAll(n.dir))
+			must(t, os.CopyFS(n.dir, os.DirFS(n.old)))
+		}, k(verify.RolledBack), false},
+		{"roll back", "an acknowledgement of another history", func(t *testing.T, n *theNode) {
+			must(t, os.MkdirAll(filepath.Join(n.dir, "ack"), 0o755))
+			a := fmt.Sprintf(`{"consumer":"shipper","origin":%q,"size":"3","root":%q,"at":"2026-01-02T03:04:05.000000000Z"}`, tlog.OriginOf(n.last), tlog.Empty)
+			must(t, os.WriteFile(filepath.Join(n.dir, "ack", "shipper.json"), []byte(a), 0o600))
+		}, k(verify.RolledBack), false},
+		{"roll back", "an acknowledgement that is none", func(t *testing.T, n *theNode) {
+			must(t, os.MkdirAll(filepath.Join(n.dir, "ack"), 0o755))
+			must(t, os.WriteFile(filepath.Join(n.dir, "ack", "shipper.json"), []byte("{}"), 0o600))
+		}, k(verify.Malformed), false},
+
 		{"log", "an entry changed", func(t *testing.T, n *theNode) {
 			n.spoilEntries(t, func(b []byte) []byte { return replaced(t, b, `"leaf":"chunk"`, `"leaf":"chunX"`) })
 		}, k(verify.LogDamaged, verify.LogMissing), false},
@@ -569,7 +590,11 @@ func TestAttacks(t *testing.T) {
 			n := base.copied(t)
 			var opts verify.Options
 			if a.anchored {
-				opts.Checkpoints = [][]byte{n.kept, n.last}
+				for _, b := range [][]byte{n.kept, n.last} {
+					k, err := verify.ParseKept("kept", b)
+					must(t, err)
+					opts.Kept = append(opts.Kept, k)
+				}
 			}
 			if rep, err := verify.Path(t.Context(), []string{n.dir}, n.signer.Public(), opts); err != nil || !rep.Sound() || rep.Log != verify.LogSound || rep.Chunks != 9 {
 				t.Fatalf("before: %v, %v", rep.Findings, err)

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -25,6 +26,7 @@ const (
 	logDir     = "log"
 	retiredDir = "retired"
 	tmpDir     = "tmp"
+	ackDir     = "ack"
 )
 
 // What Report.Log says.
@@ -53,6 +55,8 @@ type LogReport struct {
 	Begins string            `json:"begins,omitempty"`
 	After  *evidence.LogTree `json:"after,omitempty"`
 	Closed bool              `json:"closed"` // the last agent stopped in order
+	// Acknowledged is what consumers say that they have carried away.
+	Acknowledged []evidence.Ack `json:"acknowledged,omitempty"`
 }
 
 // inLog is what is remembered of a sound chunk for its log.
@@ -92,7 +96,7 @@ func inLogOf(c *Chunk) inLog {
 
 // checkLogs checks the logs of a spool, and its chunks against them. It runs after
 // the chunks were read: a chunk is visible only once its log is.
-func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *sign.PublicKey, kept [][]byte) (out []LogReport, found []Finding, err error) {
+func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *sign.PublicKey, kept []Kept) (out []LogReport, found []Finding, err error) {
 	root, err := os.OpenRoot(spool)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrLook, err)
@@ -107,9 +111,16 @@ func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *
 	for _, e := range old {
 		dirs = append(dirs, path.Join(retiredDir, e.Name()))
 	}
+	acks, bad, err := readAcks(fsys)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrLook, err)
+	}
+	for name, err := range bad {
+		found = append(found, Finding{Kind: Malformed, File: filepath.Join(spool, ackDir, name), Reason: err.Error()})
+	}
 	origins := map[string]bool{}
 	for _, dir := range dirs {
-		c := logCheck{spool: spool, dir: dir, fsys: fsys, chunks: chunks, key: key, kept: kept}
+		c := logCheck{spool: spool, dir: dir, fsys: fsys, chunks: chunks, key: key, kept: kept, acks: acks}
 		rep, err := c.check(ctx)
 		switch {
 		case errors.Is(err, errNoLog) && dir == logDir:
@@ -155,7 +166,8 @@ type logCheck struct {
 	fsys       fs.FS
 	chunks     map[string]inLog
 	key        *sign.PublicKey
-	kept       [][]byte // checkpoints that somebody kept
+	kept       []Kept         // what somebody kept
+	acks       []evidence.Ack // what consumers say that they saw
 	found      []Finding
 
 	rep   LogReport
@@ -234,35 +246,140 @@ func (c *logCheck) check(ctx context.Context) (LogReport, error) {
 	return c.rep, nil
 }
 
-// grown compares a log with the checkpoints of it that somebody kept.
+// grown compares a log with the checkpoints and acknowledgements of it that
+// somebody kept.
 func (c *logCheck) grown(r *tlog.Reader, tree tlog.Tree, e *tlog.Epochs) error {
-	dir := filepath.Join(c.spool, c.dir)
 	var keys []string
 	for _, l := range e.All() {
 		keys = append(keys, l.CheckpointKey)
 	}
-	for _, note := range c.kept {
-		if tlog.OriginOf(note) != tree.Origin {
+	for _, k := range c.kept {
+		if k.Origin != tree.Origin {
 			continue
 		}
-		was, err := tlog.OpenCheckpoint(note, keys, nil)
-		if err != nil {
-			c.say(RolledBack, dir, "a checkpoint that was kept is not signed by a key that this log has: %v", err)
+		was := tlog.Tree{}
+		if k.ack != nil {
+			var err error
+			if was, err = tlog.TreeOf(k.ack.LogTree()); err != nil {
+				return err
+			}
+		} else {
+			signed, err := tlog.OpenCheckpoint(k.note, keys, nil)
+			if err != nil {
+				c.say(RolledBack, filepath.Join(c.spool, c.dir), "%s is not signed by a key that this log has: %v", k.Name, err)
+				continue
+			}
+			was = signed.Tree
+		}
+		if err := c.grownFrom(r, tree, was, k.Name); err != nil {
+			return err
+		}
+	}
+	for _, a := range c.acks {
+		if a.Origin != tree.Origin {
 			continue
 		}
-		if was.Size > tree.Size {
-			c.say(RolledBack, dir, "it has %d leaves, and a checkpoint that was kept is over %d", tree.Size, was.Size)
-			continue
-		}
-		at, err := r.At(tree, was.Size)
+		was, err := tlog.TreeOf(a.LogTree())
 		if err != nil {
 			return err
 		}
-		if at != was.Tree {
-			c.say(RolledBack, dir, "its first %d leaves have the root %s, and a checkpoint that was kept says %s: it has another history", was.Size, at.Root, was.Root)
+		if err := c.grownFrom(r, tree, was, "the acknowledgement of "+a.Consumer); err != nil {
+			return err
 		}
+		c.rep.Acknowledged = append(c.rep.Acknowledged, a)
 	}
 	return nil
+}
+
+func (c *logCheck) grownFrom(r *tlog.Reader, tree, was tlog.Tree, whose string) error {
+	dir := filepath.Join(c.spool, c.dir)
+	if was.Size > tree.Size {
+		c.say(RolledBack, dir, "it has %d leaves, and %s is over %d", tree.Size, whose, was.Size)
+		return nil
+	}
+	at, err := r.At(tree, was.Size)
+	if err != nil {
+		return err
+	}
+	if at != was {
+		c.say(RolledBack, dir, "its first %d leaves have the root %s, and %s says %s: it has another history", was.Size, at.Root, whose, was.Root)
+	}
+	return nil
+}
+
+// Kept is a state of a log that somebody kept where the node cannot change it: a
+// signed checkpoint, or a consumer's acknowledgement.
+type Kept struct {
+	Name   string // for findings
+	Origin string
+	note   []byte
+	ack    *evidence.Ack
+}
+
+// ParseKept reads either.
+func ParseKept(name string, b []byte) (Kept, error) {
+	k := Kept{Name: name, note: b}
+	if bytes.HasPrefix(bytes.TrimSpace(b), []byte("{")) {
+		a, err := evidence.ParseAck(b)
+		k.ack, k.Origin = &a, a.Origin
+		return k, err
+	}
+	k.Origin = tlog.OriginOf(b)
+	text, _, ok := strings.Cut(string(b), "\n\n")
+	if !ok || len(b) > tlog.MaxCheckpointBytes {
+		return k, errors.New("neither a checkpoint nor an acknowledgement")
+	}
+	_, err := tlog.ParseText(text + "\n")
+	return k, err
+}
+
+// readAcks reads what consumers left beside the log. What is none is returned by
+// its name.
+func readAcks(fsys fs.FS) (acks []evidence.Ack, bad map[string]error, err error) {
+	names, err := fs.ReadDir(fsys, ackDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	bad = map[string]error{}
+	for _, n := range names {
+		consumer, ok := strings.CutSuffix(n.Name(), ".json")
+		if !ok || strings.HasPrefix(consumer, ".") {
+			continue // on its way
+		}
+		if !n.Type().IsRegular() {
+			bad[n.Name()] = fmt.Errorf("not a regular file (%v)", n.Type())
+			continue
+		}
+		b, err := readSmall(fsys, path.Join(ackDir, n.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		var a evidence.Ack
+		if err == nil {
+			a, err = evidence.ParseAck(b)
+		}
+		if err == nil && a.Consumer != consumer {
+			err = fmt.Errorf("it is the acknowledgement of %s", a.Consumer)
+		}
+		if err != nil {
+			bad[n.Name()] = err
+			continue
+		}
+		acks = append(acks, a)
+	}
+	return acks, bad, nil
+}
+
+func readSmall(fsys fs.FS, name string) ([]byte, error) {
+	f, err := fsys.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, evidence.MaxAckBytes+1))
 }
 
 func (c *logCheck) nodeKey(l *evidence.EpochLeaf, public, unsigned, sig []byte) error {

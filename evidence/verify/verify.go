@@ -32,7 +32,6 @@ import (
 	"sync"
 
 	"probity/evidence/sign"
-	"probity/evidence/tlog"
 )
 
 // Options of Path. The zero value checks and writes nothing.
@@ -40,10 +39,10 @@ type Options struct {
 	// Bundles, if set, is a directory that gets NAME.sigstore.json and
 	// NAME.blob of every sound chunk.
 	Bundles string
-	// Checkpoints are checkpoints of logs that somebody kept: a shipper, a
-	// witness, an earlier verification. What a log in a spool says must have grown
-	// out of them. One of a log that is in no spool is a finding.
-	Checkpoints [][]byte
+	// Kept are states of logs that somebody kept: a shipper, a witness, an earlier
+	// verification. What a log in a spool says must have grown out of them. One of
+	// a log that is in no spool is a finding.
+	Kept []Kept
 	// Workers is how many chunks are checked at once; GOMAXPROCS if 0.
 	Workers int
 }
@@ -211,21 +210,20 @@ func (r *Report) checkLogs(ctx context.Context, paths []string, chunks map[strin
 			continue
 		}
 		spools++
-		logs, found, err := checkLogs(ctx, p, chunks[filepath.Clean(p)], key, opts.Checkpoints)
+		logs, found, err := checkLogs(ctx, p, chunks[filepath.Clean(p)], key, opts.Kept)
 		r.Logs = append(r.Logs, logs...)
 		r.Findings = append(r.Findings, found...)
 		if err != nil {
 			errs = append(errs, err)
 		}
 	}
-	for i, kept := range opts.Checkpoints {
-		origin := tlog.OriginOf(kept)
-		if !slices.ContainsFunc(r.Logs, func(l LogReport) bool { return l.Origin == origin }) {
-			r.Findings = append(r.Findings, Finding{Kind: LogMissing, File: fmt.Sprintf("checkpoint %d", i+1), Reason: fmt.Sprintf("the log %.200q is in none of the spools", origin)})
+	for _, k := range opts.Kept {
+		if !slices.ContainsFunc(r.Logs, func(l LogReport) bool { return l.Origin == k.Origin }) {
+			r.Findings = append(r.Findings, Finding{Kind: LogMissing, File: k.Name, Reason: fmt.Sprintf("its log, %.200s, is in none of the spools", k.Origin)})
 		}
 	}
 	switch {
-	case spools == 0 && len(opts.Checkpoints) == 0:
+	case spools == 0 && len(opts.Kept) == 0:
 	case len(r.Findings) > before:
 		r.Log = LogUnsound
 	case len(r.Logs) == 0:

@@ -63,6 +63,7 @@ var varying = []struct {
 	{regexp.MustCompile(`\b[0-9a-f]{12}\b`), "ID"},
 	// How many chunks and lines there are depends on how fast the machine is.
 	{regexp.MustCompile(`\d+ sound chunks? of \d+ files?, \d+ lines`), "N sound chunks of N files, N lines"},
+	{regexp.MustCompile(`/probity/[0-9a-f]{16}: \d+ leaves up to TIME, \d+ chunks?, \d+ heartbeats?`), "/probity/INSTANCE: N leaves up to TIME"},
 	{regexp.MustCompile(`tracepoint|rawTracepoint`), "TRACEPOINT"},
 	{regexp.MustCompile(` +`), " "},
 }
