@@ -144,7 +144,8 @@ type TombstoneLeaf struct {
 	Index  Uint64 `json:"index"`
 	At     Time   `json:"at"`
 	Chunk  string `json:"chunk"`
-	Of     Uint64 `json:"of"` // the chunk's leaf
+	Log    string `json:"log,omitempty"` // the log that the chunk is in, if not this one
+	Of     Uint64 `json:"of"`            // the chunk's leaf
 	Reason string `json:"reason"`
 }
 
@@ -273,10 +274,10 @@ func validateLeaf(l Leaf) error {
 	case *HeartbeatLeaf:
 		return hash("root", v.Root)
 	case *TombstoneLeaf:
-		if v.Of >= v.Index {
+		if v.Log == "" && v.Of >= v.Index {
 			return fmt.Errorf("of: %d, a tombstone comes after the chunk's leaf", v.Of)
 		}
-		return firstOf(chunkName(v.Chunk), oneOf("reason", v.Reason, TombstoneReasons))
+		return firstOf(chunkName(v.Chunk), optional("log", v.Log, 2*MaxText), oneOf("reason", v.Reason, TombstoneReasons))
 	}
 	return nil
 }

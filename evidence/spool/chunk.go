@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"probity/evidence"
@@ -33,6 +34,7 @@ type chunk struct {
 type runLines struct {
 	containerID string
 	lines       uint64
+	types       map[evidence.ProbeType]uint64 // of these, observations
 }
 
 // newChunk begins a chunk, whose body may take the place of spare.
@@ -116,21 +118,34 @@ func (c *chunk) add(e encoded) {
 	}
 	c.body = append(append(c.body, e.bytes...), '\n')
 	c.tally.Add(e.line)
-	r := evidence.RunOf(e.line)
+	countLine(c.perRun, e.line)
+}
+
+// countLine counts a line that is about a run.
+func countLine(perRun map[string]runLines, l evidence.Line) {
+	r := evidence.RunOf(l)
 	if r == "" {
 		return
 	}
-	n := c.perRun[r]
+	n, known := perRun[r]
 	n.lines++
-	switch l := e.line.(type) {
+	switch l := l.(type) {
 	case *evidence.Coverage:
 		n.containerID = l.ContainerID
 	case *evidence.Observation:
 		n.containerID = l.ContainerID
+		if n.types == nil {
+			n.types = map[evidence.ProbeType]uint64{}
+		}
+		n.types[l.ProbeType]++
 	case *evidence.Gap:
 		n.containerID = l.ContainerID
 	}
-	c.perRun[r] = n
+	if !known {
+		r = strings.Clone(r)
+		n.containerID = strings.Clone(n.containerID)
+	}
+	perRun[r] = n
 }
 
 // envelope signs the chunk and returns its last line, with the newline.

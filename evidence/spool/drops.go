@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"probity/evidence"
 )
@@ -43,7 +44,61 @@ func (d *drops) add(c *chunk, why error) {
 	})
 }
 
+// addFile counts a chunk that was published and is to be removed, as far as its
+// file can be read.
+func (d *drops) addFile(it Item, why error) {
+	seq, _, _ := evidence.ParseChunkName(it.Chunk)
+	one := drops{chunks: 1, firstSeq: seq, lastSeq: seq, why: why.Error(), perRun: map[string]runLines{}}
+	b, err := readBounded(it.Path)
+	if err != nil {
+		one.why += "; " + err.Error()
+	}
+	rows := strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
+	h, err := evidence.DecodeHeader(rows[0])
+	if err != nil {
+		d.merge(one)
+		return
+	}
+	one.fromNs, one.toNs = int64(h.Clock.BootNs), int64(h.Clock.BootNs)
+	for _, row := range rows[1:max(1, len(rows)-1)] {
+		l, err := evidence.Decode(row)
+		if err != nil {
+			continue
+		}
+		if g, ok := l.(*evidence.Gap); ok && g.Reason == evidence.GapSpoolDropped {
+			one.carry(g, h.Clock)
+			continue
+		}
+		one.lines++
+		countLine(one.perRun, l)
+	}
+	d.merge(one)
+}
+
+// carry takes over what a gap line that is to be removed says was lost before: a
+// loss stays signed.
+func (d *drops) carry(g *evidence.Gap, c evidence.Clock) {
+	d.fromNs = min(d.fromNs, c.Boot(g.From))
+	if g.Scope != evidence.ScopeRun {
+		d.lines += g.Count.N // of all runs together
+		return
+	}
+	r := d.perRun[g.RunID]
+	r.containerID = strings.Clone(g.ContainerID)
+	r.lines += g.Count.N
+	if g.ProbeType != "" {
+		if r.types == nil {
+			r.types = map[evidence.ProbeType]uint64{}
+		}
+		r.types[g.ProbeType] += g.Count.N
+	}
+	d.perRun[strings.Clone(g.RunID)] = r
+}
+
 func (d *drops) merge(o drops) {
+	if o.empty() {
+		return
+	}
 	if d.empty() {
 		d.firstSeq, d.fromNs = o.firstSeq, o.fromNs
 	}
@@ -64,31 +119,49 @@ func (d *drops) merge(o drops) {
 		}
 		have.lines += r.lines
 		have.containerID = r.containerID
+		have.types = maps.Clone(have.types)
+		for pt, n := range r.types {
+			if have.types == nil {
+				have.types = map[evidence.ProbeType]uint64{}
+			}
+			have.types[pt] += n
+		}
 		d.perRun[id] = have
 	}
 }
 
 func (d *drops) runIDs() []string { return slices.Sorted(maps.Keys(d.perRun)) }
 
-// gaps returns one gap of the node with the count of all lost lines, and one of
-// each run with its own, at most as many as one chunk holds: what they say can
-// only be carried back together (see signDrops).
+// gaps returns one gap of the node with the count of all lost lines, and of each
+// run one for each probe type with the count of its observations, and one for the
+// rest; of at most as many runs as one chunk holds: what they say can only be
+// carried back together (see signDrops).
 func (d *drops) gaps(clock evidence.Clock, instance string) []evidence.Line {
 	from, to := clock.Time(d.fromNs), clock.Time(d.toNs)
-	detail := []rune(fmt.Sprintf("%d chunks, sequence %d to %d: %s", d.chunks, d.firstSeq, d.lastSeq, d.why))
+	detail := clipRunes(fmt.Sprintf("%d chunks, sequence %d to %d: %s", d.chunks, d.firstSeq, d.lastSeq, d.why), evidence.MaxText)
 	id := "spoolDropped-" + evidence.ChunkName(d.firstSeq, instance)
 	lines := []evidence.Line{&evidence.Gap{
-		GapID: id, Scope: evidence.ScopeNode, Reason: evidence.GapSpoolDropped, From: from, To: to,
-		Count: evidence.Loss{N: d.lines}, Detail: string(detail[:min(len(detail), evidence.MaxText)]),
+		GapID: id, Scope: evidence.ScopeNode, Reason: evidence.GapSpoolDropped, From: from, To: to, Count: evidence.Loss{N: d.lines}, Detail: detail,
 	}}
 	for i, run := range d.runIDs() {
 		if i == evidence.MaxChunkRuns {
 			break
 		}
-		lines = append(lines, &evidence.Gap{
-			GapID: id + "-" + run, Scope: evidence.ScopeRun, Reason: evidence.GapSpoolDropped, From: from, To: to,
-			Count: evidence.Loss{N: d.perRun[run].lines}, RunID: run, ContainerID: d.perRun[run].containerID,
-		})
+		r := d.perRun[run]
+		gap := func(suffix string, pt evidence.ProbeType, n uint64) {
+			lines = append(lines, &evidence.Gap{
+				GapID: id + "-" + run + suffix, Scope: evidence.ScopeRun, Reason: evidence.GapSpoolDropped, From: from, To: to,
+				Count: evidence.Loss{N: n}, RunID: run, ContainerID: r.containerID, ProbeType: pt,
+			})
+		}
+		rest := r.lines
+		for _, pt := range slices.Sorted(maps.Keys(r.types)) {
+			gap("-"+string(pt), pt, r.types[pt])
+			rest -= r.types[pt]
+		}
+		if rest > 0 {
+			gap("", "", rest)
+		}
 	}
 	return lines
 }

@@ -477,3 +477,10 @@ func spoilFile(t testing.TB, path string, how func([]byte) []byte) {
 	must(t, err)
 	must(t, os.WriteFile(path, how(b), 0o600))
 }
+
+// contextThatEnds is one that has ended: one attempt is made.
+func contextThatEnds(t testing.TB) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	return ctx, cancel
+}

@@ -71,6 +71,10 @@ type Config struct {
 	// moment is lost then. It is called from Run or Flush, without locks held.
 	Dropped    func(runIDs []string)
 	MaxPending int64 // bytes of closed chunks kept in memory; DefaultMaxPending if 0
+	// Quota bounds the bytes of published chunks. Past it the oldest are removed:
+	// first those that every consumer has acknowledged, then the others, which is
+	// signed. 0 is no bound.
+	Quota int64
 	// Heartbeat is how often the log says that all that is live is covered as its
 	// latest lines say; DefaultHeartbeat if 0.
 	Heartbeat time.Duration
@@ -83,6 +87,7 @@ type Spool struct {
 	cfg   Config
 	state *state
 	book  book          // with writing held
+	have  inventory     // with writing held
 	wake  chan struct{} // capacity 1: Run has something to look at
 
 	// instance is the log's at the start. A chunk gets its name, and its place in
@@ -101,6 +106,7 @@ type Spool struct {
 	drops    drops         // not yet signed
 	spare    []byte        // of the last chunk that was written, if it was a large one
 	failing  error         // why the last attempt to write failed
+	failed   time.Time     // since when they do
 	moved    chan struct{} // closed after the next attempt to write; nil if nobody waits
 	stuck    bool          // somebody has waited for that in vain
 	closed   bool
@@ -517,6 +523,7 @@ func (s *Spool) publishLocked(ctx context.Context) (lostLines []string, err erro
 			s.drop(0)
 		default:
 			if s.failing == nil {
+				s.failed = time.Now()
 				s.cfg.Log.Error("the spool cannot be written, evidence waits in memory", "chunk", batch[n].header.Chunk, "error", err)
 			}
 			s.failing = err
@@ -565,5 +572,12 @@ func (s *Spool) prepareDirs() error {
 	if err := s.book.open(context.Background()); err != nil {
 		return fmt.Errorf("open the node's log: %w", err)
 	}
-	return s.finish()
+	if err := s.finish(); err != nil {
+		return err
+	}
+	if err := s.count(context.Background()); err != nil {
+		return err
+	}
+	s.reserve()
+	return nil
 }

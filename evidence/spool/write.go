@@ -53,7 +53,7 @@ func (s *Spool) write(ctx context.Context, waiting []*chunk) (int, error) {
 	}
 	if logged == 0 {
 		var err error
-		if logged, err = s.enter(waiting); err != nil {
+		if logged, err = s.enterWithRoom(ctx, waiting); err != nil {
 			return 0, err
 		}
 	}
@@ -61,8 +61,34 @@ func (s *Spool) write(ctx context.Context, waiting []*chunk) (int, error) {
 		if err := s.reveal(c); err != nil {
 			return i, err
 		}
+		s.have.add(s.itemOf(c))
 	}
 	return logged, nil
+}
+
+// enterWithRoom is enter within the quota, and once more where the disk was full.
+func (s *Spool) enterWithRoom(ctx context.Context, waiting []*chunk) (int, error) {
+	more := int64(0)
+	for _, c := range waiting {
+		if c.carries.empty() { // what signs a loss must not cause another
+			more += c.size()
+		}
+	}
+	if err := s.makeRoom(ctx, more); err != nil {
+		return 0, fmt.Errorf("make room in the spool: %w", err)
+	}
+	n, err := s.enter(waiting)
+	if !isFull(err) || len(s.have.items) == 0 {
+		return n, err
+	}
+	if roomErr := s.fullDisk(ctx, more); roomErr != nil {
+		return 0, errors.Join(err, fmt.Errorf("make room on the disk: %w", roomErr))
+	}
+	n, err = s.enter(waiting)
+	if err == nil {
+		s.reserve()
+	}
+	return n, err
 }
 
 // settleUnknown finds out which chunks are in the log although its commit failed.
@@ -72,10 +98,16 @@ func (s *Spool) settleUnknown(waiting []*chunk) {
 			at, ok := s.book.recent[p.leaf.Chunk]
 			p.logged = ok && at.leaf == p.index && at.digest == p.leaf.Digest
 			if !p.logged {
-				c.placed = nil
+				s.unplace(c)
 			}
 		}
 	}
+}
+
+// unplace forgets the place that a chunk did not get.
+func (s *Spool) unplace(c *chunk) {
+	os.Remove(s.tmpPath(c.placed.leaf.Chunk)) // what stays is removed at the next start
+	c.placed = nil
 }
 
 // enter brings the first chunks into tmp/ and into the log.
@@ -88,9 +120,16 @@ func (s *Spool) enter(waiting []*chunk) (n int, err error) {
 	if err := os.MkdirAll(tmp, 0o750); err != nil {
 		return 0, err
 	}
+	committing := false
 	defer func() {
-		if err != nil && s.book.log != nil {
-			s.book.log = nil // what was appended and not committed is to be forgotten
+		if err == nil || committing {
+			return
+		}
+		s.book.log = nil // what was appended and not committed is to be forgotten
+		for _, c := range waiting {
+			if c.placed != nil {
+				s.unplace(c)
+			}
 		}
 	}()
 	bytes := int64(0)
@@ -111,6 +150,7 @@ func (s *Spool) enter(waiting []*chunk) (n int, err error) {
 	if err := syncPath(tmp); err != nil {
 		return 0, err
 	}
+	committing = true
 	if err := s.book.commit(); err != nil {
 		return 0, err
 	}
@@ -134,11 +174,7 @@ func (s *Spool) prepare(c *chunk) error {
 	if err := c.place(s.cfg.Signer, name, s.book.origin(), s.book.log.Size()); err != nil {
 		return err
 	}
-	err := s.writeTmp(c)
-	if err != nil {
-		c.placed = nil
-	}
-	return err
+	return s.writeTmp(c)
 }
 
 func (s *Spool) tmpPath(name string) string { return filepath.Join(s.cfg.Dir, tmpDir, name+".ndjson") }

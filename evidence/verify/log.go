@@ -119,8 +119,9 @@ func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *
 		found = append(found, Finding{Kind: Malformed, File: filepath.Join(spool, ackDir, name), Reason: err.Error()})
 	}
 	origins := map[string]bool{}
+	tomb := map[grave]bool{}
 	for _, dir := range dirs {
-		c := logCheck{spool: spool, dir: dir, fsys: fsys, chunks: chunks, key: key, kept: kept, acks: acks}
+		c := logCheck{spool: spool, dir: dir, fsys: fsys, chunks: chunks, key: key, kept: kept, acks: acks, tomb: tomb}
 		rep, err := c.check(ctx)
 		switch {
 		case errors.Is(err, errNoLog) && dir == logDir:
@@ -161,6 +162,9 @@ var (
 	errNoLog  = errors.New("no checkpoint")
 )
 
+// grave is a chunk of a log that the node removed itself.
+type grave struct{ log, chunk string }
+
 type logCheck struct {
 	spool, dir string
 	fsys       fs.FS
@@ -172,8 +176,8 @@ type logCheck struct {
 
 	rep   LogReport
 	live  tlog.Live
-	blank bool // a chunk of this epoch is not here: its lines are not known
-	tomb  map[string]bool
+	blank bool           // a chunk of this epoch is not here: its lines are not known
+	tomb  map[grave]bool // of all logs
 	leafs map[string]*evidence.ChunkLeaf
 }
 
@@ -200,13 +204,17 @@ func (c *logCheck) check(ctx context.Context) (LogReport, error) {
 	if err != nil {
 		return LogReport{}, err
 	}
-	c.tomb, c.leafs = map[string]bool{}, map[string]*evidence.ChunkLeaf{}
+	c.leafs = map[string]*evidence.ChunkLeaf{}
 	// Two passes: what the first proves, the second looks at.
 	e := tlog.Epochs{Origin: tree.Origin, NodeKey: c.nodeKey}
 	if err := r.Scan(ctx, tree, func(i uint64, entry []byte) error {
 		l, err := e.See(i, entry)
 		if t, ok := l.(*evidence.TombstoneLeaf); ok {
-			c.tomb[t.Chunk] = true
+			of := t.Log
+			if of == "" {
+				of = tree.Origin
+			}
+			c.tomb[grave{of, t.Chunk}] = true
 		}
 		return err
 	}); err != nil {
@@ -217,7 +225,7 @@ func (c *logCheck) check(ctx context.Context) (LogReport, error) {
 		return LogReport{}, err
 	}
 	c.rep = LogReport{
-		Origin: tree.Origin, Leaves: tree.Size, Root: tree.Root.String(), Epochs: len(e.All()), Closed: e.Closed(), Removed: len(c.tomb),
+		Origin: tree.Origin, Leaves: tree.Size, Root: tree.Root.String(), Epochs: len(e.All()), Closed: e.Closed(),
 	}
 	if err := r.Scan(ctx, tree, func(i uint64, entry []byte) error {
 		l, err := evidence.DecodeLeaf(string(entry))
@@ -428,7 +436,11 @@ func (c *logCheck) chunk(l *evidence.ChunkLeaf) {
 	p, here := c.chunks[l.Chunk]
 	if !here {
 		c.blank = true
-		if !c.tomb[l.Chunk] && !c.anywhere(l.Chunk) {
+		if c.tomb[grave{c.rep.Origin, l.Chunk}] {
+			c.rep.Removed++
+			return
+		}
+		if !c.anywhere(l.Chunk) {
 			c.say(Removed, filepath.Join(c.spool, readyDir, filepath.FromSlash(evidence.ChunkPath(l.Chunk))), "leaf %d of %s, of %s, and it is not here: somebody removed it", l.Index, c.rep.Origin, l.At)
 		}
 		return
