@@ -144,14 +144,15 @@ func TestWitness(t *testing.T) {
 
 // history is a log's first leaves, and what signs them.
 type history struct {
-	t       *testing.T
+	t       testing.TB
 	node    *sign.Signer
 	keys    []*Key
 	entries [][]byte
 	at      evidence.Time
 }
 
-func newHistory(t *testing.T) *history {
+func newHistory(t testing.TB) *history {
+	t.Helper()
 	s, err := sign.LoadOrCreate(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -309,6 +310,20 @@ func FuzzCheckpoint(f *testing.F) {
 		c, err := OpenCheckpoint(b, []string{k.Verifier()}, []*Witness{w})
 		if err == nil && c.Tree != tree {
 			t.Errorf("nobody signed %+v", c.Tree)
+		}
+	})
+}
+
+func FuzzEpochs(f *testing.F) {
+	h := newHistory(f)
+	h.epoch(evidence.StartFirst, nil, nil)
+	h.epoch(evidence.StartRotation, nil, nil)
+	f.Add(h.entries[0], h.entries[1])
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		h := &history{t: t, node: h.node, entries: [][]byte{first, second}}
+		e, err := h.follow()
+		if err == nil && len(e.All()) == 0 {
+			t.Error("a log without an epoch")
 		}
 	})
 }

@@ -634,3 +634,13 @@ func TestAttacks(t *testing.T) {
 		}
 	}
 }
+
+func FuzzKept(f *testing.F) {
+	f.Add([]byte("o\n0\n" + tlog.Empty.String() + "\n\n— o AAAAAA==\n"))
+	f.Add([]byte(`{"consumer":"c","origin":"o","size":"1","root":"47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=","at":"2026-01-02T03:04:05.000000000Z"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if k, err := verify.ParseKept("x", b); err == nil && k.Origin == "" {
+			t.Error("of no log")
+		}
+	})
+}
