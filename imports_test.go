@@ -119,7 +119,7 @@ var rules = map[string]rule{
 		modules: []string{"github.com/cilium/ebpf/ringbuf", "go.yaml.in/yaml/", "golang.org/x/sync/errgroup", "golang.org/x/sys/unix"},
 	},
 	"plugin": {
-		ours:    []string{"agent", "bpf/kernel", "bpf/policy", "evidence", "evidence/sign", "evidence/tlog", "evidence/verify", "evidence/witness"},
+		ours:    []string{"agent", "bpf/kernel", "bpf/policy", "evidence", "evidence/sign", "evidence/spool", "evidence/tlog", "evidence/verify", "evidence/witness"},
 		modules: []string{"github.com/coreos/go-systemd/v22/daemon", "github.com/spf13/cobra", "golang.org/x/sys/unix"},
 	},
 }

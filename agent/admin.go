@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"probity/bpf/kernel"
 	"probity/bpf/probe"
+	"probity/evidence/spool"
 	"probity/runtime/handoff"
 )
 
@@ -21,6 +24,7 @@ type Status struct {
 	KeyID    string            `json:"keyId"`
 	BootID   string            `json:"bootId"`
 	Spool    string            `json:"spool"`
+	Stored   spool.Usage       `json:"stored"` // in the spool
 	Policies PolicyStatus      `json:"policies"`
 	Kernel   kernel.Facts      `json:"kernel"`
 	Exec     string            `json:"execMechanism"` // tracepoint, rawTracepoint, or why there is none
@@ -43,10 +47,11 @@ type PolicyStatus struct {
 
 // Status returns what the agent is doing.
 func (a *Agent) Status() Status {
+	stored := a.spool.Usage()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := Status{
-		Version: a.cfg.Version, Node: a.cfg.Node, KeyID: a.signer.KeyID(), BootID: a.bootID, Spool: a.cfg.Spool,
+		Version: a.cfg.Version, Node: a.cfg.Node, KeyID: a.signer.KeyID(), BootID: a.bootID, Spool: a.cfg.Spool, Stored: stored,
 		Policies: PolicyStatus{Dir: a.cfg.Policies, Digest: a.policies.Digest, Policies: len(a.policies.Policies)},
 		Kernel:   a.kernel, Sources: map[string]string{}, Seen: a.seen, Live: len(a.live), Waiting: a.busy, Problems: append([]string{}, a.problems...),
 	}
@@ -70,7 +75,13 @@ func (a *Agent) Status() Status {
 	return s
 }
 
-// serveAdmin serves the administration socket: read-only, root only. The kernel's
+// Collected is the answer to a request to collect.
+type Collected struct {
+	Chunks int `json:"chunks"`
+}
+
+// serveAdmin serves the administration socket: root only. All that it changes is
+// that acknowledged chunks go. The kernel's
 // word for who connects (SO_PEERCRED) is the only thing that is believed.
 func (a *Agent) serveAdmin(ctx context.Context, l net.Listener) error {
 	mux := http.NewServeMux()
@@ -87,6 +98,14 @@ func (a *Agent) serveAdmin(ctx context.Context, l net.Listener) error {
 			return
 		}
 		reply(w, a.Status())
+	})
+	mux.HandleFunc("POST /collect", func(w http.ResponseWriter, r *http.Request) {
+		n, err := a.spool.Collect(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		reply(w, Collected{n})
 	})
 	srv := &http.Server{
 		// No ReadTimeout: it would end the wait of /idle.
@@ -129,6 +148,16 @@ func (l rootOnly) Accept() (net.Conn, error) {
 
 // Ask asks the agent that listens on socket. It is the command line's half.
 func Ask(ctx context.Context, socket, path string, into any) error {
+	return ask(ctx, http.MethodGet, socket, path, into)
+}
+
+// Collect asks the agent to remove what every consumer has acknowledged.
+func Collect(ctx context.Context, socket string) (Collected, error) {
+	var c Collected
+	return c, ask(ctx, http.MethodPost, socket, "/collect", &c)
+}
+
+func ask(ctx context.Context, method, socket, path string, into any) error {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -136,7 +165,7 @@ func Ask(ctx context.Context, socket, path string, into any) error {
 			return d.DialContext(ctx, "unix", socket)
 		},
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, nil)
 	if err != nil {
 		return err
 	}
@@ -146,7 +175,8 @@ func Ask(ctx context.Context, socket, path string, into any) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask the agent at %s: %s", socket, resp.Status)
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+		return fmt.Errorf("ask the agent at %s: %s: %s", socket, resp.Status, strings.TrimSpace(string(why)))
 	}
 	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
 		return fmt.Errorf("read the agent's answer: %w", err)

@@ -145,7 +145,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	if a.spool, err = spool.Open(spool.Config{
 		Dir: cfg.Spool, State: cfg.State, Node: cfg.Node, BootID: a.bootID, Signer: a.signer,
 		Clock: now, Agent: "probity " + cfg.Version, Log: a.log.With("in", "spool"),
-		Dropped: func(runIDs []string) { a.witness.Restate(runIDs) },
+		Dropped: func(runIDs []string) { a.witness.Restate(runIDs) }, Quota: max(0, cfg.SpoolQuotaMiB) << 20,
 	}); err != nil {
 		return nil, fmt.Errorf("open the spool: %w", err)
 	}

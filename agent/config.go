@@ -26,6 +26,10 @@ type Config struct {
 	State string `yaml:"state"`
 	// Spool is where evidence is published (the state directory's "spool").
 	Spool string `yaml:"spool"`
+	// SpoolQuotaMiB bounds the chunks in the spool, in MiB (1024; -1: no bound).
+	// Past it the oldest go: first what every consumer has acknowledged, then the
+	// rest, which is signed.
+	SpoolQuotaMiB int64 `yaml:"spoolQuotaMiB"`
 	// Policies is the directory of *.yaml policies (/etc/probity/policies.d).
 	Policies string `yaml:"policies"`
 	// HookSocket is where OCI hooks ask (/run/probity/hook.sock; "none": nowhere).
@@ -125,6 +129,12 @@ func (c Config) withDefaults() (Config, error) {
 	set(&c.AdminSocket, "/run/probity/admin.sock")
 	set(&c.ContainerdAddress, "/run/containerd/containerd.sock")
 	set(&c.PodmanRoot, "/var/lib/containers/storage")
+	switch {
+	case c.SpoolQuotaMiB == 0:
+		c.SpoolQuotaMiB = 1024
+	case c.SpoolQuotaMiB < -1 || c.SpoolQuotaMiB > 1<<30 || c.SpoolQuotaMiB > 0 && c.SpoolQuotaMiB < 16:
+		return c, fmt.Errorf("spoolQuotaMiB: %d: want at least 16, or -1 for no bound", c.SpoolQuotaMiB)
+	}
 	if c.NRISockets == nil {
 		c.NRISockets = []string{"/var/run/nri/nri.sock"}
 	}
