@@ -16,6 +16,7 @@ import (
 func TestSetsWithoutKernelTypes(t *testing.T) {
 	need.KernelBTF(t)
 	need.Tracefs(t)
+	_ = offers("fentry") // remembered for the whole process: other tests want the answer of a kernel with types
 	need.NoKernelBTF(t)
 	r := newSetRoom(t, Options{}, map[Set]uint32{SetExec: 0, SetFiles: 0, SetNetwork: 0, SetSyscalls: 0})
 	for _, s := range []Set{SetExec, SetFiles, SetNetwork, SetSyscalls} {
