@@ -50,6 +50,7 @@ type bareRun struct {
 	FirstExecNs uint64
 	LastExecNs  uint64
 	RingFull    uint64
+	ExecsLost   uint64
 	Left        uint64
 	Untracked   uint64
 	Stood       uint64

@@ -33,8 +33,23 @@ type Event struct {
 	Session Session // of a hit and an exec
 	Comm    string  // at most 15 bytes, chosen by the process itself; of a hit and an exec
 	Path    string  // of an exec: as passed to execve, at most 255 bytes
+	Interp  string  // of an exec: what the kernel executed for that, if it is another path, at most 127 bytes
+	File    File    // of an exec: what the process runs
+	Name    string  // and its name; empty if it may have several, or that is not known
 	Stack   *Stack  // of a stack
 }
+
+// File is which file was executed, and as it was then. The zero value is one that
+// is not known. On an overlay it is the overlay's own.
+type File struct {
+	Device uint64 // as stat(2) has it
+	Inode  uint64
+	Ctime  int64 // nanoseconds
+	Size   int64
+}
+
+// nameLen is the length from which on a file's name may have been cut.
+const nameLen = len(probesExecEvent{}.Name) - 1
 
 // ErrDecode is wrapped by every error of Decode.
 var ErrDecode = errors.New("ring buffer record")
@@ -58,7 +73,10 @@ func Decode(b []byte) (Event, error) {
 		if err := exact(b, &e); err != nil {
 			return Event{}, err
 		}
-		return Event{Kind: kind, Cgroup: e.Cgroup, Ns: int64(e.Ns), Pid: int(e.Pid), Tid: int(e.Tid), Session: Session(e.Session), Comm: text(e.Comm[:]), Path: text(e.Path[:])}, nil
+		return Event{
+			Kind: kind, Cgroup: e.Cgroup, Ns: int64(e.Ns), Pid: int(e.Pid), Tid: int(e.Tid), Session: Session(e.Session), Comm: text(e.Comm[:]),
+			Path: text(e.Path[:]), Interp: text(e.Interp[:]), File: fileOf(&e), Name: fileName(&e),
+		}, nil
 	case EventLost:
 		var e probesLostEvent
 		if err := exact(b, &e); err != nil {
@@ -84,6 +102,21 @@ func Decode(b []byte) (Event, error) {
 	default:
 		return Event{}, fmt.Errorf("%w: type %d is not known", ErrDecode, kind)
 	}
+}
+
+func fileOf(e *probesExecEvent) File {
+	if e.Inode == 0 {
+		return File{}
+	}
+	return File{unix.Mkdev(uint32(e.Device>>20), uint32(e.Device&0xfffff)), e.Inode, e.Ctime, e.Size}
+}
+
+// fileName is the file's name, unless it was cut.
+func fileName(e *probesExecEvent) string {
+	if name := text(e.Name[:]); len(name) < nameLen {
+		return name
+	}
+	return ""
 }
 
 func exact[T any](b []byte, e *T) error {

@@ -14,7 +14,7 @@ type ExecMechanism string
 // The two ways, best first.
 const (
 	ExecRawTracepoint ExecMechanism = "rawTracepoint"
-	ExecTracepoint    ExecMechanism = "tracepoint"
+	ExecTracepoint    ExecMechanism = "tracepoint" // which does not tell which file was executed
 )
 
 // Session says how a process came into its container.
@@ -55,9 +55,9 @@ func (o *Objects) AttachLineage() *Lineage {
 	}
 	// At a tracepoint's record the kernel runs no program while another one, or a
 	// change of a map, was preempted on the processor: an execve goes unseen. At a
-	// raw tracepoint it does. Through their arguments more can be told, too:
-	// whether a child was born into another cgroup, and which of a process's
-	// threads is the last.
+	// raw tracepoint it does. Through their arguments more can be told, too: which
+	// file was executed, whether a child was born into another cgroup, and which
+	// of a process's threads is the last.
 	byArgs, byRecord := o.rawTracepoint(lineageProgExecRaw, "sched_process_exec"), o.tracepoint(lineageProgExecTracepoint, "sched_process_exec", "")
 	if l.ExecErr = l.either(byArgs, byRecord); l.ExecErr == nil {
 		l.Exec = ExecRawTracepoint

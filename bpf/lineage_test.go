@@ -685,3 +685,48 @@ func TestMemberOffset(t *testing.T) {
 		}
 	}
 }
+
+// An execve says which file the process runs from then on, whatever path led
+// there: a script's is its interpreter.
+func TestExecutedFile(t *testing.T) {
+	need.KernelBTF(t)
+	obj := load(t, Options{})
+	r := newRoom(t, obj, need.Cgroup2(t))
+	must(t, obj.SetLevels(1<<r.level))
+	l := obj.AttachLineage()
+	must(t, l.ExecErr)
+	defer l.Close()
+	events, err := obj.Reader()
+	must(t, err)
+	defer events.Close()
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	must(t, err)
+	sleep, err := exec.LookPath("sleep")
+	must(t, err)
+	data, err := os.ReadFile(sleep)
+	must(t, err)
+	tool, script, link, twice := dir+"/tool", dir+"/script", dir+"/link", dir+"/twice"
+	long := dir + "/" + strings.Repeat("n", 100)
+	for _, f := range []string{tool, twice, long} {
+		must(t, os.WriteFile(f, data, 0o755))
+	}
+	must(t, os.WriteFile(script, []byte("#!"+tool+"\n"), 0o755))
+	must(t, os.Symlink(tool, link))
+	must(t, os.Link(twice, dir+"/second"))
+	cg, err := os.Open(r.dir)
+	must(t, err)
+	defer cg.Close()
+	for _, c := range []struct{ path, file, interp, name string }{
+		{tool, tool, "", "tool"}, {link, tool, "", "tool"}, {script, tool, tool, "tool"}, {twice, twice, "", ""}, {long, long, "", ""},
+	} {
+		cmd := exec.Command(c.path, "0")
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}
+		_ = cmd.Run() // a script gives sleep an operand that it does not take
+		var st unix.Stat_t
+		must(t, unix.Stat(c.file, &st))
+		e := next(t, events, EventExec)
+		if want := (File{uint64(st.Dev), st.Ino, st.Ctim.Nano(), st.Size}); e.File != want || e.Path != c.path || e.Interp != c.interp || e.Name != c.name {
+			t.Errorf("%+v, want %+v, %+v", e, c, want)
+		}
+	}
+}

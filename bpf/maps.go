@@ -47,6 +47,7 @@ type Run struct {
 	FirstExecNs int64 // CLOCK_BOOTTIME; 0 while Execs is 0
 	LastExecNs  int64
 	RingFull    uint64 // events of this container that the ring had no room for
+	ExecsLost   uint64 // of these, execs
 	Left        uint64 // processes that left its cgroup's subtree alive
 	Untracked   uint64 // processes that could not be followed: see Options.Processes
 	Processes   uint64 // that are followed now, but for those of AddProcess
@@ -75,7 +76,7 @@ func (o *Objects) Run(cgroup uint64) (Run, error) {
 	if err := o.coll.Maps[probesMapRuns].Lookup(cgroup, &r); err != nil {
 		return Run{}, mapError("read container", err)
 	}
-	return Run{r.Execs, int64(r.FirstExecNs), int64(r.LastExecNs), r.RingFull, r.Left, r.Untracked, r.Processes, r.Stood}, nil
+	return Run{r.Execs, int64(r.FirstExecNs), int64(r.LastExecNs), r.RingFull, r.ExecsLost, r.Left, r.Untracked, r.Processes, r.Stood}, nil
 }
 
 // DeleteRun forgets the container. Deleting one that is not there is no error.

@@ -64,6 +64,7 @@ type pairsRun struct {
 	FirstExecNs uint64
 	LastExecNs  uint64
 	RingFull    uint64
+	ExecsLost   uint64
 	Left        uint64
 	Untracked   uint64
 	Stood       uint64

@@ -49,8 +49,14 @@ type probesExecEvent struct {
 	Ns      uint64
 	Pid     uint32
 	Tid     uint32
+	Device  uint64
+	Inode   uint64
+	Ctime   int64
+	Size    int64
 	Comm    [16]int8
 	Path    [256]int8
+	Interp  [128]int8
+	Name    [64]int8
 }
 
 type probesHitEvent struct {
@@ -93,6 +99,7 @@ type probesRun struct {
 	FirstExecNs uint64
 	LastExecNs  uint64
 	RingFull    uint64
+	ExecsLost   uint64
 	Left        uint64
 	Untracked   uint64
 	Stood       uint64

@@ -107,6 +107,7 @@ type setsRun struct {
 	FirstExecNs uint64
 	LastExecNs  uint64
 	RingFull    uint64
+	ExecsLost   uint64
 	Left        uint64
 	Untracked   uint64
 	Stood       uint64

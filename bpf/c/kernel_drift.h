@@ -13,6 +13,7 @@
 struct linux_binprm {
 	struct file *file;
 	const char *filename;
+	const char *interp;
 } __attribute__((preserve_access_index));
 
 /*

@@ -17,6 +17,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 #include "attribution.h"
+#include "files.h"
 #include "kernel_drift.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -92,7 +93,25 @@ static __always_inline void mark(__u32 tgid, struct process *p)
 	discount(before);
 }
 
-static __always_inline void tell_exec(__u64 cgroup, struct run *r, __u32 session, __u64 now, const char *filename)
+/* What was executed. Without the kernel's types only the path is known. */
+struct executed {
+	const char *filename;
+	const char *interp;
+	const unsigned char *name;
+	__u64 device;
+	__u64 inode;
+	__s64 ctime;
+	__s64 size;
+};
+
+static __always_inline void read_text(char *to, __u32 size, const void *from)
+{
+	to[0] = 0;
+	if (from && bpf_probe_read_kernel_str(to, size, from) < 0)
+		to[0] = 0;
+}
+
+static __always_inline void tell_exec(__u64 cgroup, struct run *r, __u32 session, __u64 now, const struct executed *x)
 {
 	struct exec_event *e;
 	__u64 id;
@@ -103,6 +122,7 @@ static __always_inline void tell_exec(__u64 cgroup, struct run *r, __u32 session
 	__sync_fetch_and_add(&r->execs, 1);
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e) {
+		__sync_fetch_and_add(&r->execs_lost, 1);
 		count_ring_full(cgroup);
 		return;
 	}
@@ -113,10 +133,14 @@ static __always_inline void tell_exec(__u64 cgroup, struct run *r, __u32 session
 	e->ns = now;
 	e->pid = id >> 32;
 	e->tid = (__u32)id;
+	e->device = x->device;
+	e->inode = x->inode;
+	e->ctime = x->ctime;
+	e->size = x->size;
 	bpf_get_current_comm(e->comm, sizeof(e->comm));
-	e->path[0] = 0;
-	if (bpf_probe_read_kernel_str(e->path, sizeof(e->path), filename) < 0)
-		e->path[0] = 0;
+	read_text(e->path, sizeof(e->path), x->filename);
+	read_text(e->interp, sizeof(e->interp), x->interp);
+	read_text(e->name, sizeof(e->name), x->name);
 	bpf_ringbuf_submit(e, 0);
 }
 
@@ -124,7 +148,7 @@ static __always_inline void tell_exec(__u64 cgroup, struct run *r, __u32 session
  * A process that is not known and calls execve after the container's first one
  * was put there from outside: an exec session.
  */
-static __always_inline int on_exec(const char *filename)
+static __always_inline int on_exec(const struct executed *x)
 {
 	struct process p = {}, *known;
 	__u32 levels, i, tgid;
@@ -148,7 +172,7 @@ static __always_inline int on_exec(const char *filename)
 			p.session = r->first_exec_ns ? SESSION_EXEC : SESSION_INIT;
 		p.cgroup = cgroup;
 		p.level = i;
-		tell_exec(cgroup, r, p.session, now, filename);
+		tell_exec(cgroup, r, p.session, now, x);
 	}
 	if (!p.cgroup)
 		return 0;
@@ -164,7 +188,9 @@ static __always_inline int on_exec(const char *filename)
 SEC("tracepoint/sched/sched_process_exec")
 int exec_tracepoint(struct sched_process_exec_record *ctx)
 {
-	return on_exec((const char *)ctx + (ctx->filename_loc & 0xffff));
+	struct executed x = { .filename = (const char *)ctx + (ctx->filename_loc & 0xffff) };
+
+	return on_exec(&x);
 }
 
 SEC("raw_tracepoint/sched_process_exec")
@@ -172,7 +198,22 @@ int exec_raw(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct linux_binprm *bprm = (struct linux_binprm *)ctx->args[2];
 
-	return on_exec(BPF_CORE_READ(bprm, filename));
+	struct file *f = BPF_CORE_READ(bprm, file);
+	struct inode *inode = BPF_CORE_READ(f, f_inode);
+	struct dentry *dentry = BPF_CORE_READ(f, f_path.dentry);
+	struct executed x = {};
+
+	x.filename = BPF_CORE_READ(bprm, filename);
+	x.interp = BPF_CORE_READ(bprm, interp);
+	if (x.interp == x.filename)
+		x.interp = 0;
+	x.device = device_of(inode);
+	x.inode = BPF_CORE_READ(inode, i_ino);
+	x.ctime = ctime_of(inode);
+	x.size = BPF_CORE_READ(inode, i_size);
+	if (BPF_CORE_READ(inode, i_nlink) <= 1 && dentry != BPF_CORE_READ(f, f_path.mnt, mnt_root))
+		x.name = BPF_CORE_READ(dentry, d_name.name);
+	return on_exec(&x);
 }
 
 static __always_inline void count_left(__u64 cgroup, __u32 pid, __u32 tid)

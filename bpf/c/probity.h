@@ -8,6 +8,8 @@
 
 #define COMM_LEN 16	/* TASK_COMM_LEN */
 #define PATH_LEN 256	/* of an executable in an exec event; longer is cut */
+#define INTERP_LEN 128	/* of its interpreter; longer is cut */
+#define NAME_LEN 64	/* of an executed file's name; longer is cut */
 #define MAX_LEVEL 32	/* depth of a container's cgroup below the root */
 #define MAX_FRAMES 64	/* of a user stack */
 #define MAX_NESTED 8	/* calls of one function in one thread whose times are kept */
@@ -94,6 +96,7 @@ struct run {
 	__u64 first_exec_ns;	/* CLOCK_BOOTTIME */
 	__u64 last_exec_ns;
 	__u64 ring_full;	/* events of this container that the ring had no room for */
+	__u64 execs_lost;	/* of these, execs: nobody knows what file was executed */
 	__u64 left;		/* processes that left the cgroup subtree alive */
 	__u64 untracked;	/* processes that found no room in the map of processes, or past the run's share of it */
 	__u64 stood;		/* how often a slot stood down */
@@ -154,6 +157,11 @@ struct stack_event {
 	__u64 ips[MAX_FRAMES];
 };
 
+/*
+ * The executed file is the one that the process runs: a script's is its
+ * interpreter. An inode of 0 says that it is not known, because the kernel's
+ * types are not.
+ */
 struct exec_event {
 	__u32 type;
 	__u32 session;	/* enum session */
@@ -161,8 +169,14 @@ struct exec_event {
 	__u64 ns;
 	__u32 pid;
 	__u32 tid;
+	__u64 device;	/* of the executed file, as the kernel has it: 20 bits of it are its minor */
+	__u64 inode;
+	__s64 ctime;	/* nanoseconds */
+	__s64 size;
 	char comm[COMM_LEN];
-	char path[PATH_LEN];
+	char path[PATH_LEN];	/* as passed to execve */
+	char interp[INTERP_LEN];	/* what the kernel executed for it, if that is another path */
+	char name[NAME_LEN];	/* of the file; empty if it may have several: a mount of its own, hard links */
 };
 
 struct lost_event {
