@@ -34,7 +34,10 @@ func TestMountedOver(t *testing.T) {
 			sites := n.sites()
 			for end := time.Now().Add(20 * time.Second); n.sites() == sites; {
 				if time.Now().After(end) {
-					t.Fatal("what is mounted there was not armed")
+					for _, s := range n.onlyRun().handle.Sites {
+						t.Logf("%s %s: %v %s %s", s.File.Match.Path, s.File.Match.Origin, s.Armed, s.Reason, s.Detail)
+					}
+					t.Fatalf("what is mounted there was not armed: %v", n.witness.Live()[0].Gaps)
 				}
 				b.exec("/bin/tool", "hello")
 			}
@@ -48,13 +51,16 @@ func TestMountedOver(t *testing.T) {
 			}
 			b.end()
 			must(t, n.waitIdle(context.Background()))
-			all, _ := n.allLines("c1")
+			all, gaps := n.allLines("c1")
 			for _, o := range all {
 				if o.Path == "/bin/tool" && o.Origin == "imageLayer" && o.Final && (o.Complete || o.State != evidence.Partial || len(o.Gaps) == 0 || o.Gaps[0].Reason != evidence.GapFileChanged) {
 					t.Errorf("the file below the mount: %+v", o)
 				}
 				if o.Path == "/bin/target" && o.Final && !o.Complete {
 					t.Errorf("its neighbour: %+v", o)
+					for _, g := range gaps {
+						t.Logf("%+v", g)
+					}
 				}
 			}
 		})

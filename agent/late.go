@@ -45,21 +45,25 @@ type late struct {
 	wait    time.Duration // until the next search for them
 	next    time.Time
 
-	execs map[string]bool // guarded by Agent.mu
-	past  bool            // more were executed; of who reads the ring
-	later []appeared      // what waits for its turn; guarded by Agent.mu
-	pace  pace            // of looking at it; guarded by Agent.mu
-	// What is not looked at yet, by path. Guarded by Agent.mu.
-	pending map[string]appeared
+	judged map[bpf.File]bool // of which it is known what a probe has to do with them
+	execs  map[program]bool  // that are judged, or about to be; guarded by Agent.mu
+	later  []appeared        // what waits for its turn; guarded by Agent.mu
+	pace   pace              // of looking at it; guarded by Agent.mu
+	// What is not looked at yet. Guarded by Agent.mu.
+	pending map[program]appeared
 }
 
 // appeared is something that runs in a container and may not be armed.
 type appeared struct {
 	l    *live
 	pid  int    // of a process that has just called execve; 0: search the container
-	path string // as it was passed to execve, or mapped; empty: any
+	path string // as it was passed to execve; empty: any
 	from int64  // boot time from which on it may have run unseen
 	why  evidence.GapReason
+
+	file   bpf.File // that was executed, if that is known
+	interp string   // of a script, the path of its interpreter
+	name   string   // of the file; empty: any
 }
 
 // event takes one event of the kernel: detail for the witness, and news for who
@@ -79,24 +83,13 @@ func (a *Agent) event(e bpf.Event) {
 	}
 	a.mu.Lock()
 	l := a.armedIn[e.Cgroup]
-	if l == nil || l.late.execs[e.Path] {
-		a.mu.Unlock()
+	a.mu.Unlock()
+	if l == nil || !slices.ContainsFunc(l.probes, wantsFiles) {
 		return
 	}
-	full := len(l.late.execs) == maxExecs
-	if l.late.execs == nil {
-		l.late.execs = map[string]bool{}
-	}
-	if !full {
-		l.late.execs[e.Path] = true
-	}
-	a.mu.Unlock()
-	switch {
-	case !full:
-		a.soon(appeared{l: l, pid: e.Pid, path: e.Path, from: e.Ns, why: evidence.GapUnarmedMapping})
-	case !l.late.past && mayBe(l.probes, e.Path):
-		l.late.past = true
-		a.witness.UnarmedMapping(l.id, "", e.Ns, 0, fmt.Sprintf("more than %d programs were executed: further ones are not looked at", maxExecs))
+	x := appeared{l: l, pid: e.Pid, path: e.Path, from: e.Ns, why: evidence.GapUnarmedMapping, file: e.File, interp: e.Interp, name: e.Name}
+	if a.claim(x) {
+		a.soon(x)
 	}
 }
 
@@ -105,9 +98,9 @@ func (a *Agent) soon(x appeared) {
 	if x.why == evidence.GapUnarmedMapping {
 		a.mu.Lock()
 		if x.l.late.pending == nil {
-			x.l.late.pending = map[string]appeared{}
+			x.l.late.pending = map[program]appeared{}
 		}
-		x.l.late.pending[x.path] = x
+		x.l.late.pending[x.program()] = x
 		a.mu.Unlock()
 	}
 	a.mu.Lock()
@@ -131,16 +124,16 @@ func (a *Agent) soon(x appeared) {
 // found again by the next health check.
 func (a *Agent) unseen(x appeared) {
 	a.lookedAt(x)
-	if x.why != evidence.GapUnarmedMapping || x.path != "" && (!mayBe(x.l.probes, x.path) || x.l.handle.InImage(x.path)) {
-		return
+	a.disown(x)
+	if x.why == evidence.GapUnarmedMapping && !x.l.handle.Knows(x.file) && !x.inImage() {
+		a.unarmed(x, "", "it was executed, and there was no time to look at it")
 	}
-	a.witness.UnarmedMapping(x.l.id, x.path, x.from, 0, "it appeared in the container, and there was no time to look at it")
 }
 
 func (a *Agent) lookedAt(x appeared) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(x.l.late.pending, x.path)
+	delete(x.l.late.pending, x.program())
 }
 
 // notLookedAt signs what of a run will not be looked at any more.
@@ -276,40 +269,6 @@ func (a *Agent) appeared(x appeared) {
 	a.lookedAt(x)
 }
 
-// executed looks at a program that a container has executed for the first time. With
-// l.checking held.
-func (a *Agent) executed(x appeared) {
-	l := x.l
-	if _, err := a.look(l, x.pid, x.from); err != nil && !errors.Is(err, process.ErrGone) {
-		a.log.Debug("look at a process", "container", l.container, "pid", x.pid, "err", err)
-	}
-	if !mayBe(l.probes, x.path) {
-		return
-	}
-	if has(l.handle, x.path) {
-		covered := a.covered(l)
-		if !slices.ContainsFunc(covered, func(t probe.Trouble) bool { return t.Path == x.path }) {
-			return
-		}
-		a.witness.Checked(l.id, cgroup.BootTime(), a.troubles(l)) // it may not live to see its next check
-	}
-	// It may have ended already, or be part of the writable layer.
-	pid, root, err := a.rootOf(l)
-	if err == nil {
-		defer root.Close()
-		var f *image.Mapped
-		if f, err = image.OpenMounted(pid, root, x.path); err == nil {
-			a.addMapped(l, pid, f, x.from)
-			return
-		}
-	}
-	if errors.Is(err, image.ErrRemote) {
-		a.witness.UnarmedMapping(l.id, x.path, x.from, 0, err.Error())
-		return
-	}
-	a.search(x)
-}
-
 // mayBe reports whether a path, as a process has named it, may be that of a
 // file which a probe is for.
 func mayBe(probes []policy.Probe, path string) bool {
@@ -360,19 +319,22 @@ func (a *Agent) mapped(l *live, p *process.Process, other []process.Mapping, fro
 		if l.late.others == nil {
 			l.late.others = map[otherFile]bool{}
 		}
-		l.late.others[this] = true
+		if settled(this.sec, int64(this.nsec)) {
+			l.late.others[this] = true
+		}
 		f, err := image.OpenMapped(p.Pid, p.Link(m), m.Path, m.File.Dev)
 		switch {
 		case errors.Is(err, image.ErrInRoot):
 			switch own, err := ownRoot(l, p); {
-			case !mayBe(l.probes, m.Path):
 			case err == nil && own:
-				a.witness.UnarmedMapping(l.id, m.Path, from, 0, "it is in a root file system that the process has for itself")
-			case !has(l.handle, m.Path):
-				a.soon(appeared{l: l, path: m.Path, from: from, why: evidence.GapUnarmedMapping})
+				if mayBe(l.probes, m.Path) {
+					a.witness.UnarmedMapping(l.id, m.Path, from, 0, "it is in a root file system that the process has for itself")
+				}
+			default:
+				a.mappedInRoot(l, p, m, from)
 			}
 		case err != nil:
-			if p.Alive() == nil && mayBe(l.probes, m.Path) {
+			if !ended(p) && mayBe(l.probes, m.Path) {
 				a.witness.UnarmedMapping(l.id, m.Path, from, 0, err.Error())
 			}
 		default:
@@ -381,14 +343,19 @@ func (a *Agent) mapped(l *live, p *process.Process, other []process.Mapping, fro
 	}
 }
 
-// addMapped arms what is wanted of a file, and takes it over.
-func (a *Agent) addMapped(l *live, pid int, f *image.Mapped, from int64) {
-	plan := probe.MakePlan(l.probes, probe.Appeared{Mapped: f, Inspector: a.inspect, Runs: command(l.notice)}, probe.On(a.kernel))
+// addMapped arms what is wanted of a file, and takes it over. It reports whether
+// anything is.
+func (a *Agent) addMapped(l *live, pid int, f *image.Mapped, from int64) (wanted bool) {
+	plan, doubt := a.planOne(l, f)
+	if doubt != "" {
+		a.witness.UnarmedMapping(l.id, f.Path, from, 0, doubt)
+	}
 	if !a.add(l, fmt.Sprintf("/proc/%d/root", pid), plan, from, evidence.GapUnarmedMapping) {
 		f.Close() // by path only: nothing is lost
-		return
+	} else {
+		l.late.mapped = append(l.late.mapped, f)
 	}
-	l.late.mapped = append(l.late.mapped, f)
+	return doubt != "" || slices.ContainsFunc(plan.Sites, func(s probe.Site) bool { return s.File != nil })
 }
 
 // add arms what is new in a plan, and reports whether anything is. A file that took
@@ -461,15 +428,14 @@ func (a *Agent) changedFiles(l *live, at int64, troubles []probe.Trouble) {
 	a.soon(appeared{l: l, from: from, why: evidence.GapFileChanged})
 }
 
-// search plans the whole container again, as it is now, and arms what is new.
-// With l.checking held.
-func (a *Agent) search(x appeared) {
+// search plans the whole container again, as it is now, and arms what is new. It
+// returns the probes of which it saw all files. With l.checking held.
+func (a *Agent) search(x appeared) (whole map[string]bool) {
 	l := x.l
 	pid, root, err := a.rootOf(l)
 	if err != nil {
 		a.log.Debug("search a container again", "container", l.container, "err", err)
-		a.unseen(x)
-		return
+		return nil
 	}
 	defer root.Close()
 	n := l.notice
@@ -486,11 +452,15 @@ func (a *Agent) search(x appeared) {
 			if a.add(l, fmt.Sprintf("/proc/self/fd/%d", root.Fd()), plan, x.from, x.why) {
 				a.witness.Checked(l.id, cgroup.BootTime(), a.troubles(l))
 			}
-			return
+			whole = map[string]bool{}
+			for _, s := range plan.Searches {
+				whole[s.ProbeID] = s.Complete
+			}
+			return whole
 		}
 	}
 	a.log.Debug("search a container again", "container", l.container, "err", err)
-	a.unseen(x)
+	return nil
 }
 
 // ownRoot reports whether a process has another root file system than the

@@ -440,23 +440,20 @@ func (a *Agent) troubles(l *live) []probe.Trouble {
 }
 
 // covered returns the armed files that are hidden by a mount, as the container's
-// first process sees it, or another one if that has ended. With l.checking held.
+// first process sees it, or another one if that has ended or is about to. With
+// l.checking held.
 func (a *Agent) covered(l *live) []probe.Trouble {
-	pid := l.notice.Pid
-	if !alive(l.init) {
-		other, root, err := a.rootOf(l)
-		if err != nil {
+	var err error
+	for range 4 { // a process may end while it is looked at
+		pid, root, gone := a.rootOf(l)
+		if gone != nil {
 			return nil // nobody is left whom it could be hidden from
 		}
 		root.Close()
-		pid = other
-	}
-	out, err := l.handle.Covered(pid)
-	switch {
-	case err == nil:
-		return out
-	case pid == l.notice.Pid && !alive(l.init): // it has ended meanwhile
-		return nil
+		var out []probe.Trouble
+		if out, err = l.handle.Covered(pid); err == nil {
+			return out
+		}
 	}
 	return []probe.Trouble{blind("its mounts could not be looked at: %v", err)}
 }

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -95,7 +94,7 @@ func TestProcessThatCannotBeLookedAt(t *testing.T) {
 }
 
 // What appears faster than it can be looked at is a gap, if a probe may be for
-// it, and so is what a container executes past the bound.
+// it.
 func TestTooMuchAppears(t *testing.T) {
 	n := newNodeWith(t, Config{Health: time.Hour}, latePolicy)
 	b := newBox(t, 1, "serve")
@@ -104,17 +103,14 @@ func TestTooMuchAppears(t *testing.T) {
 	b.run()
 	l := n.onlyRun()
 	n.mu.Lock()
-	l.late.execs = map[string]bool{}
-	for i := range maxExecs {
-		l.late.execs[fmt.Sprint(i)] = true
-	}
+	l.late.later, l.late.pace.next = make([]appeared, maxLater), time.Now().Add(time.Hour)
 	n.mu.Unlock()
 	b.copyTo("/opt/tool")
 	b.exec("/opt/tool", "hello")
 	until(t, func() bool { return strings.Contains(strings.Join(n.witness.Live()[0].Gaps, " "), "unarmedMapping") })
 	b.end()
 	must(t, n.waitIdle(context.Background()))
-	if _, gaps := n.lines("c1"); len(gaps) == 0 || gaps[0].Scope != evidence.ScopeRun {
+	if _, gaps := n.lines("c1"); len(gaps) == 0 || gaps[0].ProbeID != "late" {
 		t.Errorf("%+v", gaps)
 	}
 }
@@ -133,7 +129,7 @@ func TestLastThingThatAppears(t *testing.T) {
 		b.copyTo("/opt/tool")
 		l := n.onlyRun()
 		n.mu.Lock()
-		l.late.pending = map[string]appeared{path: {l: l, pid: 1, path: path, from: cgroup.BootTime(), why: evidence.GapUnarmedMapping}}
+		l.late.pending = map[program]appeared{{path: path}: {l: l, pid: 1, path: path, from: cgroup.BootTime(), why: evidence.GapUnarmedMapping}}
 		n.mu.Unlock()
 		b.end()
 		must(t, n.waitIdle(context.Background()))

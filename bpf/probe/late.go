@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"probity/bpf"
 	"probity/bpf/symbol"
 	"probity/evidence"
 	"probity/runtime/image"
@@ -39,9 +40,9 @@ func (a Appeared) Lookup(path string) (m image.Match, exec bool, err error) {
 func (a Appeared) Objects(want func(symbol.Identity) bool) (matches []image.Match, complete bool, why string) {
 	id, err := a.identify(a.Match)
 	switch {
-	case err != nil:
+	case doubted(err):
 		return nil, false, err.Error()
-	case want(id):
+	case err == nil && want(id):
 		matches = []image.Match{a.Match}
 	}
 	return matches, true, ""
@@ -129,10 +130,25 @@ func (e *Engine) lateShare(h *Handle) bound {
 	return b
 }
 
+// Knows reports whether a file was planned as it is now: it is armed, or was
+// refused for a reason that stays. Of an overlay's file the device is the overlay's, so the
+// rest must do: nobody can give a file the number and the change time of one of
+// the image, and a site of any other file is partial from its beginning.
+// It may be called at any time.
+func (h *Handle) Knows(f bpf.File) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.ContainsFunc(h.Sites, func(s Site) bool { return s.File != nil && s.Reason != evidence.AttachFailed && s.File.stamp.is(f) })
+}
+
+func (s stamp) is(f bpf.File) bool {
+	return f.Inode != 0 && s.ino == f.Inode && s.ctime.Nano() == f.Ctime && s.size == f.Size
+}
+
 // InImage reports whether a path is that of a file of the image, which the
 // search before the start has seen, and not of one that the container has put
-// there since.
-func (h *Handle) InImage(path string) bool {
+// there since. If the file is known that was found there, it must be that one.
+func (h *Handle) InImage(path string, file bpf.File) bool {
 	find, ok := h.target.Files.(Finder)
 	if !ok {
 		return false
@@ -140,6 +156,15 @@ func (h *Handle) InImage(path string) bool {
 	m, _, err := find.Lookup(path)
 	if err != nil || m.Origin != image.FromLayer {
 		return false
+	}
+	if file != (bpf.File{}) {
+		f, err := m.Open()
+		if err != nil {
+			return false
+		}
+		defer f.Close()
+		at, err := stampOf(f)
+		return err == nil && at.is(file)
 	}
 	if h.target.Upper == "" {
 		return true

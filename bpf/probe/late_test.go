@@ -206,3 +206,24 @@ type single struct {
 }
 
 func (o single) Glob(string) ([]image.Match, bool, string) { return []image.Match{o.match}, true, "" }
+
+// A file is known as it was when it was planned, by whatever path; once it is
+// changed, it is another one.
+func TestKnows(t *testing.T) {
+	b := newBox(t, newLower(t))
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.arm(e, symbols("leaf"))
+	path := filepath.Join(b.merged, "bin/target")
+	now := func() bpf.File {
+		var st unix.Stat_t
+		must(t, unix.Stat(path, &st))
+		return bpf.File{Device: uint64(st.Dev), Inode: st.Ino, Ctime: st.Ctim.Nano(), Size: st.Size}
+	}
+	if f := now(); !h.Knows(f) || h.Knows(bpf.File{}) || h.Knows(bpf.File{Inode: f.Inode, Size: f.Size}) {
+		t.Errorf("%+v", f)
+	}
+	must(t, os.Chtimes(path, time.Now(), time.Now()))
+	if f := now(); h.Knows(f) {
+		t.Errorf("touched: %+v", f)
+	}
+}

@@ -66,35 +66,73 @@ func openLink(pid int, link, path, origin string) (*Mapped, error) {
 	return newMapped(fd, path, origin)
 }
 
-// OpenMounted opens what a container has at a path, below one of its mounts:
-// root is its root directory, as that of process pid. The path must be free of
-// symlinks, so that it leads through no other mount than the one that is found
-// for it. Errors as of [OpenMapped].
-func OpenMounted(pid int, root *os.File, path string) (*Mapped, error) {
-	if filepath.Clean(path) != path || !filepath.IsAbs(path) {
-		return nil, fmt.Errorf("open %q: not a clean absolute path", path)
-	}
+// Resolve opens by path only what a container has at an absolute path: root is
+// its root directory, as that of process pid. Where a mount of the container may
+// hang, symlinks are not followed, since nobody knows beforehand where they lead,
+// and a path below such a mount is [ErrRemote].
+func Resolve(pid int, root *os.File, path string) (*os.File, error) {
+	resolve := uint64(unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS)
 	var at *mount
 	err := eachMount("/proc/"+strconv.Itoa(pid)+"/mountinfo", func(m *mount) bool {
+		if !localType(m.fstype) && !pseudoTypes[m.fstype] || m.fstype == "autofs" {
+			resolve |= unix.RESOLVE_NO_SYMLINKS
+		}
 		// A later line at the same point is mounted over the earlier one.
-		if within(path, m.point) && (at == nil || len(m.point) >= len(at.point)) {
+		if within(filepath.Clean(path), m.point) && (at == nil || len(m.point) >= len(at.point)) {
 			found := *m
 			at = &found
 		}
 		return true
 	})
+	if err == nil && resolve&unix.RESOLVE_NO_SYMLINKS != 0 {
+		// "x/.." leads elsewhere than it looks if x is a mount.
+		if filepath.Clean(path) != path {
+			err = fmt.Errorf("%w: some mount may hang, and the path is not clean", ErrRemote)
+		} else if _, err = originAt(at, "its path"); errors.Is(err, ErrInRoot) {
+			err = nil
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s in the container's root: %w", path, err)
 	}
-	origin, err := originAt(at, "its path")
+	fd, err := openat2(int(root.Fd()), path, unix.O_PATH, resolve)
 	if err != nil {
 		return nil, fmt.Errorf("open %s in the container's root: %w", path, err)
 	}
-	fd, err := openat2(int(root.Fd()), path, unix.O_PATH, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_MAGICLINKS)
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// Peek is a file of the container's root, opened by path only, to be read: what
+// is armed of it must be reached through its layer.
+func Peek(f *os.File, path string) (*Mapped, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open %s in the container's root: %w", path, err)
+		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	return newMapped(fd, path, origin)
+	return newMapped(fd, path, FromUpper)
+}
+
+// DeviceOf is the device of the mount through which process pid has a file open:
+// what stat(2) shows of a file of an overlay may be another one.
+func DeviceOf(pid int, f *os.File) (dev uint64, err error) {
+	var st unix.Statx_t
+	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, fmt.Errorf("look at %s: %w", f.Name(), err)
+	}
+	err = fmt.Errorf("look at %s: its mount is not process %d's", f.Name(), pid)
+	if rerr := eachMount("/proc/"+strconv.Itoa(pid)+"/mountinfo", func(m *mount) bool {
+		var major, minor uint32
+		if uint64(m.id) != st.Mnt_id {
+			return true
+		}
+		if _, err = fmt.Sscanf(m.dev, "%d:%d", &major, &minor); err == nil {
+			dev = unix.Mkdev(major, minor)
+		}
+		return false
+	}); rerr != nil {
+		return 0, rerr
+	}
+	return dev, err
 }
 
 // newMapped takes over fd, which was opened by path only.

@@ -11,9 +11,8 @@ import (
 	"probity/tests/need"
 )
 
-// What is below a mount of a container is opened where that cannot hang, and
-// through no other mount.
-func TestOpenMounted(t *testing.T) {
+// What a container has at a path is opened where that cannot hang.
+func TestResolve(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()
 	for _, d := range []string{"tmp", "fuse"} {
@@ -44,7 +43,17 @@ func TestOpenMounted(t *testing.T) {
 	}
 	defer root.Close()
 
-	m, err := OpenMounted(os.Getpid(), root, filepath.Join(tmp, "file"))
+	found, err := Resolve(os.Getpid(), root, filepath.Join(tmp, "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer found.Close()
+	dev, err := DeviceOf(os.Getpid(), found)
+	var st unix.Stat_t
+	if err := errors.Join(err, unix.Stat(filepath.Join(tmp, "file"), &st)); err != nil || dev != st.Dev {
+		t.Errorf("on device %d, want %d: %v", dev, st.Dev, err)
+	}
+	m, err := OpenMapped(os.Getpid(), procFd(int(found.Fd())), found.Name(), dev)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,15 +80,24 @@ func TestOpenMounted(t *testing.T) {
 		filepath.Join(dir, "fuse/x"):  ErrRemote,
 		filepath.Join(tmp, "link"):    unix.ELOOP,
 		filepath.Join(tmp, "away"):    unix.ELOOP,
-		filepath.Join(tmp, "fifo"):    ErrNotRegular,
-		tmp + "/../tmp/file":          nil, // not clean
-		tmp:                           ErrNotRegular,
+		tmp + "/../tmp/file":          ErrRemote, // perhaps
 		"tmp/file":                    nil,
 		filepath.Join(tmp, "nowhere"): unix.ENOENT,
 	} {
-		if m, err := OpenMounted(os.Getpid(), root, path); err == nil || want != nil && !errors.Is(err, want) {
-			t.Errorf("%s: %v, %v; want %v", path, m, err, want)
+		if f, err := Resolve(os.Getpid(), root, path); err == nil || want != nil && !errors.Is(err, want) {
+			t.Errorf("%s: %v, %v; want %v", path, f, err, want)
 		}
+	}
+	fifo, err := Resolve(os.Getpid(), root, filepath.Join(tmp, "fifo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fifo.Close()
+	if m, err := Peek(fifo, "/fifo"); !errors.Is(err, ErrNotRegular) {
+		t.Errorf("a fifo: %v, %v", m, err)
+	}
+	if m, err := Peek(found, "/file"); err != nil || m.Path != "/file" || m.Close() != nil {
+		t.Errorf("a file: %v, %v", m, err)
 	}
 }
 

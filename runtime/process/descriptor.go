@@ -56,6 +56,15 @@ func (p *Process) Exe() (path string, deleted bool, err error) {
 // file is.
 func (p *Process) OpenExe() (*os.File, error) { return p.open("exe") }
 
+// PathExe opens it by path only, for which no file system is asked.
+func (p *Process) PathExe() (*os.File, error) {
+	fd, err := unix.Openat(int(p.dir.Fd()), "exe", unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the program of process %d: %w", p.Pid, gone(err))
+	}
+	return os.NewFile(uintptr(fd), "exe"), nil
+}
+
 func readlinkat(dir int, name string) (string, error) {
 	b := make([]byte, maxLink)
 	n, err := unix.Readlinkat(dir, name, b)
