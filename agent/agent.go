@@ -94,6 +94,8 @@ type Agent struct {
 	images   map[imageKey]container.Image // of containers that are only created
 	known    map[string]bool              // manifest digests of images that were looked at
 	problems []string
+	// deafSince is why the kernel's events are not read any more.
+	deafSince error
 }
 
 // New opens everything that can fail and listens on the sockets. It starts no
@@ -172,7 +174,7 @@ func (a *Agent) openKernel() error {
 	if err != nil {
 		return err
 	}
-	a.ring = newRing(r, a.event, a.entry, a.witness.Undecodable, a.log)
+	a.ring = newRing(r, a.event, a.entry, a.undecodable, a.log)
 	a.engine = probe.NewEngine(a.obj, probe.Config{
 		Kernel: a.kernel, Linger: a.cfg.Linger, BootTime: cgroup.BootTime, Log: a.log.With("in", "probe"),
 	})

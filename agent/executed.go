@@ -70,9 +70,6 @@ const settle = 100 * time.Millisecond
 // written into it from now on gives it another change time.
 func settled(sec, nsec int64) bool { return time.Since(time.Unix(sec, nsec)) > settle }
 
-// wantsFiles reports whether a probe is for files.
-func wantsFiles(p policy.Probe) bool { return p.File+p.Library+p.BuildID+p.Program != "" }
-
 // names are what the file may be called, as far as a probe's target goes by that:
 // what led there, and what it is. Without any it may be called anything.
 func (x appeared) names() (names []string) {
@@ -90,7 +87,7 @@ func (x appeared) names() (names []string) {
 // mayBe reports whether a probe may be for the file.
 func (x appeared) mayBe(p policy.Probe) bool {
 	names := x.names()
-	return len(names) == 0 && wantsFiles(p) || slices.ContainsFunc(names, p.MayBe)
+	return len(names) == 0 && p.OfFiles() || slices.ContainsFunc(names, p.MayBe)
 }
 
 // anyMayBe reports whether any of the container's probes may be.

@@ -210,6 +210,7 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	// The container may be on its way: what takes time comes now.
 	a.witness.NotHashed(l.id, a.hashers.digest(start.Sites, time.Now().Add(digestFor), digestBytes))
 	a.witness.Publish(l.id, released)
+	a.tellDeaf(l)
 	if l.handle != nil {
 		if err := a.engine.Moves(); err != nil {
 			a.witness.AttributionLost(l.id, 0, start.ArmedAt, "this kernel does not show that a process leaves the container's cgroup: "+err.Error())

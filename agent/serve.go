@@ -35,7 +35,7 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 		// have ended, and need the ring. Close ends it.
 		go func() {
 			if err := a.ring.run(); err != nil {
-				a.problem("detail of hits is lost from now on: %v", err)
+				a.deafToKernel(err)
 			}
 		}()
 		go a.identifyAll()
@@ -66,6 +66,37 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 	}
 	for _, socket := range a.cfg.NRISockets {
 		g.Go(func() error { return a.nri(ctx, socket) })
+	}
+}
+
+// deafToKernel signs that nothing is told of what containers execute any more: the
+// counters go on, and what is new in a container is not armed.
+func (a *Agent) deafToKernel(err error) {
+	a.problem("detail of hits is lost from now on, and what appears in containers is not armed: %v", err)
+	a.mu.Lock()
+	a.deafSince = err
+	a.mu.Unlock()
+	for _, l := range a.runs() {
+		a.tellDeaf(l)
+	}
+}
+
+// tellDeaf does so for one run.
+func (a *Agent) tellDeaf(l *live) {
+	a.mu.Lock()
+	err := a.deafSince
+	a.mu.Unlock()
+	if err != nil {
+		a.witness.UnarmedMapping(l.id, "", cgroup.BootTime(), 0, fmt.Sprintf("it is not told any more what is executed: %v", err))
+	}
+}
+
+// undecodable takes why a record of the kernel could not be decoded. It may have
+// been of an execve in any container.
+func (a *Agent) undecodable(err error) {
+	a.witness.Undecodable(err)
+	for _, l := range a.runs() {
+		a.witness.UnarmedMapping(l.id, "", cgroup.BootTime(), 0, fmt.Sprintf("what the kernel told of some container could not be read: %v", err))
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"probity/bpf"
 	"probity/evidence"
 	"probity/tests/need"
 )
@@ -279,5 +281,47 @@ func TestProgramOfTheImage(t *testing.T) {
 		for _, g := range gaps {
 			t.Logf("%+v", g)
 		}
+	}
+}
+
+// The news of an execve finds no room in the ring, and what was executed is not
+// armed.
+func TestExecsLost(t *testing.T) {
+	n, b := newCopies(t, Config{Health: time.Hour, BPF: bpf.Options{RingBytes: 4096}})
+	must(t, os.WriteFile(b.dir+"/merged/opt/benign", other(t), 0o755))
+	b.copyTo("/opt/tool")
+	n.mu.Lock() // the reader of the ring has no time just now
+	for range 40 {
+		b.exec("/opt/benign", "x")
+	}
+	b.exec("/opt/tool", "hello")
+	n.mu.Unlock()
+	until(t, n.nothingPending) // of what was told
+	gaps := wantsNoDenial(t, n, b)
+	if !slices.ContainsFunc(gaps, func(g *evidence.Gap) bool { return g.ProbeID == "copy" && g.Reason == evidence.GapUnarmedMapping }) {
+		t.Errorf("%d gaps, none of the probe", len(gaps))
+	}
+}
+
+// Where the kernel's events are not read any more, or one of them cannot be, it is
+// not known what any container executes.
+func TestDeafToTheKernel(t *testing.T) {
+	for name, deaf := range map[string]func(*node){
+		"the reader ends":              func(n *node) { n.deafToKernel(errors.New("a test")) },
+		"a record that cannot be read": func(n *node) { n.ring.bad(errors.New("a test")) },
+	} {
+		n, b := newCopies(t, Config{Health: time.Hour})
+		deaf(n)
+		if gaps := wantsNoDenial(t, n, b); len(gaps) == 0 || gaps[0].Reason != evidence.GapUnarmedMapping || gaps[0].Scope != evidence.ScopeRun {
+			t.Errorf("%s: %+v", name, gaps)
+		}
+	}
+	n := newNodeWith(t, Config{Health: time.Hour}, copies(t))
+	n.deafToKernel(errors.New("a test"))
+	b := newBox(t, 1, "serve")
+	n.notify(context.Background(), b.notice("c1"), yes)
+	b.run()
+	if gaps := wantsNoDenial(t, n, b); len(gaps) == 0 || gaps[0].Reason != evidence.GapUnarmedMapping {
+		t.Errorf("a run that began later: %+v", gaps)
 	}
 }

@@ -143,6 +143,9 @@ func (s *Set) Select(id container.Identity) []Probe {
 	return probes
 }
 
+// OfFiles reports whether the probe is for files, and not for the kernel.
+func (p Probe) OfFiles() bool { return p.File+p.Library+p.BuildID+p.Program != "" }
+
 // MayBe reports whether the file of that path may be one that the probe is for.
 // It errs by saying yes: a symlink on the way gives a file other paths, but
 // seldom another name, and for a target that is not named by its path any file

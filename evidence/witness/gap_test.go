@@ -128,3 +128,31 @@ func TestGapsAreSomebodys(t *testing.T) {
 		t.Errorf("%d runs without a gap, %d with one: the generator is no good", armedNoHit, affected)
 	}
 }
+
+// Of an execve whose news was dropped nobody knows what file it was: that is no
+// loss of detail only, but for probes on the kernel.
+func TestExecsLost(t *testing.T) {
+	kernel := kernelSite(2, "do_exit", evidence.Kprobe, evidence.Kprobe)
+	st := newStage(t, forFile(1, policy.Probe{ID: "glob", File: "/lib/libx.so"}, "/lib/libx.so"), kernel)
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	for range 2 {
+		st.kern.run.RingFull += 3
+		st.kern.run.ExecsLost += 2
+		st.now += 1000
+		st.Sweep()
+	}
+	_, cov := st.final(t, 90000)
+	for _, p := range cov.Probes {
+		if want := map[bool]evidence.State{true: evidence.Partial, false: evidence.ArmedNoHit}[p.ProbeID == "glob"]; p.State != want {
+			t.Errorf("%s: %s", p.ProbeID, p.State)
+		}
+	}
+	last := map[evidence.GapReason]uint64{}
+	for _, g := range take[*evidence.Gap](st.out) {
+		last[g.Reason] = g.Count.N
+	}
+	if last[evidence.GapUnarmedMapping] != 4 || last[evidence.GapRingFull] != 6 {
+		t.Errorf("%+v", last)
+	}
+}

@@ -236,6 +236,9 @@ func (r *run) whole(k bpf.Run) {
 	if k.RingFull > r.kernel.RingFull {
 		r.sum(evidence.GapRingFull, wholeRun, r.armedAt, k.RingFull, "first-hit or exec detail was dropped; counters are not affected")
 	}
+	if k.ExecsLost > r.kernel.ExecsLost {
+		r.execsLost(k.ExecsLost - r.kernel.ExecsLost)
+	}
 	switch {
 	case k.Untracked > r.kernel.Untracked: // of these it is not known
 		r.attributionLost(k.Left+k.Untracked, "tasks left the container's cgroup subtree, or could not be followed")
@@ -438,6 +441,26 @@ func (r *run) unarmedMapping(path string, from, to int64, detail string) {
 		open(wholeRun, "more files than are told apart; the last: "+path+": "+detail)
 	case len(probes) == 0:
 		open(wholeRun, path+": "+detail)
+	}
+}
+
+// execsLost notes that so many more files were executed of which nobody knows
+// what they are: the news was dropped. Whoever looks for new files has not looked
+// at these.
+func (r *run) execsLost(more uint64) {
+	done := map[string]bool{}
+	for i := range r.sites {
+		p := r.sites[i].Probe
+		if done[p.ID] || !p.OfFiles() {
+			continue
+		}
+		done[p.ID] = true
+		sel := selector{scope: evidence.ScopeSite, probe: p.ID}
+		if g := r.openGap(evidence.GapUnarmedMapping, sel); g != nil {
+			r.grow(g, g.count+more)
+			continue
+		}
+		r.addGap(&gap{selector: sel, reason: evidence.GapUnarmedMapping, from: max(r.armedAt, r.first), count: more, detail: "the news of an execve was dropped: it is not known what was executed"})
 	}
 }
 
