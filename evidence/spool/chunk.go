@@ -74,13 +74,13 @@ func (c *chunk) place(s *sign.Signer, name, log string, leaf uint64) error {
 	}
 	c.header = h
 	copy(c.body, line)
-	envelope, err := c.envelope(s)
+	sum := sha256.New()
+	sum.Write(c.body)
+	envelope, err := c.envelope(s, hex.EncodeToString(sum.Sum(nil)))
 	if err != nil {
 		return err
 	}
-	sum := sha256.New()
-	sum.Write(c.body)
-	sum.Write(envelope)
+	sum.Write(envelope) // one pass over the body for both digests
 	c.placed = &placed{
 		leaf:  evidence.ChunkLeaf{Chunk: name, Digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), Bytes: evidence.Uint64(len(c.body) + len(envelope))},
 		index: leaf, envelope: envelope,
@@ -148,10 +148,10 @@ func countLine(perRun map[string]runLines, l evidence.Line) {
 	perRun[r] = n
 }
 
-// envelope signs the chunk and returns its last line, with the newline.
-func (c *chunk) envelope(s *sign.Signer) ([]byte, error) {
-	sum := sha256.Sum256(c.body)
-	payload, err := evidence.EncodeStatement(c.tally.Statement(c.header, hex.EncodeToString(sum[:])))
+// envelope signs the chunk, whose body has this digest, and returns its last line,
+// with the newline.
+func (c *chunk) envelope(s *sign.Signer, body string) ([]byte, error) {
+	payload, err := evidence.EncodeStatement(c.tally.Statement(c.header, body))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNever, err)
 	}

@@ -32,6 +32,8 @@ type Chunk struct {
 	Body []byte
 	// Envelope is the envelope line without its newline.
 	Envelope []byte
+
+	digest string // of the whole file, as its leaf in the log says it
 }
 
 // Bytes checks one chunk file's bytes; name only says where findings are. The
@@ -129,8 +131,13 @@ func (c *checker) check(data []byte, key *sign.PublicKey) *Chunk {
 		c.found(kind, last, "envelope: %v", err)
 		return nil
 	}
-	sum := sha256.Sum256(chunk.Body)
-	c.statement(last, payload, header, &tally, hex.EncodeToString(sum[:]))
+	// One pass: the statement's digest is of what comes before the envelope, the
+	// log's of the whole file.
+	h := sha256.New()
+	h.Write(chunk.Body)
+	c.statement(last, payload, header, &tally, hex.EncodeToString(h.Sum(nil)))
+	h.Write(data[len(chunk.Body):])
+	chunk.digest = "sha256:" + hex.EncodeToString(h.Sum(nil))
 	return chunk
 }
 
