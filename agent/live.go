@@ -305,6 +305,9 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	h, err := a.engine.Arm(l.ctx, probe.Target{
 		Cgroup: n.Identity.CgroupID, Level: a.level(n.Identity.CgroupPath), Around: a.around(n.Identity.CgroupPath), Root: fmt.Sprintf("/proc/self/fd/%d", root.Fd()), Upper: rootfs.Upper,
 		Files: probe.Tree{View: view, Inspector: a.inspect, Runs: tree.Runs}, // for as long as it lives: without the bounds of a start
+		Processes: func() ([]int, bool, error) {
+			return a.cgroups.Procs(n.Identity.CgroupPath, n.Identity.CgroupID)
+		},
 	}, plan)
 	switch {
 	case errors.Is(err, bpf.ErrTaken):

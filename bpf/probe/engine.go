@@ -122,6 +122,10 @@ type Target struct {
 	Root   string // path of its merged root file system: "/proc/PID/root" or a host path
 	Upper  string // host path of its upper directory; empty if it has none
 	Files  Files  // to say which files its sets are about; nil: that is not said
+	// Processes lists the processes that it has now, all of them if whole: what
+	// they have mapped decides whether attaching would hold up the machine. nil:
+	// that is not asked.
+	Processes func() (pids []int, whole bool, err error)
 }
 
 // Arm arms the plan's sites for one container and returns when each is proven
@@ -277,14 +281,24 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 		return
 	}
 	var refusedAt map[place]refusal
-	if b.file.Match.Origin != image.FromLayer { // the container's own, which it may write
-		mine.lease, err = e.leases.take(b.file.Match, shared)
+	own := b.file.Match.Origin != image.FromLayer // the container's own, which it may write
+	if own {
+		if err = h.tooSlow(); err == nil {
+			mine.lease, err = e.leases.take(b.file.Match, shared)
+		}
+	}
+	if err == nil && shared.attaches() {
+		err = e.crowded(shared, h, &mine)
 	}
 	if err == nil {
+		began := time.Now()
 		refusedAt, err = shared.arm(e, lower, merged)
+		if took := time.Since(began); e.slowed(shared, took) && own {
+			h.blame(took)
+		}
 	}
 	if err != nil {
-		all(evidence.AttachFailed, errors.Join(err, e.obj.DeleteSlots(h.target.Cgroup, mine.ids), e.obj.DeleteDurations(h.target.Cgroup, mine.times), e.leases.drop(mine.lease)))
+		all(overBudget(err), errors.Join(err, e.obj.DeleteSlots(h.target.Cgroup, mine.ids), e.obj.DeleteDurations(h.target.Cgroup, mine.times), e.leases.drop(mine.lease)))
 		e.drop(&shared.usage)
 		return
 	}
@@ -387,7 +401,7 @@ func (b *batch) refuse(r evidence.NotArmedReason, err error) {
 }
 
 func overBudget(err error) evidence.NotArmedReason {
-	if errors.Is(err, bpf.ErrNoSpace) {
+	if errors.Is(err, bpf.ErrNoSpace) || errors.Is(err, errCrowded) {
 		return evidence.OverBudget
 	}
 	return evidence.AttachFailed

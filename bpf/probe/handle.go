@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -37,6 +38,7 @@ type Handle struct {
 	runStood uint64            // bpf.Run.Stood when the counters were last read
 	lookedAt int64             // boot time of that
 	nextDue  int64             // boot time at which the next of them counts again; 0: none
+	slow     time.Duration     // for which files of its own have held up the machine
 }
 
 // held is a reference to a shared file, by one of its names, and the

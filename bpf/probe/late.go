@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -211,8 +212,14 @@ func (e *Engine) forget(s *sharedFile, why error) {
 		delete(e.files, s.key)
 	}
 	e.mu.Unlock()
+	began := time.Now()
 	if err := s.detach(why); err != nil {
 		e.cfg.Log.Warn("detach", "file", s.path, "err", err)
+	}
+	if took := time.Since(began); e.slowed(s, took) {
+		for _, h := range e.holders(s) {
+			h.blame(took)
+		}
 	}
 }
 

@@ -48,6 +48,7 @@ type usage struct {
 	attachedAt atomic.Int64  // boot time at which it was attached; 0: it is not
 	failing    bool          // it could not be attached again; of Engine.keep
 	mended     atomic.Uint32 // how often lost links were made again
+	leaveUntil atomic.Int64  // boot time until which it is left as it is: see crowded
 
 	// Guarded by Engine.mu.
 	refs      int
@@ -93,6 +94,13 @@ func (s *sharedFile) arm(e *Engine, lower, merged *os.File) (map[place]refusal, 
 	return out, nil
 }
 
+// attaches reports whether to arm it again attaches anything.
+func (s *sharedFile) attaches() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.why == nil && (!s.ready || len(s.refusedForNow()) > 0)
+}
+
 // attach makes the links, and the canary that proves them. With mu held.
 func (s *sharedFile) attach(obj *bpf.Objects, lower *os.File, m Machine) (err error) {
 	if s.canary, err = newCanary(lower, s.offsets(), len(m.breakpoint)); err != nil {
@@ -115,19 +123,29 @@ func (s *sharedFile) offsets() []uint64 {
 // such as memory, and not because of their instruction: what failed for one
 // container need not fail for the next.
 func (s *sharedFile) again(obj *bpf.Objects, lower *os.File) {
-	var points []point
-	for _, p := range s.points {
-		if s.att.refused[p.place].reason == evidence.AttachFailed {
-			points = append(points, p)
-			delete(s.att.refused, p.place)
-		}
-	}
+	points := s.refusedForNow()
 	if len(points) == 0 {
 		return
+	}
+	for _, p := range points {
+		delete(s.att.refused, p.place)
 	}
 	more := attach(obj, lower, points)
 	s.att.links, s.att.progs = append(s.att.links, more.links...), append(s.att.progs, more.progs...)
 	maps.Copy(s.att.refused, more.refused)
+}
+
+// refusedForNow lists the points that may be attached another time. With mu held.
+func (s *sharedFile) refusedForNow() (out []point) {
+	if len(s.att.refused) == 0 {
+		return nil
+	}
+	for _, p := range s.points {
+		if s.att.refused[p.place].reason == evidence.AttachFailed {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // works notes that the links are made and proven. With mu held.

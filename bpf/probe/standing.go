@@ -256,11 +256,16 @@ func (e *Engine) keep(now int64) {
 // rest takes the links away if all who use the file stand down. The canary
 // stays with whoever attaches again.
 func (s *sharedFile) rest(e *Engine, standing []*Handle) {
+	if s.attachedAt.Load() == 0 || !e.nobodyElse(&s.usage, standing) || e.crowded(s, nil, nil) != nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.ready || !e.nobodyElse(&s.usage, standing) {
 		return
 	}
+	began := time.Now()
+	defer func() { e.slowed(s, time.Since(began)) }()
 	s.ready = false
 	s.attachedAt.Store(0)
 	if err := errors.Join(s.att.close(), s.canary.close()); err != nil {
@@ -296,6 +301,12 @@ func (e *Engine) nobodyElse(u *usage, standing []*Handle) bool {
 
 // attachAgain makes the links again, and proves them by the lower file.
 func (s *sharedFile) attachAgain(e *Engine, by *held) error {
+	if !s.attaches() {
+		return s.gone()
+	}
+	if err := e.crowded(s, nil, nil); err != nil {
+		return err
+	}
 	lower, err := by.match.Open()
 	if err != nil {
 		return err
@@ -306,6 +317,8 @@ func (s *sharedFile) attachAgain(e *Engine, by *held) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	began := time.Now()
+	defer func() { e.slowed(s, time.Since(began)) }()
 	return s.remake(e, lower)
 }
 

@@ -14,7 +14,7 @@ import (
 // overlay's own since Linux 6.8, and the real file's below it before.
 type File struct{ Dev, Ino uint64 }
 
-// Mapping is one executable mapping of a file.
+// Mapping is one mapping of a file.
 type Mapping struct {
 	Start, End uint64 // addresses in the process, [Start, End)
 	Offset     uint64 // of Start in the file
@@ -29,8 +29,13 @@ type Mapping struct {
 // most, each of whose bytes may be written as four.
 const maxLine = 32 << 10
 
-// parse reads /proc/PID/maps (proc_pid_maps(5)) up to limit bytes.
-func parse(r io.Reader, limit int) ([]Mapping, error) {
+// executable and private are which mappings are wanted, by their permissions.
+func executable(perms []byte) bool { return perms[2] == 'x' }
+func private(perms []byte) bool    { return perms[3] == 'p' }
+
+// parse reads those of /proc/PID/maps (proc_pid_maps(5)) that are wanted, up to
+// limit bytes.
+func parse(r io.Reader, limit int, wanted func(perms []byte) bool) ([]Mapping, error) {
 	var out []Mapping
 	lines := bufio.NewScanner(r)
 	lines.Buffer(make([]byte, 4096), maxLine)
@@ -40,7 +45,7 @@ func parse(r io.Reader, limit int) ([]Mapping, error) {
 		if read += len(line) + 1; read > limit {
 			return nil, ErrTooMany
 		}
-		m, ok, err := parseLine(line)
+		m, ok, err := parseLine(line, wanted)
 		if err != nil {
 			return nil, err
 		}
@@ -51,11 +56,11 @@ func parse(r io.Reader, limit int) ([]Mapping, error) {
 	return out, lines.Err()
 }
 
-// parseLine reads one line, and reports whether it is an executable mapping of
-// a file:
+// parseLine reads one line, and reports whether it is a mapping of a file that
+// is wanted:
 //
 //	7f0e7a228000-7f0e7a3bd000 r-xp 00028000 08:01 1835021    /usr/lib/libc.so.6
-func parseLine(line []byte) (m Mapping, ok bool, err error) {
+func parseLine(line []byte, wanted func([]byte) bool) (m Mapping, ok bool, err error) {
 	bad := func(what string) (Mapping, bool, error) {
 		return Mapping{}, false, fmt.Errorf("a line without %s: %.80q", what, line)
 	}
@@ -72,7 +77,7 @@ func parseLine(line []byte) (m Mapping, ok bool, err error) {
 	if len(perms) != 4 {
 		return bad("permissions")
 	}
-	if perms[2] != 'x' {
+	if !wanted(perms) {
 		return Mapping{}, false, nil
 	}
 	lo, hi, ok1 := bytes.Cut(fields[0], []byte("-"))

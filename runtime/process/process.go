@@ -73,8 +73,16 @@ func (p *Process) Alive() error {
 // A process whose first thread has ended runs on in the others, and its own
 // directory shows no memory any more: then one of theirs does, which is in
 // Thread from then on.
-func (p *Process) Executable() ([]Mapping, error) {
-	out, empty, err := p.maps("maps")
+func (p *Process) Executable() ([]Mapping, error) { return p.wanted(executable) }
+
+// Private returns the private mappings of files, in the order of their
+// addresses, whether the process may execute them now or not: a probe is put
+// into all of them, since they may become executable. Bounded and found as
+// those of Executable.
+func (p *Process) Private() ([]Mapping, error) { return p.wanted(private) }
+
+func (p *Process) wanted(is func(perms []byte) bool) ([]Mapping, error) {
+	out, empty, err := p.maps("maps", is)
 	if err == nil && !empty || err != nil && !errors.Is(err, ErrGone) {
 		return out, err
 	}
@@ -84,7 +92,7 @@ func (p *Process) Executable() ([]Mapping, error) {
 			return nil, err
 		}
 		for _, t := range tasks {
-			out, empty, err := p.maps("task/" + t + "/maps")
+			out, empty, err := p.maps("task/"+t+"/maps", is)
 			if errors.Is(err, ErrGone) || err == nil && empty {
 				continue
 			}
@@ -100,14 +108,14 @@ func (p *Process) Executable() ([]Mapping, error) {
 	return nil, fmt.Errorf("mappings of process %d: none of its threads has any for long enough", p.Pid)
 }
 
-func (p *Process) maps(name string) (out []Mapping, empty bool, err error) {
+func (p *Process) maps(name string, is func(perms []byte) bool) (out []Mapping, empty bool, err error) {
 	f, err := p.open(name)
 	if err != nil {
 		return nil, false, err
 	}
 	defer f.Close()
 	text := &counter{r: io.LimitReader(f, maxMaps+1)}
-	if out, err = parse(text, maxMaps); err != nil {
+	if out, err = parse(text, maxMaps, is); err != nil {
 		return nil, false, fmt.Errorf("mappings of process %d: %w", p.Pid, gone(err))
 	}
 	return out, text.n == 0, nil

@@ -25,7 +25,7 @@ func TestParse(t *testing.T) {
 7f0e7a3bf000-7f0e7a3c0000 r-xp 00000000 00:01 9                          anon_inode:[x]
 ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
 `
-	got, err := parse(strings.NewReader(text), 1<<20)
+	got, err := parse(strings.NewReader(text), 1<<20, executable)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,11 +37,11 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 	for _, bad := range []string{"\n", "1-2 r-xp 0 1:1\n", "2-1 r-xp 0 1:1 5 /a\n", "1-2 r-x 0 1:1 5 /a\n", "1-2 r-xp x 1:1 5 /a\n", "1-2 r-xp 0 1 5 /a\n", strings.Repeat("x", maxLine+1)} {
-		if got, err := parse(strings.NewReader(bad), 1<<20); err == nil {
+		if got, err := parse(strings.NewReader(bad), 1<<20, executable); err == nil {
 			t.Errorf("%.40q: %v", bad, got)
 		}
 	}
-	if _, err := parse(strings.NewReader(text), 100); !errors.Is(err, ErrTooMany) {
+	if _, err := parse(strings.NewReader(text), 100, executable); !errors.Is(err, ErrTooMany) {
 		t.Errorf("past the bound: %v", err)
 	}
 }
@@ -116,7 +116,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("55a0c0001000-55a0c0005000 r-xp 00001000 08:01 77   /bin/cat\n"))
 	f.Add([]byte("1-2 rwxs 0 0:0 0 \n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		ms, err := parse(strings.NewReader(string(b)), 1<<16)
+		ms, err := parse(strings.NewReader(string(b)), 1<<16, executable)
 		for _, m := range ms {
 			if err == nil && (m.End <= m.Start || !strings.HasPrefix(m.Path, "/") || m.File.Ino == 0) {
 				t.Fatalf("%q: %+v", b, m)
