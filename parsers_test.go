@@ -91,6 +91,7 @@ var parsers = map[string]string{
 	"runtime/oci.parseObject":           "FuzzParseConfig",
 	"runtime/oci.parseParent":           "FuzzParseParent",
 	"runtime/process.counter.Read":      "it fills a buffer",
+	"runtime/process.isFile":            "FuzzParse",
 	"runtime/process.listed":            "FuzzListed",
 	"runtime/process.numbers.parse":     "FuzzParse",
 	"runtime/process.parse":             "FuzzParse",

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
@@ -53,7 +54,7 @@ func (h *Handle) Look(p *process.Process) (Looked, error) {
 				tell(path, "process %d has mapped the file %s: no probe can fire there", p.Pid, kindOf(m))
 				continue
 			}
-			lost, of, err := held.lost(h.engine.machine, p.Thread, m)
+			lost, of, err := held.lost(h.engine.machine, p, m)
 			if alive := p.Alive(); alive != nil {
 				return Looked{}, alive // the number may have been another's
 			}
@@ -93,21 +94,22 @@ func (h *held) is(m process.Mapping) bool {
 
 // lost says how many of the file's attached sites do not read as a breakpoint
 // in a mapping of a process, of how many that it covers.
-func (h *held) lost(machine Machine, pid int, m process.Mapping) (lost, of int, err error) {
-	var at []uintptr
+func (h *held) lost(machine Machine, p *process.Process, m process.Mapping) (lost, of int, err error) {
+	var at, without []uintptr
 	for _, o := range h.file.armedOffsets() {
 		if o >= m.Offset && o-m.Offset < m.End-m.Start {
 			at = append(at, uintptr(m.Start+o-m.Offset))
 		}
 	}
-	ok, err := patched(pid, at, machine.breakpoint)
+	ok, err := patched(p.Thread, at, machine.breakpoint)
 	if errors.Is(err, unix.ESRCH) {
 		err = process.ErrGone
 	}
-	for _, yes := range ok {
+	for i, yes := range ok {
 		if !yes {
-			lost++
+			without = append(without, at[i])
 		}
 	}
-	return lost, len(at), err
+	calls, otherErr := optimised(machine, p, without)
+	return len(without) - calls, len(at), cmp.Or(err, otherErr)
 }

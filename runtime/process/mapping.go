@@ -29,13 +29,18 @@ type Mapping struct {
 // most, each of whose bytes may be written as four.
 const maxLine = 32 << 10
 
-// executable and private are which mappings are wanted, by their permissions.
-func executable(perms []byte) bool { return perms[2] == 'x' }
-func private(perms []byte) bool    { return perms[3] == 'p' }
+// selector says which mappings are wanted, by their permissions and names.
+type selector func(perms, path []byte) bool
+
+func executable(perms, path []byte) bool { return perms[2] == 'x' && isFile(path) }
+func private(perms, path []byte) bool    { return perms[3] == 'p' && isFile(path) }
+
+// isFile leaves out anonymous memory and what the kernel names, as the vdso.
+func isFile(path []byte) bool { return len(path) > 0 && path[0] == '/' }
 
 // parse reads those of /proc/PID/maps (proc_pid_maps(5)) that are wanted, up to
 // limit bytes.
-func parse(r io.Reader, limit int, wanted func(perms []byte) bool) ([]Mapping, error) {
+func parse(r io.Reader, limit int, wanted selector) ([]Mapping, error) {
 	var out []Mapping
 	lines := bufio.NewScanner(r)
 	lines.Buffer(make([]byte, 4096), maxLine)
@@ -60,7 +65,7 @@ func parse(r io.Reader, limit int, wanted func(perms []byte) bool) ([]Mapping, e
 // is wanted:
 //
 //	7f0e7a228000-7f0e7a3bd000 r-xp 00028000 08:01 1835021    /usr/lib/libc.so.6
-func parseLine(line []byte, wanted func([]byte) bool) (m Mapping, ok bool, err error) {
+func parseLine(line []byte, wanted selector) (m Mapping, ok bool, err error) {
 	bad := func(what string) (Mapping, bool, error) {
 		return Mapping{}, false, fmt.Errorf("a line without %s: %.80q", what, line)
 	}
@@ -77,7 +82,8 @@ func parseLine(line []byte, wanted func([]byte) bool) (m Mapping, ok bool, err e
 	if len(perms) != 4 {
 		return bad("permissions")
 	}
-	if !wanted(perms) {
+	path := bytes.TrimLeft(rest, " ")
+	if !wanted(perms, path) {
 		return Mapping{}, false, nil
 	}
 	lo, hi, ok1 := bytes.Cut(fields[0], []byte("-"))
@@ -91,11 +97,10 @@ func parseLine(line []byte, wanted func([]byte) bool) (m Mapping, ok bool, err e
 	if !ok1 || !ok2 || n.err != nil || m.End <= m.Start {
 		return bad("addresses, offset, device or inode")
 	}
-	path := strings.TrimLeft(string(rest), " ")
-	if m.File.Ino == 0 || path == "" || path[0] != '/' {
-		return Mapping{}, false, nil // anonymous memory, the vdso
+	if isFile(path) && m.File.Ino == 0 {
+		return Mapping{}, false, nil
 	}
-	m.Path, m.Deleted = strings.CutSuffix(strings.ReplaceAll(path, `\012`, "\n"), " (deleted)")
+	m.Path, m.Deleted = strings.CutSuffix(strings.ReplaceAll(string(path), `\012`, "\n"), " (deleted)")
 	return m, true, nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -81,7 +82,13 @@ func (p *Process) Executable() ([]Mapping, error) { return p.wanted(executable) 
 // those of Executable.
 func (p *Process) Private() ([]Mapping, error) { return p.wanted(private) }
 
-func (p *Process) wanted(is func(perms []byte) bool) ([]Mapping, error) {
+// Named returns the mappings of that name which are of no file: "[vdso]".
+func (p *Process) Named(name string) ([]Mapping, error) {
+	out, err := p.wanted(func(perms, path []byte) bool { return string(path) == name })
+	return slices.DeleteFunc(out, func(m Mapping) bool { return m.File.Ino != 0 }), err
+}
+
+func (p *Process) wanted(is selector) ([]Mapping, error) {
 	out, empty, err := p.maps("maps", is)
 	if err == nil && !empty || err != nil && !errors.Is(err, ErrGone) {
 		return out, err
@@ -108,7 +115,7 @@ func (p *Process) wanted(is func(perms []byte) bool) ([]Mapping, error) {
 	return nil, fmt.Errorf("mappings of process %d: none of its threads has any for long enough", p.Pid)
 }
 
-func (p *Process) maps(name string, is func(perms []byte) bool) (out []Mapping, empty bool, err error) {
+func (p *Process) maps(name string, is selector) (out []Mapping, empty bool, err error) {
 	f, err := p.open(name)
 	if err != nil {
 		return nil, false, err

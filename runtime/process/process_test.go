@@ -36,6 +36,22 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
+	for name, c := range map[string]struct {
+		is   selector
+		want string
+	}{
+		"private": {private, "/bin/cat /bin/cat"},
+		"named":   {func(_, path []byte) bool { return string(path) == "[vdso]" }, "[vdso]"},
+	} {
+		got, err := parse(strings.NewReader(text), 1<<20, c.is)
+		var paths []string
+		for _, m := range got {
+			paths = append(paths, m.Path)
+		}
+		if err != nil || strings.Join(paths, " ") != c.want {
+			t.Errorf("%s: %q, %v; want %s", name, paths, err, c.want)
+		}
+	}
 	for _, bad := range []string{"\n", "1-2 r-xp 0 1:1\n", "2-1 r-xp 0 1:1 5 /a\n", "1-2 r-x 0 1:1 5 /a\n", "1-2 r-xp x 1:1 5 /a\n", "1-2 r-xp 0 1 5 /a\n", strings.Repeat("x", maxLine+1)} {
 		if got, err := parse(strings.NewReader(bad), 1<<20, executable); err == nil {
 			t.Errorf("%.40q: %v", bad, got)
