@@ -119,7 +119,7 @@ func (c *census) process(pid int, view *held) {
 		var all []process.Mapping
 		all, err = p.Private()
 		for _, m := range all {
-			if view.is(m) {
+			if view.is(m) || view.named(m) {
 				c.n++
 			}
 		}

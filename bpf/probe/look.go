@@ -45,7 +45,7 @@ func (h *Handle) Look(p *process.Process) (Looked, error) {
 		mine := false
 		for i := range h.held {
 			held := &h.held[i]
-			if !held.is(m) {
+			if !held.is(m) && !held.shows(p, m) {
 				continue
 			}
 			mine = true
@@ -82,14 +82,33 @@ func kindOf(m process.Mapping) string {
 	return "writable and executable"
 }
 
-// is reports whether a mapping is of the held file: by the identity that /proc
-// shows on this kernel, or else by its name.
+// is reports whether a mapping is of the held file, by the identity that /proc
+// shows on most kernels and file systems.
 func (h *held) is(m process.Mapping) bool {
-	switch m.File {
-	case h.merged, process.File{Dev: h.stamp.dev, Ino: h.stamp.ino}:
-		return true
+	return h.identity(m.File)
+}
+
+func (h *held) identity(f process.File) bool {
+	return f == h.merged || f == process.File{Dev: h.stamp.dev, Ino: h.stamp.ino}
+}
+
+// named reports whether a mapping has the name of the held file. In a mount
+// namespace of its own, a process may have another file under it.
+func (h *held) named(m process.Mapping) bool { return m.Path == h.match.Path && !m.Deleted }
+
+// shows reports whether a mapping of that name is of the held file where
+// /proc/PID/maps has another identity for it than stat(2): btrfs has devices of
+// its own for its subvolumes, and overlayfs over several file systems one for
+// each. It asks for what the kernel knows, and no file system's server.
+func (h *held) shows(p *process.Process, m process.Mapping) bool {
+	if !h.named(m) {
+		return false
 	}
-	return m.Path == h.match.Path && !m.Deleted
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, p.Link(m), unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_INO, &st); err != nil {
+		return false
+	}
+	return h.identity(process.File{Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino})
 }
 
 // lost says how many of the file's attached sites do not read as a breakpoint

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +20,12 @@ func (b *box) hold(way string, args ...string) *process.Process {
 	b.t.Helper()
 	cmd, entered := b.command("bin/target", []string{"HOLD=1"}, append([]string{way}, args...)...)
 	defer entered.Close()
+	return b.held(cmd)
+}
+
+// held starts a process that says "held" and waits.
+func (b *box) held(cmd *exec.Cmd) *process.Process {
+	b.t.Helper()
 	in, err := cmd.StdinPipe()
 	must(b.t, err)
 	out, err := cmd.StdoutPipe()
@@ -30,7 +37,7 @@ func (b *box) hold(way string, args ...string) *process.Process {
 		_ = cmd.Wait()
 	})
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "held\n" {
-		b.t.Fatalf("%s: %q, %v", way, line, err)
+		b.t.Fatalf("%v: %q, %v", cmd.Args, line, err)
 	}
 	p, err := process.Open(cmd.Process.Pid)
 	must(b.t, err)
@@ -102,6 +109,46 @@ func TestLookAtOtherFiles(t *testing.T) {
 	if len(got.Troubles) != 0 || len(got.Other) != 1 || got.Other[0].Path != "/memfd:copy" || !got.Other[0].Deleted {
 		t.Errorf("%+v", got)
 	}
+}
+
+// A process with a mount namespace of its own has another file under the name of
+// the armed one: a copy that has breakpoints where the armed one has them, so
+// that it looks armed.
+func TestLookAtTheSameName(t *testing.T) {
+	b := newWays(t)
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.arm(e, symbols("after_leaf")) // which it does not call
+	data, err := os.ReadFile(filepath.Join(b.lower, "bin/target"))
+	must(t, err)
+	copy(data[h.Sites[0].Offset:], Host().breakpoint)
+	forged := filepath.Join(t.TempDir(), "target")
+	must(t, os.WriteFile(forged, data, 0o755))
+	for path, others := range map[string]int{forged: 1, filepath.Join(b.lower, "bin/target"): 0} {
+		p := b.holdBehind(path)
+		// It is called there as it is in the container.
+		maps, err := p.Executable()
+		must(t, err)
+		held := &h.held[0]
+		before := held.match.Path
+		held.match.Path = maps[0].Path
+		got, err := h.Look(p)
+		held.match.Path = before
+		must(t, err)
+		if len(got.Troubles) != 0 || len(got.Other) != others {
+			t.Errorf("%s: %+v, %d mappings of other files, want %d", path, got.Troubles, len(got.Other), others)
+		}
+	}
+}
+
+// holdBehind starts the target in a mount namespace in which another file is
+// mounted over it.
+func (b *box) holdBehind(path string) *process.Process {
+	b.t.Helper()
+	need.Command(b.t, "unshare")
+	bin := filepath.Join(b.merged, "bin/target")
+	cmd := exec.Command("unshare", "-m", "sh", "-c", `mount --bind "$0" "$1" && exec "$1" call`, path, bin)
+	cmd.Env = []string{"HOLD=1", "PATH=" + os.Getenv("PATH")}
+	return b.held(cmd)
 }
 
 func TestLookAtTheDead(t *testing.T) {
