@@ -498,14 +498,34 @@ func (e *Engine) join(u *usage) {
 	u.refs++
 }
 
-// drop gives a reference back, and reports whether it was the last one.
-func (e *Engine) drop(u *usage) (last bool) {
+// drop gives a reference back.
+func (e *Engine) drop(u *usage) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.unuse(u)
+}
+
+// unuse is drop with mu held. It reports whether that was the last reference.
+func (e *Engine) unuse(u *usage) (last bool) {
 	if u.refs--; u.refs == 0 {
 		u.idleSince = e.cfg.BootTime()
 	}
 	return u.refs == 0
+}
+
+// dropMapped gives back a reference to a file that has no layer. With the last
+// one goes the file: a link holds the mount, and a volume could not be detached
+// from the machine. Nobody joins it meanwhile, who would lose what he armed.
+func (e *Engine) dropMapped(s *sharedFile) {
+	e.mu.Lock()
+	last := e.unuse(&s.usage)
+	if last && e.files[s.key] == s {
+		delete(e.files, s.key)
+	}
+	e.mu.Unlock()
+	if last {
+		e.forget(s, errClosed)
+	}
 }
 
 // leave ends the engine's own look at a container.

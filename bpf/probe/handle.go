@@ -269,10 +269,10 @@ func (h *Handle) Close() error {
 		defer h.mu.Unlock()
 		for _, held := range h.held {
 			errs = append(errs, h.engine.obj.DeleteSlots(h.target.Cgroup, held.ids), h.engine.obj.DeleteDurations(h.target.Cgroup, held.times))
-			// A link holds the mount of what has no layer: a volume could not be
-			// detached from the machine.
-			if last := h.engine.drop(&held.file.usage); last && held.match.Mapped() {
-				h.engine.forget(held.file, errClosed)
+			if held.match.Mapped() {
+				h.engine.dropMapped(held.file)
+			} else {
+				h.engine.drop(&held.file.usage)
 			}
 			errs = append(errs, h.engine.leases.drop(held.lease))
 		}

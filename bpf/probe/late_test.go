@@ -3,9 +3,12 @@ package probe
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -225,5 +228,42 @@ func TestKnows(t *testing.T) {
 	must(t, os.Chtimes(path, time.Now(), time.Now()))
 	if f := now(); h.Knows(f) {
 		t.Errorf("touched: %+v", f)
+	}
+}
+
+// As the last container of a volume's file ends, another may begin to use it: it
+// joins what stays, or begins anew.
+func TestLastEndsAsAnotherJoins(t *testing.T) {
+	var dropping atomic.Bool
+	e := &Engine{cfg: Config{Log: slog.New(slog.DiscardHandler)}, files: map[fileKey]*sharedFile{}}
+	e.cfg.BootTime = func() int64 { // asked when the last one has gone, and nobody else can come
+		dropping.Store(true)
+		for range 300 {
+			_ = dropping.Load()
+		}
+		return 1
+	}
+	b := &batch{file: &File{Match: image.Match{Path: "/data/lib"}}, probe: "p", sites: []*Site{{Planned: &Planned{Offset: 1, HasOffset: true}}}}
+	for range 20000 {
+		last, err := e.take(stamp{ino: 1}, b)
+		must(t, err)
+		dropping.Store(false)
+		var wg sync.WaitGroup
+		var next *sharedFile
+		wg.Go(func() {
+			for !dropping.Load() {
+			}
+			next, err = e.take(stamp{ino: 1}, b)
+		})
+		e.dropMapped(last)
+		wg.Wait()
+		must(t, err)
+		if why := next.gone(); why != nil {
+			t.Fatalf("it joined what was being detached: %v", why)
+		}
+		e.dropMapped(next)
+		if len(e.files) != 0 {
+			t.Fatal("nobody has it, and it is kept")
+		}
 	}
 }
