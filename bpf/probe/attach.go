@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
@@ -145,12 +146,22 @@ func (a *attachment) single(ex *link.Executable, obj *bpf.Objects, p point) {
 // arch_uprobe_analyze_insn returns it for instructions it cannot single-step.
 const enotsupp = unix.Errno(524)
 
+// refusesInstruction reports whether it is for one point that a batch failed.
 func refusesInstruction(err error) bool {
 	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, enotsupp) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIO) || errors.Is(err, unix.ENOEXEC)
 }
 
+// refused says why a point was not attached. EINVAL is arm64's word for an
+// instruction that it cannot probe; on x86-64 it means something that may pass:
+// another probe has the place with another semaphore, or none, and one
+// place has one (ref_ctr_mismatch_warn). EIO is a file that could not be read.
 func refused(err error) refusal {
-	if refusesInstruction(err) {
+	switch {
+	case errors.Is(err, unix.EINVAL) && Host().elf == elf.EM_X86_64:
+		return refusal{evidence.AttachFailed, err.Error() + ": another probe may have the same place, with another semaphore or none"}
+	case errors.Is(err, unix.EIO):
+		return refusal{evidence.AttachFailed, err.Error()}
+	case refusesInstruction(err):
 		return refusal{evidence.UnprobeableInstruction, err.Error()}
 	}
 	return refusal{evidence.AttachFailed, err.Error()}

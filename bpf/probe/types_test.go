@@ -4,6 +4,7 @@ import (
 	"debug/elf"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"probity/bpf"
@@ -185,6 +186,38 @@ func TestSemaphore(t *testing.T) {
 				t.Errorf("counted %d, %v", c.Count, err)
 			}
 		})
+	}
+}
+
+// The kernel gives one place one semaphore, or none. A second probe that has
+// another is refused as long as the first is there, and not for good.
+func TestOnePlaceTwoSemaphores(t *testing.T) {
+	need.Machine(t, "amd64")
+	lower := newLower(t)
+	one, other := newBox(t, lower), newBox(t, lower)
+	e := newEngine(t, bpf.Options{}, Config{})
+	path := filepath.Join(lower, "bin/target")
+	marker, semaphore := fileOffset(t, path, "marker"), fileOffset(t, path, "semaphore")
+	plan := func(b *box, id string, semaphore uint64) Plan {
+		p := b.plan(policy.Probe{ID: id, Type: "usdt", File: "/bin/target", Symbols: []string{"hello"}})
+		p.Sites[0].Offset, p.Sites[0].Semaphore = marker, semaphore
+		return p
+	}
+	h1 := one.armPlan(e, plan(one, "with", semaphore))
+	h2 := other.armPlan(e, plan(other, "without", 0))
+	if s := h2.Sites[0]; s.Armed || s.Reason != evidence.AttachFailed || !strings.Contains(s.Detail, "semaphore") {
+		t.Errorf("the second: %+v", s)
+	}
+	must(t, h1.Close())
+	for k, s := range e.files {
+		if k.probe == "with" {
+			delete(e.files, k)
+			must(t, s.close())
+		}
+	}
+	third := newBox(t, lower)
+	if s := third.armPlan(e, plan(third, "without", 0)).Sites[0]; !s.Armed {
+		t.Errorf("after the first has gone: %+v", s)
 	}
 }
 
