@@ -27,6 +27,7 @@ var parsers = map[string]string{
 	"bpf/policy.Parse":         "FuzzParse",
 	"bpf/policy.parse":         "FuzzParse",
 	"bpf/probe.elfMagic":       "compares the first bytes",
+	"bpf/probe.steady.Read":    "it fills a buffer",
 	"bpf/symbol.Identify":      "FuzzIdentify",
 	"bpf/symbol.NewResolver":   "FuzzResolver",
 	"bpf/symbol.Read":          "FuzzRead",

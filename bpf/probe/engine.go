@@ -286,6 +286,9 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 		if err = h.tooSlow(); err == nil {
 			mine.lease, err = e.leases.take(b.file.Match, shared)
 		}
+		if err == nil {
+			err = b.file.unsteady
+		}
 	}
 	if err == nil && shared.attaches() {
 		err = e.crowded(shared, h, &mine)

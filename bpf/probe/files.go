@@ -82,7 +82,7 @@ func (p *planner) file(one draft, facts Facts) {
 		search := p.search
 		p.search = Search{Complete: true}
 		one.File.BuildID = facts.ELF.BuildID
-		one.File.Digest, one.File.DigestBy, one.File.stamp = facts.Digest, facts.DigestBy, facts.stamp
+		one.File.Digest, one.File.DigestBy, one.File.stamp, one.File.unsteady = facts.Digest, facts.DigestBy, facts.stamp, facts.unsteady
 		if p.machine.runs(facts.ELF) {
 			p.functions(one, facts)
 			p.offsets(one, facts)

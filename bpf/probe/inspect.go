@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"container/list"
 	"crypto/sha256"
 	"encoding/hex"
@@ -30,8 +31,8 @@ type Inspector struct {
 	layers scans
 }
 
-// stamp identifies the bytes of a file as well as the kernel can tell: any
-// write changes ctime, which nobody can set.
+// stamp identifies the bytes of a file as well as the kernel can tell, if it was
+// steady when it was taken: any write changes ctime, which nobody can set.
 type stamp struct {
 	dev, ino     uint64
 	size         int64
@@ -99,6 +100,13 @@ func (in *Inspector) inspect(m image.Match, q symbol.Query, until time.Time) (Fa
 	e := in.entry(key)
 	e.once.Do(func() {
 		e.facts.stamp, e.facts.plans = at, new(filePlans)
+		var s *steady
+		if s, e.facts.unsteady = hold(m, f); s != nil {
+			defer func() {
+				e.facts.unsteady = cmp.Or(s.still(), unchanged(f, at))
+				s.free()
+			}()
+		}
 		head := make([]byte, headBytes)
 		n, _ := f.ReadAt(head, 0) // what it could not read, symbol.Read will say
 		e.facts.Head = string(head[:n])
@@ -107,7 +115,7 @@ func (in *Inspector) inspect(m image.Match, q symbol.Query, until time.Time) (Fa
 		e.facts.DigestBy = d.by
 		e.facts.Digest = func() (string, error) { return d.by(time.Time{}) }
 	})
-	if errors.Is(e.err, symbol.ErrTime) { // the machine was busy: it says little about the file
+	if errors.Is(e.err, symbol.ErrTime) || e.facts.unsteady != nil { // it says little about the file
 		in.forget(e)
 	}
 	return e.facts, e.err
@@ -187,7 +195,7 @@ func (d *digester) by(until time.Time) (string, error) {
 	defer func() { <-d.busy }()
 	if !d.done {
 		sum, err := digest(d.match, d.at, d.most, until)
-		if errors.Is(err, ErrNotHashed) {
+		if errors.Is(err, ErrNotHashed) || errors.Is(err, errUnsteady) { // another time
 			return "", err
 		}
 		d.done, d.sum, d.err = true, sum, err
@@ -211,17 +219,21 @@ func digest(m image.Match, at stamp, most int64, until time.Time) (string, error
 		return "", fmt.Errorf("hash %s: %w", m.Path, err)
 	}
 	defer f.Close()
+	s, err := hold(m, f)
+	if err != nil {
+		return "", err
+	}
 	h := sha256.New()
 	for left := at.size; left > 0; left -= digestPart {
 		if !until.IsZero() && time.Now().After(until) {
 			return "", fmt.Errorf("hash %s: %w", m.Path, ErrNotHashed)
 		}
-		if _, err := io.Copy(h, io.LimitReader(f, min(left, digestPart))); err != nil {
+		if _, err := io.Copy(h, io.LimitReader(s, min(left, digestPart))); err != nil {
 			return "", fmt.Errorf("hash %s: %w", m.Path, err)
 		}
 	}
-	if now, err := stampOf(f); err != nil || now != at {
-		return "", errors.Join(fmt.Errorf("hash %s: the file has changed since it was read", m.Path), err)
+	if err := cmp.Or(s.still(), unchanged(f, at)); err != nil {
+		return "", fmt.Errorf("hash: %w", err)
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
 }

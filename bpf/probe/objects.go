@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"container/list"
 	"errors"
 	"fmt"
@@ -129,7 +130,18 @@ func (in *Inspector) identify(m image.Match) (symbol.Identity, error) {
 		return symbol.Identity{}, err
 	}
 	e := in.entry(inspectKey{at, "identity"})
-	e.once.Do(func() { e.id, e.err = symbol.Identify(f, at.size, in.Limits) })
+	e.once.Do(func() {
+		s, unsteady := hold(m, f)
+		e.id, e.err = symbol.Identify(f, at.size, in.Limits)
+		if unsteady == nil {
+			unsteady = cmp.Or(s.still(), unchanged(f, at))
+			s.free()
+		}
+		e.facts.unsteady = unsteady
+	})
+	if e.facts.unsteady != nil { // it may be another one by the next time
+		in.forget(e)
+	}
 	return e.id, e.err
 }
 

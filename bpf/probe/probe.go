@@ -45,8 +45,9 @@ type File struct {
 	// hashed by then, which is not remembered.
 	DigestBy func(until time.Time) (string, error)
 
-	stamp stamp     // of the bytes that were read
-	plan  *filePlan // that it is of, if containers share it
+	stamp    stamp     // of the bytes that were read
+	unsteady error     // Facts.unsteady
+	plan     *filePlan // that it is of, if containers share it
 }
 
 // Site is what one probe wants of one place, or the reason why there is none:
@@ -156,6 +157,7 @@ type Facts struct {
 	DigestBy func(until time.Time) (string, error)
 	Head     string // the first bytes, also of a file that is no ELF file
 
-	stamp stamp
-	plans *filePlans // of this file; nil: they are not shared
+	stamp    stamp
+	unsteady error      // why these need not be facts of the file with that stamp
+	plans    *filePlans // of this file; nil: they are not shared
 }

@@ -10,6 +10,7 @@ import (
 	"probity/bpf/policy"
 	"probity/bpf/symbol"
 	"probity/evidence"
+	"probity/runtime/image"
 )
 
 // armSets arms the sets that a container's probes want.
@@ -137,7 +138,9 @@ func (h *Handle) Identified(k bpf.SetKey) Identified {
 
 // The kernel has seen the file's inode number, size and change time. A path
 // leads to some file by now; it is the same one if all three are. Nobody can
-// set a change time, and the bytes cannot have changed without it.
+// set a change time, and a file that is read while nobody can write it has the
+// bytes that it had when the kernel saw it, if nobody could write it then (see
+// steady): so it is with an execve, which fails while somebody can.
 func (h *Handle) identify(e *bpf.SetEntry) Identified {
 	if !e.PathKnown() {
 		return Identified{Why: e.PathDoubt()}
@@ -159,6 +162,14 @@ func (h *Handle) identify(e *bpf.SetEntry) Identified {
 		return Identified{Why: "the file at the path now is not proven to be the one that was used"}
 	}
 	id := Identified{Origin: m.Origin, LayerDiffID: m.Layer.DiffID}
+	switch {
+	case facts.unsteady != nil:
+		id.Why = facts.unsteady.Error()
+		return id
+	case m.Origin != image.FromLayer && e.Set != bpf.SetExec:
+		id.Why = "the container could write the file through a mapping while it was used, which leaves no trace: its bytes then are not proven"
+		return id
+	}
 	if facts.ELF != nil {
 		id.BuildID = facts.ELF.BuildID
 	}
