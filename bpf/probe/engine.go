@@ -284,7 +284,7 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 	own := b.file.Match.Origin != image.FromLayer // the container's own, which it may write
 	if own {
 		if err = h.tooSlow(); err == nil {
-			mine.lease, err = e.leases.take(b.file.Match, shared)
+			mine.lease, err = e.leases.take(b.file.Match, shared, h.own())
 		}
 		if err == nil {
 			err = b.file.unsteady
@@ -404,7 +404,7 @@ func (b *batch) refuse(r evidence.NotArmedReason, err error) {
 }
 
 func overBudget(err error) evidence.NotArmedReason {
-	if errors.Is(err, bpf.ErrNoSpace) || errors.Is(err, errCrowded) {
+	if errors.Is(err, bpf.ErrNoSpace) || errors.Is(err, errCrowded) || errors.Is(err, errOwn) {
 		return evidence.OverBudget
 	}
 	return evidence.AttachFailed

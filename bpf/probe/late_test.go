@@ -231,6 +231,40 @@ func TestKnows(t *testing.T) {
 	}
 }
 
+// How many files of their own are armed is the containers' choice, and each costs
+// descriptors of the agent's.
+func TestOwnFilesAreBounded(t *testing.T) {
+	b := newWays(t)
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.arm(e, symbols("leaf"))
+	path := filepath.Join(b.merged, "bin/target")
+	add := func(want bool) {
+		t.Helper()
+		must(t, os.Chtimes(path, time.Now(), time.Now())) // another file by its time
+		more := b.add(e, h, b.copied())
+		if len(more) != 1 || more[0].Armed != want || !want && (more[0].Reason != evidence.OverBudget || !strings.Contains(more[0].Detail, errOwn.Error())) {
+			t.Fatalf("%+v, want armed: %v", more, want)
+		}
+	}
+	add(true)
+	var others []*os.File
+	for range maxOwnAll - len(e.leases.held) {
+		others = append(others, new(os.File))
+		e.leases.held[others[len(others)-1]] = nil
+	}
+	add(false)
+	for _, f := range others {
+		delete(e.leases.held, f)
+	}
+	add(true)
+	mine := h.held
+	for len(h.held) < len(mine)+maxOwn {
+		h.held = append(h.held, mine[len(mine)-1])
+	}
+	add(false)
+	h.held = mine
+}
+
 // As the last container of a volume's file ends, another may begin to use it: it
 // joins what stays, or begins anew.
 func TestLastEndsAsAnotherJoins(t *testing.T) {

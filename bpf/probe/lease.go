@@ -28,14 +28,48 @@ type leases struct {
 	held map[*os.File]*sharedFile
 }
 
+// Bounds on the files of their own that containers have armed. Each is held open
+// twice, mapped by the agent, and has links of its own; how many there are is the
+// containers' choice, who may execute as many copies as they like.
+const (
+	maxOwn    = 512
+	maxOwnAll = 8192 // of all containers together
+)
+
+// errOwn reports that there are too many of them.
+var errOwn = errors.New("too many files that containers may write are armed")
+
+// room returns nil if one more file of its own may be armed for a container
+// that has so many. With mu held.
+func (l *leases) room(has int) error {
+	switch all := len(l.held); {
+	case has >= maxOwn:
+		return fmt.Errorf("%w: %d of this container", errOwn, has)
+	case all >= maxOwnAll:
+		return fmt.Errorf("%w: %d of all containers", errOwn, all)
+	}
+	return nil
+}
+
+// own counts the leases that a container has.
+func (h *Handle) own() (n int) {
+	for i := range h.held {
+		if h.held[i].lease != nil {
+			n++
+		}
+	}
+	return n
+}
+
 // errWritten reports that a file is open for writing, or that it was about to
 // be.
 var errWritten = errors.New("it is open for writing")
 
-// take guards the file of a match for as long as it is attached. It is
+// take guards the file of a match for as long as it is attached, for a container
+// that has so many already. It is
 // errWritten if somebody may write it now, and an error if it is not as it was when
 // it was read.
-func (l *leases) take(m image.Match, s *sharedFile) (*os.File, error) {
+func (l *leases) take(m image.Match, s *sharedFile, has int) (*os.File, error) {
 	f, err := m.Open()
 	if err != nil {
 		return nil, err
@@ -44,6 +78,10 @@ func (l *leases) take(m image.Match, s *sharedFile) (*os.File, error) {
 	defer l.mu.Unlock()
 	if l.held == nil {
 		l.held = map[*os.File]*sharedFile{}
+	}
+	if err := l.room(has); err != nil {
+		f.Close()
+		return nil, err
 	}
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
 		f.Close()
