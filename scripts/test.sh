@@ -16,7 +16,7 @@ mapfile -t quick < <(grep -v '/tests/' <<<"$packages")
 mapfile -t slow < <(grep '/tests/' <<<"$packages")
 boot=${PROBITY_BOOT:-6.12}
 timeout=15m
-machines=("${boot//,/ }" userland-amd64)
+machines=("${boot//,/ }" userland-amd64 containers-amd64)
 case $boot/${1:-} in
 all/* | */full)
 	timeout=30m # tests/kernels

@@ -27,6 +27,8 @@ type Machine struct {
 	Name  string
 	Suite string // Debian's release
 	Arch  string // as Debian and Go name it
+	// With is the userland; "" is that of the engine's tests.
+	With string
 }
 
 // Machines lists the kernels of machines.txt, in its order.
@@ -41,7 +43,7 @@ func Machines() ([]Machine, error) {
 		case field[3] != "amd64" && field[3] != "arm64":
 			return nil, fmt.Errorf("machines.txt: no QEMU is known for architecture %q", field[3])
 		default:
-			out = append(out, Machine{field[1], field[2], field[3]})
+			out = append(out, Machine{Name: field[1], Suite: field[2], Arch: field[3]})
 		}
 	}
 	return out, nil
@@ -80,7 +82,10 @@ func (m Machine) parameters() string {
 // cached is the machine's files in dir, the cache of scripts/kernels.sh.
 func (m Machine) kernel(dir string) string { return filepath.Join(dir, m.Name, "vmlinuz") }
 func (m Machine) userland(dir string) string {
-	return filepath.Join(dir, "userland-"+m.Arch, "root.cpio")
+	if m.With == "" {
+		m.With = "userland"
+	}
+	return filepath.Join(dir, m.With+"-"+m.Arch, "root.cpio")
 }
 
 // Release is the kernel's release as its package names it.
