@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,9 +46,11 @@ type live struct {
 	checking *turn // who looks at its files and processes
 	// What the patrol found at its last look at all processes, and when the
 	// last look began that found nothing. Guarded by checking.
-	found  []probe.Trouble
-	looked int64
-	late   late
+	found         []probe.Trouble
+	looked        int64
+	late          late
+	checked       atomic.Int64 // boot time of the last check that came to its end
+	toldUnchecked atomic.Int64 // checked, of which it was told that it is long ago
 	// disarmed: there is nothing to look at any more. Guarded by checking.
 	disarmed bool
 	rootDev  [2]uint32 // of the file system of its root
@@ -322,6 +325,7 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 		h.ArmedAt = cgroup.BootTime()
 	}
 	l.handle, l.looked, l.notice, l.probes = h, h.ArmedAt, n, probes
+	l.checked.Store(h.ArmedAt)
 	l.rootDev = rootDev
 	start.Sites, start.Searches, start.Arm, start.ArmedAt = h.Sites, h.Searches, h, h.ArmedAt
 	return start
@@ -472,11 +476,16 @@ func (a *Agent) checkNow(l *live) {
 	a.witness.Checked(l.id, at, troubles)
 	a.standings(l)
 	a.changedFiles(l, at, troubles)
+	l.checked.Store(at)
 }
 
 // lastCheck is a check after which nothing more is claimed of the run. What could
-// not be proven is a gap.
+// not be proven is a gap, and so is what was told and will not be looked at: the
+// ring may still have the news of an execve.
 func (a *Agent) lastCheck(l *live) {
+	if a.ring != nil {
+		a.ring.drain()
+	}
 	if !a.check(l, turnFor, turnFor) {
 		a.witness.UnarmedMapping(l.id, "", 0, 0, "its files could not be looked at when it ended: looking at them did not come back")
 	}

@@ -225,12 +225,25 @@ func (a *Agent) lookInTurn(l *live, pid int) (<-chan look, bool) {
 		if err != nil && !errors.Is(err, process.ErrGone) {
 			got.Troubles = append(got.Troubles, blind("process %d could not be looked at: %v", pid, err))
 		}
+		l.find(got.Troubles)
 		out <- look{got.Troubles, time.Since(began)}
 	})
 	if !begun {
 		a.stuck(l)
 	}
 	return out, begun
+}
+
+// find keeps what one look found for the next check, at the latest that of the
+// run's end: the round that it is of may not come to its own. With l.checking
+// held.
+func (l *live) find(troubles []probe.Trouble) {
+	for _, t := range troubles {
+		if !slices.ContainsFunc(l.found, func(f probe.Trouble) bool { return f.Path == t.Path && f.Reason == t.Reason }) {
+			t.Since = l.looked
+			l.found = append(l.found, t)
+		}
+	}
 }
 
 // patrolled passes on what the patrol found in a run to its next health check,

@@ -325,3 +325,33 @@ func TestDeafToTheKernel(t *testing.T) {
 		t.Errorf("a run that began later: %+v", gaps)
 	}
 }
+
+// The news of the last thing that is executed is still in the ring when the
+// container ends.
+func TestLastNews(t *testing.T) {
+	n, b := newCopies(t, Config{Health: time.Hour})
+	l := n.onlyRun()
+	b.copyTo("/opt/tool")
+	n.mu.Lock() // the reader of the ring has no time just now
+	for range 100 {
+		b.exec("/bin/target", "x")
+	}
+	b.exec("/opt/tool", "hello")
+	must(t, os.Remove(b.dir+"/merged/opt/tool"))
+	done, before := make(chan struct{}), l.checked.Load()
+	go func() {
+		defer close(done)
+		n.lastCheck(l)
+	}()
+	until(t, func() bool { // it waits for the reader, or has looked already
+		n.ring.mu.Lock()
+		defer n.ring.mu.Unlock()
+		return len(n.ring.waiting) > 0 || l.checked.Load() != before
+	})
+	n.mu.Unlock()
+	<-done
+	if !strings.Contains(strings.Join(n.witness.Live()[0].Gaps, " "), "unarmedMapping") {
+		t.Errorf("gaps: %q", n.witness.Live()[0].Gaps)
+	}
+	wantsNoDenial(t, n, b)
+}
