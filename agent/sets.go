@@ -209,6 +209,7 @@ func (a *Agent) sweepSets(l *live) {
 	})
 	if err != nil {
 		a.log.Warn("read the sets of a container", "run", l.id, "err", err)
+		a.witness.Unread(cg, err)
 	}
 	for _, w := range all {
 		a.tell(cg, *w)
@@ -256,6 +257,7 @@ func (a *Agent) tellLosses(l *live) {
 	counts, err := l.handle.SetCounts()
 	if err != nil {
 		a.log.Debug("read the sets of a container", "run", l.id, "err", err)
+		a.witness.Unread(l.notice.Identity.CgroupID, err)
 		return
 	}
 	for set, c := range counts {
@@ -268,6 +270,7 @@ func (a *Agent) tellCalls(l *live) {
 	calls, err := l.handle.SystemCalls()
 	if err != nil {
 		a.log.Debug("read the system calls of a container", "run", l.id, "err", err)
+		a.witness.Unread(l.notice.Identity.CgroupID, err)
 		return
 	}
 	if len(calls) == 0 {

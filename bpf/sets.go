@@ -315,22 +315,24 @@ func (o *Objects) SetEntries(cgroup uint64, yield func(*SetEntry) bool) error {
 	n := min(max(int(room.total), 16), entriesAtOnce)
 	keys, values := make([]setsSetKey, n), make([]rawEntry, n)
 	var e SetEntry
+	var bad error // of an entry; the others are none the worse for it
 	var at ebpf.MapBatchCursor
 	for {
 		got, err := room.entries.BatchLookup(&at, keys, values, nil)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("read set entries: %w", err)
+			return errors.Join(bad, fmt.Errorf("read set entries: %w", err))
 		}
 		for i := range got {
 			if err := e.set(cgroup, &keys[i], &values[i]); err != nil {
-				return err
+				bad = err
+				continue
 			}
 			if !yield(&e) {
 				return nil
 			}
 		}
 		if err != nil { // these were the last
-			return nil
+			return bad
 		}
 	}
 }

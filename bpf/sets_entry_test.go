@@ -175,3 +175,27 @@ func BenchmarkSetEntries(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// An entry that cannot be read costs none of the others, and is said to be there.
+func TestUnreadableEntry(t *testing.T) {
+	need.BPF(t)
+	obj := load(t, Options{})
+	must(t, obj.PutRun(1))
+	must(t, obj.PutSets(1, map[Set]uint32{SetExec: 100}))
+	room, err := obj.setRoom(1)
+	must(t, err)
+	var v rawEntry
+	copy(v[:], entryBytes("/bin/x", "")[atEntry:])
+	for i := range uint64(10) {
+		k := setsSetKey{Set: uint8(SetExec), What: uint8(SessionExec)}
+		k.Id[1] = i + 1
+		if i == 3 {
+			k.Set = 99
+		}
+		must(t, room.entries.Put(&k, &v))
+	}
+	n := 0
+	if err := obj.SetEntries(1, func(*SetEntry) bool { n++; return true }); !errors.Is(err, ErrDecode) || n != 9 {
+		t.Errorf("%d entries, %v", n, err)
+	}
+}

@@ -77,7 +77,7 @@ const (
 	GapKernelMissed        GapReason = "kernelMissed"        // the kernel skipped the program
 	GapUnarmedMapping      GapReason = "unarmedMapping"      // shared or writable executable mapping, or of a file that is not armed
 	GapFileChanged         GapReason = "fileChanged"         // the container no longer runs the armed file
-	GapLinkLost            GapReason = "linkLost"            // the attachment is gone
+	GapLinkLost            GapReason = "linkLost"            // the attachment is gone, or what it counted could not be read
 	GapBudgetDisarm        GapReason = "budgetDisarm"        // disarmed by budget
 	GapStoodDown           GapReason = "stoodDown"           // stopped after its answer
 	GapPolicyChanged       GapReason = "policyChanged"

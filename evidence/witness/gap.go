@@ -36,6 +36,7 @@ type gap struct {
 	to     int64 // 0 while open
 	count  uint64
 	health bool  // opened by a health check, which closes it too
+	unread bool  // of what could not be read
 	folded int64 // nanoseconds together, of a gap that stands for several
 
 	queued bool // for the next lines

@@ -1,6 +1,7 @@
 package witness
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -154,5 +155,72 @@ func TestExecsLost(t *testing.T) {
 	}
 	if last[evidence.GapUnarmedMapping] != 4 || last[evidence.GapRingFull] != 6 {
 		t.Errorf("%+v", last)
+	}
+}
+
+// Of what could not be read nobody knows whether it was executed.
+func TestUnreadable(t *testing.T) {
+	gone := errors.New("no such element")
+	for name, c := range map[string]struct {
+		bad         func(*fakeKernel)
+		again       bool // it can be read later
+		hello, more evidence.State
+	}{
+		"a counter":                         {func(k *fakeKernel) { k.bad = map[uint32]error{1: gone} }, false, evidence.Partial, evidence.ArmedNoHit},
+		"a counter that can be read later":  {func(k *fakeKernel) { k.bad = map[uint32]error{1: gone} }, true, evidence.Hit, evidence.ArmedNoHit},
+		"the run":                           {func(k *fakeKernel) { k.runBad = gone }, false, evidence.Hit, evidence.Partial},
+		"the run, which can be read later":  {func(k *fakeKernel) { k.runBad = gone }, true, evidence.Hit, evidence.Partial},
+		"nothing that could not be counted": {func(*fakeKernel) {}, false, evidence.Hit, evidence.ArmedNoHit},
+	} {
+		st := newStage(t, armed(1, "hello"), armed(2, "more"))
+		st.Publish(st.id, 0)
+		c.bad(st.kern)
+		for range 3 {
+			st.now += 1000
+			st.Hourly()
+		}
+		if c.again {
+			st.kern.bad, st.kern.runBad = nil, nil
+		}
+		st.hit(1, 3, st.now)
+		obs, cov := st.final(t, 90000)
+		if obs["hello"].State != c.hello || obs["more"].State != c.more {
+			t.Errorf("%s: %s, %s", name, obs["hello"].State, obs["more"].State)
+		}
+		if got := slices.Contains(cov.GapReasons, evidence.GapLinkLost); got != (c.hello == evidence.Partial || c.again || c.more == evidence.Partial) {
+			t.Errorf("%s: %v", name, cov.GapReasons)
+		}
+	}
+	var many []probe.Site
+	for i := range uint32(100) {
+		many = append(many, armed(i+1, fmt.Sprint("f", i)))
+	}
+	st := newStage(t, many...)
+	st.Publish(st.id, 0)
+	st.kern.bad = map[uint32]error{}
+	for i := range uint32(100) {
+		st.kern.bad[i+1] = gone
+	}
+	st.out.lines = nil
+	st.Hourly()
+	if n := len(take[*evidence.Gap](st.out)); n == 0 || n > 2*maxUnread {
+		t.Errorf("%d gaps", n)
+	}
+	if obs, _ := st.final(t, 90000); obs["f99"].State != evidence.Partial {
+		t.Errorf("%+v", obs["f99"])
+	}
+}
+
+// A set that could not be read is not complete.
+func TestUnreadSet(t *testing.T) {
+	st := newStage(t, setSite(evidence.SetNetwork))
+	st.Publish(st.id, 0)
+	st.Unread(42, errors.New("no such element"))
+	st.out.lines = nil
+	st.End(st.id, 9000, true)
+	for _, o := range take[*evidence.Observation](st.out) {
+		if o.Complete || o.State == evidence.ArmedNoHit {
+			t.Errorf("%+v", o)
+		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 const (
 	maxProcessBytes = 16 << 10 // of JSON, of an exec probe's distinct executables
 	maxPids         = 1024     // whose executable is remembered
+	maxUnread       = 32       // sites whose counter cannot be read, of each of which it is said
 	maxSites        = 40_000   // with those that were armed after the start
 )
 
@@ -55,6 +56,7 @@ type run struct {
 	reasons    []evidence.GapReason
 	files      map[evidence.GapReason]int // gaps of files
 	unwritable uint64                     // lines that no chunk could take
+	unreadable int                        // open gaps of what could not be read
 
 	lastGood  int64               // the last health check at which a file was well
 	kernel    bpf.Run             // as last read
@@ -186,9 +188,31 @@ func (r *run) refresh(log *slog.Logger) {
 	r.read(log, false)
 	if err != nil {
 		log.Error("read a container's counters", "run", r.runID, "err", err)
+		r.unread(wholeRun, err)
 		return
 	}
+	r.readAgain(wholeRun)
 	r.whole(k)
+}
+
+// unread notes that what was counted could not be read: whether anything was
+// executed is not known then.
+func (r *run) unread(sel selector, err error) {
+	if g := r.openGap(evidence.GapLinkLost, sel); g != nil {
+		r.grow(g, g.count+1)
+		return
+	}
+	r.addGap(&gap{selector: sel, reason: evidence.GapLinkLost, from: r.first, count: 1, detail: clip("what was counted could not be read: "+err.Error(), maxDetail), unread: true})
+	r.unreadable++
+}
+
+// readAgain notes that it can be. What was signed is not taken back, but it is no
+// more than a moment: counters only grow, so nothing is missing.
+func (r *run) readAgain(sel selector) {
+	if g := r.openGap(evidence.GapLinkLost, sel); g != nil && g.unread {
+		r.unreadable--
+		r.close(g, g.from)
+	}
 }
 
 // sweep is refresh for those who only want first hits that nobody told of: of a
@@ -200,6 +224,7 @@ func (r *run) sweep(log *slog.Logger) {
 	k, err := r.arm.Run()
 	if err != nil {
 		log.Error("read a container's counters", "run", r.runID, "err", err)
+		r.unread(wholeRun, err)
 		return
 	}
 	if k.RingFull > r.kernel.RingFull {
@@ -218,7 +243,15 @@ func (r *run) read(log *slog.Logger, unhit bool) {
 		c, err := r.count(s)
 		if err != nil {
 			log.Error("read a counter", "run", r.runID, "probe", s.Probe.ID, "err", err)
+			if r.unreadable < maxUnread {
+				r.unread(s.selector(), err)
+			} else {
+				r.unread(wholeRun, err)
+			}
 			continue
+		}
+		if r.unreadable > 0 {
+			r.readAgain(s.selector())
 		}
 		s.merge(c)
 		r.last = max(r.last, s.counter.LastNs)

@@ -331,6 +331,22 @@ func (w *Witness) SetCounts(cgroup uint64, set string, full, lost, around uint64
 	}
 }
 
+// Unread says that what the kernel has of a container's sets could not be read, or
+// not all of it.
+func (w *Witness) Unread(cgroup uint64, err error) {
+	r := w.ofCgroup(cgroup)
+	if r == nil {
+		return
+	}
+	defer r.mu.Unlock()
+	for _, set := range r.sets {
+		for _, i := range set.sites {
+			r.unread(r.sites[i].selector(), err)
+		}
+	}
+	w.emit(r, w.cfg.BootTime(), changed)
+}
+
 // SystemCalls takes the system calls that a container has used so far.
 func (w *Witness) SystemCalls(cgroup uint64, s SystemCalls) {
 	r := w.ofCgroup(cgroup)

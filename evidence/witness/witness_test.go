@@ -59,15 +59,21 @@ type fakeKernel struct {
 	slots  map[uint32]bpf.Counter
 	run    bpf.Run
 	misses evidence.Loss
+
+	bad    map[uint32]error // sites whose counter cannot be read
+	runBad error            // nor can run
 }
 
 func (k *fakeKernel) Counter(s probe.Site) (bpf.Counter, error) {
+	if err := k.bad[s.ID]; err != nil {
+		return bpf.Counter{}, err
+	}
 	if s.ID == 0 {
 		return bpf.Counter{Count: k.run.Execs, FirstNs: k.run.FirstExecNs, LastNs: k.run.LastExecNs}, nil
 	}
 	return k.slots[s.ID], nil
 }
-func (k *fakeKernel) Run() (bpf.Run, error) { return k.run, nil }
+func (k *fakeKernel) Run() (bpf.Run, error) { return k.run, k.runBad }
 func (k *fakeKernel) Misses() evidence.Loss { return k.misses }
 
 type stage struct {
