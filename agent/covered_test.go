@@ -66,3 +66,38 @@ func TestMountedOver(t *testing.T) {
 		})
 	}
 }
+
+// The mounts of a container are looked at by every few health checks only, and
+// what hides a file may have done so since the last look that saw it open.
+func TestMountsAreLookedAtSeldom(t *testing.T) {
+	n := newNodeWith(t, Config{Health: time.Hour}, wanted)
+	b := newBox(t, 1, "serve")
+	n.notify(context.Background(), b.notice("c1"), yes)
+	b.run()
+	l := n.onlyRun()
+	l.checking.Lock()
+	defer l.checking.Unlock()
+	if got := n.covered(l); len(got) != 0 {
+		t.Fatalf("%+v", got)
+	}
+	open := l.unhidden
+	if out, err := exec.Command("nsenter", "-m", "-t", strconv.Itoa(b.cmd.Process.Pid), "mount", "-t", "tmpfs", "tmpfs", b.dir+"/merged/bin").CombinedOutput(); err != nil {
+		t.Fatal(string(out))
+	}
+	if got := n.covered(l); len(got) != 0 {
+		t.Errorf("looked at twice within %v: %+v", mountsEvery*time.Hour, got)
+	}
+	l.nextMounts = 0
+	for range 2 {
+		if got := n.covered(l); len(got) != 1 || got[0].Path != "/bin/target" || got[0].Since != open || open == 0 {
+			t.Errorf("%+v, want since %d", got, open)
+		}
+	}
+	l.ending.Store(true)
+	if out, err := exec.Command("nsenter", "-m", "-t", strconv.Itoa(b.cmd.Process.Pid), "umount", b.dir+"/merged/bin").CombinedOutput(); err != nil {
+		t.Fatal(string(out))
+	}
+	if got := n.covered(l); len(got) != 0 {
+		t.Errorf("at the end: %+v", got)
+	}
+}
