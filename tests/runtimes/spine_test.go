@@ -474,7 +474,9 @@ func TestVolumeIsNotSearched(t *testing.T) {
 		}
 		if o.Path == "/bin/target" { // the image's file: true, and not the whole truth
 			images++
-			if o.State != evidence.ArmedNoHit {
+			// Unless the volume's ended before it could be looked at.
+			unseen := o.State == evidence.Partial && len(o.Gaps) == 1 && o.Gaps[0].Reason == evidence.GapUnarmedMapping
+			if o.State != evidence.ArmedNoHit && !unseen {
 				t.Errorf("the image's file: %+v", o)
 			}
 		} else if o.State == evidence.ArmedNoHit || o.Complete || o.Origin != "volume" {
@@ -489,7 +491,7 @@ func TestVolumeIsNotSearched(t *testing.T) {
 			t.Errorf("the probe's fold: %+v", f)
 		}
 	}
-	if out := a.Verify(t); !strings.Contains(out, "armedNoHit (search incomplete)") || !strings.Contains(out, "below the mount at /mnt") {
+	if out := a.Verify(t); !strings.Contains(out, "armedNoHit (search incomplete)") && !strings.Contains(out, "is partial: the pattern may match below") || !strings.Contains(out, "below the mount at /mnt") {
 		t.Errorf("verify does not say so:\n%s", out)
 	}
 }
