@@ -139,7 +139,17 @@ func TestTouch(t *testing.T) {
 		c.wait(t)
 		e := settled(t, a)
 		o := want(t, e, c.id(), "fn", "hello", evidence.Partial, "", 0)
-		if len(o.Gaps) != 1 || o.Gaps[0].Reason != evidence.GapFileChanged || o.Gaps[0].DurationNs == 0 || o.Complete {
+		changed := false
+		for _, g := range o.Gaps {
+			switch g.Reason {
+			case evidence.GapFileChanged:
+				changed = g.DurationNs > 0
+			case evidence.GapUnarmedMapping: // who executed the copy may have ended before it was looked at
+			default:
+				t.Errorf("gap %+v", g)
+			}
+		}
+		if !changed || o.Complete {
 			t.Errorf("gaps %+v", o.Gaps)
 		}
 		g := e.GapsOf(c.id(), evidence.GapFileChanged)
