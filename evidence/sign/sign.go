@@ -47,6 +47,9 @@ var (
 	ErrSignature = errors.New("the signature does not match")
 )
 
+// maxKeyFile bounds a key's file.
+const maxKeyFile = 16 << 10
+
 // Signer holds the node's private key. Its methods may be called concurrently.
 type Signer struct {
 	key *ecdsa.PrivateKey
@@ -58,6 +61,23 @@ type PublicKey struct {
 	key *ecdsa.PublicKey
 	id  string
 	der []byte // SubjectPublicKeyInfo
+}
+
+// ParsePrivate reads the content of node.key.
+func ParsePrivate(b []byte) (*Signer, error) {
+	der, err := onlyBlock(b, "PRIVATE KEY")
+	if err != nil {
+		return nil, fmt.Errorf("private key: %w", err)
+	}
+	k, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, fmt.Errorf("private key: %w", err)
+	}
+	key, ok := k.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("private key: a %T, want ECDSA on P-256", k)
+	}
+	return newSigner(key)
 }
 
 func newSigner(key *ecdsa.PrivateKey) (*Signer, error) {

@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"probity/evidence"
 )
 
@@ -90,11 +88,7 @@ func find(paths []string) (files []file, found []Finding, err error) {
 // read returns the file's bytes, bounded by what a chunk can have. They lie in
 // *buf, which it makes larger where needed.
 func (f file) read(buf *[]byte) ([]byte, error) {
-	flags := os.O_RDONLY | unix.O_NONBLOCK // a FIFO must not hang us
-	if f.rel != "" {
-		flags |= unix.O_NOFOLLOW
-	}
-	h, err := os.OpenFile(f.path, flags, 0)
+	h, err := openFile(f.path, f.rel != "")
 	if err != nil {
 		if f.rel != "" && errors.Is(err, fs.ErrNotExist) {
 			return nil, errVanished

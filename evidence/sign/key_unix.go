@@ -1,3 +1,5 @@
+//go:build unix
+
 package sign
 
 import (
@@ -23,8 +25,6 @@ const (
 	KeyFile    = "node.key" // PKCS#8, PEM, 0600
 	PublicFile = "node.pub" // SubjectPublicKeyInfo, PEM, 0644
 )
-
-const maxKeyFile = 16 << 10
 
 // ErrKeyLost is wrapped when node.pub and node.key do not belong together. A
 // new key would sign on as if nothing had happened, and nobody could verify the
@@ -118,23 +118,6 @@ func load(dir string) (*Signer, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return s, nil
-}
-
-// ParsePrivate reads the content of node.key.
-func ParsePrivate(b []byte) (*Signer, error) {
-	der, err := onlyBlock(b, "PRIVATE KEY")
-	if err != nil {
-		return nil, fmt.Errorf("private key: %w", err)
-	}
-	k, err := x509.ParsePKCS8PrivateKey(der)
-	if err != nil {
-		return nil, fmt.Errorf("private key: %w", err)
-	}
-	key, ok := k.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("private key: a %T, want ECDSA on P-256", k)
-	}
-	return newSigner(key)
 }
 
 func create(dir string) error {
