@@ -66,6 +66,8 @@ var parsers = map[string]string{
 	"evidence/tlog.Live.See":         "digests the bytes",
 	"evidence/tlog.Log.Append":       "appends the bytes",
 	"evidence/tlog.OpenCheckpoint":   "FuzzCheckpoint",
+	"evidence/tlog.ParseProof":       "FuzzProof",
+	"evidence/tlog.Reader.Prove":     "takes what is in the log",
 	"evidence/tlog.OriginOf":         "cuts at the first newline",
 	"evidence/tlog.Witness.Verify":   "FuzzCheckpoint",
 	"evidence/verify.Bytes":          "FuzzBytes",

@@ -32,6 +32,7 @@ test musl-gcc musl-tools musl-gcc
 test ld.gold binutils binutils-gold
 test ld.lld lld lld
 test /usr/bin/python3 python3 python3
+test /usr/lib/python3/dist-packages/cryptography python3-cryptography python3-cryptography
 test clang-14 clang-14 clang
 full rustc rustc rust
 bench bpftrace bpftrace bpftrace

@@ -1,15 +1,74 @@
 package runtimes
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	"probity/evidence"
 	"probity/evidence/spool"
+	"probity/tests/need"
 )
+
+// byHand checks a chunk and its proofs with a program in another language, which
+// was written from FORMAT.md.
+func byHand(t *testing.T, a *Agent, it spool.Item) {
+	t.Helper()
+	python := need.Command(t, "/usr/bin/python3")[0] // Debian's, which has Debian's modules
+	if out, err := exec.Command(python, "-c", "import cryptography").CombinedOutput(); err != nil {
+		need.File(t, "Debian's python3-cryptography", errors.Join(os.ErrNotExist, errors.New(string(out))))
+	}
+	dir := t.TempDir()
+	proof := func(name string, args ...string) string {
+		code, out, errs := a.Probity(t, append([]string{"evidence", "proof", a.Spool, it.Chunk}, args...)...)
+		if code != 0 {
+			t.Fatalf("%v: exit code %d, %s", args, code, errs)
+		}
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(out), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	chunk, epoch := proof("chunk"), proof("epoch", "--epoch")
+	verify := func(chunkFile string) (string, error) {
+		out, err := exec.Command(python, "../../evidence/testdata/verify.py", a.Key(), chunkFile, chunk, epoch).CombinedOutput()
+		return string(out), err
+	}
+	out, err := verify(it.Path)
+	if err != nil || !strings.Contains(out, "leaf "+strconv.FormatUint(uint64(it.Leaf), 10)+" of "+it.Origin+" is this chunk") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	b, err := os.ReadFile(it.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// One byte of a line; and the same lines signed once more cannot be made here,
+	// so one byte of the leaf that the proof is of.
+	bad := filepath.Join(dir, "bad")
+	if err := os.WriteFile(bad, bytes.Replace(b, []byte(`"hello"`), []byte(`"hellO"`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := verify(bad); err == nil || !strings.Contains(out, "NOT SOUND") {
+		t.Errorf("another byte: %v\n%s", err, out)
+	}
+	text, err := os.ReadFile(chunk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(chunk, bytes.Replace(text, []byte("extra e"), []byte("extra f"), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := verify(it.Path); err == nil {
+		t.Errorf("another entry: taken\n%s", out)
+	}
+}
 
 // A consumer takes the evidence of a container, says so, and the agent removes it:
 // what is left says who removed it, and what the consumer keeps outside shows a
@@ -45,6 +104,7 @@ func TestHandOver(t *testing.T) {
 	if len(items) < 2 {
 		t.Fatalf("pending: %+v", items)
 	}
+	byHand(t, a, items[1])
 	var ack evidence.Ack
 	ask(&ack, "evidence", "ack", a.Spool, "--consumer", "ship")
 	ask(&items, "evidence", "pending", a.Spool, "--consumer", "ship")

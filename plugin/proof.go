@@ -1,0 +1,93 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"probity/evidence"
+	"probity/evidence/tlog"
+)
+
+func (c *cli) proof() *cobra.Command {
+	var epoch bool
+	cmd := &cobra.Command{
+		Use: "proof SPOOL CHUNK", Short: "Print the proof that a chunk is in the node's log",
+		Long: `Proof prints a C2SP tlog-proof: the chunk's leaf, its place, the hashes up to the
+root, and the signed checkpoint. Whoever has the chunk, this and the proof of the
+epoch (--epoch), which names the key that signed the checkpoint under the node's
+key, can check it offline without the log. Nothing is verified here.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := prove(cmd, args[0], args[1], epoch)
+			if err != nil {
+				return blind(err)
+			}
+			_, err = c.out.Write(p.Text())
+			return blind(err)
+		},
+	}
+	cmd.Flags().BoolVar(&epoch, "epoch", false, "print the proof of the epoch whose key signed the checkpoint instead")
+	return cmd
+}
+
+// prove looks for the chunk in the log of the spool, and in those before it.
+func prove(cmd *cobra.Command, dir, chunk string, epoch bool) (tlog.Proof, error) {
+	logs, err := filepath.Glob(filepath.Join(dir, "retired", "*"))
+	if err != nil {
+		return tlog.Proof{}, err
+	}
+	var errs []error
+	for _, log := range append([]string{filepath.Join(dir, "log")}, logs...) {
+		p, err := proveIn(cmd, log, chunk, epoch)
+		if err == nil {
+			return p, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", log, err))
+	}
+	return tlog.Proof{}, errors.Join(errs...)
+}
+
+func proveIn(cmd *cobra.Command, dir, chunk string, epoch bool) (tlog.Proof, error) {
+	r := tlog.NewReader(os.DirFS(dir))
+	note, err := r.Checkpoint()
+	if err != nil {
+		return tlog.Proof{}, err
+	}
+	text, _, _ := strings.Cut(string(note), "\n\n")
+	tree, err := tlog.ParseText(text + "\n")
+	if err != nil {
+		return tlog.Proof{}, err
+	}
+	var found, opened []byte
+	var at, openedAt uint64
+	if err := r.Scan(cmd.Context(), tree, func(i uint64, entry []byte) error {
+		l, err := evidence.DecodeLeaf(string(entry))
+		if err != nil {
+			return err
+		}
+		switch v := l.(type) {
+		case *evidence.ChunkLeaf:
+			if v.Chunk == chunk {
+				found, at = bytes.Clone(entry), i
+			}
+		case *evidence.EpochLeaf:
+			opened, openedAt = bytes.Clone(entry), i
+		}
+		return nil
+	}); err != nil {
+		return tlog.Proof{}, err
+	}
+	if found == nil {
+		return tlog.Proof{}, fmt.Errorf("chunk %.80q is not in it", chunk)
+	}
+	if epoch {
+		found, at = opened, openedAt
+	}
+	return r.Prove(note, tree, at, found)
+}
