@@ -55,11 +55,15 @@ func (b *Boot) Step(name string) (StepResult, bool) {
 // returned with it. dir is the cache of scripts/kernels.sh, scratch a directory
 // for the initrd. What is on the guest's console goes to console as well, as it comes.
 func (m Machine) Run(ctx context.Context, dir, scratch string, job guest.Job, load Load, console io.Writer) (*Boot, error) {
-	initrd := filepath.Join(scratch, m.Name+".cpio")
+	own, err := os.MkdirTemp(scratch, m.Name) // two boots of one kernel may go on at once
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(own)
+	initrd := filepath.Join(own, "initrd.cpio")
 	if err := m.pack(initrd, dir, job, load); err != nil {
 		return nil, fmt.Errorf("pack the initrd of kernel %s: %w", m.Name, err)
 	}
-	defer os.Remove(initrd)
 	args := append(m.qemu()[1:], "-kernel", m.kernel(dir), "-initrd", initrd, "-append", m.parameters())
 	cmd := exec.CommandContext(ctx, m.QEMU(), args...)
 	cmd.WaitDelay = 10 * time.Second
