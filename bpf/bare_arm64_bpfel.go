@@ -118,6 +118,7 @@ const (
 	bareProgBareSyscalls     = "bare_syscalls"
 	bareVarAncestorOffsets   = "ancestor_offsets"
 	bareVarFreshOnly         = "fresh_only"
+	bareVarHashKey           = "hash_key"
 )
 
 // loadBare returns the embedded CollectionSpec for bare.
@@ -195,6 +196,7 @@ type bareMapSpecs struct {
 type bareVariableSpecs struct {
 	AncestorOffsets *ebpf.VariableSpec `ebpf:"ancestor_offsets"`
 	FreshOnly       *ebpf.VariableSpec `ebpf:"fresh_only"`
+	HashKey         *ebpf.VariableSpec `ebpf:"hash_key"`
 }
 
 // bareObjects contains all objects after they have been loaded into the kernel.
@@ -252,6 +254,7 @@ func (m *bareMaps) Close() error {
 type bareVariables struct {
 	AncestorOffsets *ebpf.Variable `ebpf:"ancestor_offsets"`
 	FreshOnly       *ebpf.Variable `ebpf:"fresh_only"`
+	HashKey         *ebpf.Variable `ebpf:"hash_key"`
 }
 
 // barePrograms contains all programs after they have been loaded into the kernel.

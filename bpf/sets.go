@@ -1,6 +1,8 @@
 package bpf
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -92,7 +94,8 @@ func (c SystemCalls) IOUring() bool {
 // setHooks are the loaded and attached programs of sets, and the containers'
 // maps. Nothing of it is in the kernel before the first container has a set.
 type setHooks struct {
-	opts Options
+	opts    Options
+	hashKey [2]uint64 // of what tells entries apart by their texts: nobody else knows it
 
 	mu       sync.Mutex
 	obj      object // spec is nil before the first use
@@ -114,6 +117,9 @@ type setRoom struct {
 func (h *setHooks) init(shared map[string]*ebpf.Map, o Options) {
 	h.opts = o
 	h.obj = object{maps: maps.Clone(shared), types: o.KernelTypes}
+	var key [16]byte
+	_, _ = rand.Read(key[:]) // never fails
+	h.hashKey = [2]uint64{binary.LittleEndian.Uint64(key[:]), binary.LittleEndian.Uint64(key[8:])}
 	h.rooms = map[uint64]*setRoom{}
 }
 
@@ -132,6 +138,11 @@ func (h *setHooks) prepare() error {
 	}
 	if err := tellAncestors(h.opts.KernelTypes, spec, bare); err != nil {
 		return err
+	}
+	for _, s := range []*ebpf.CollectionSpec{spec, bare} {
+		if err := s.Variables[setsVarHashKey].Set(h.hashKey); err != nil {
+			return fmt.Errorf("set the key of hashes: %w", err)
+		}
 	}
 	h.onUse = !h.opts.ForceSetMemory && memoryOnUse()
 	if h.onUse {

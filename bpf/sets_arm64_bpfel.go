@@ -273,6 +273,7 @@ const (
 	setsProgSetSyscallsRaw     = "set_syscalls_raw"
 	setsVarAncestorOffsets     = "ancestor_offsets"
 	setsVarFreshOnly           = "fresh_only"
+	setsVarHashKey             = "hash_key"
 	setsVarUnusedAbi           = "unused_abi"
 	setsVarUnusedAccess        = "unused_access"
 	setsVarUnusedCallEvent     = "unused_call_event"
@@ -379,6 +380,7 @@ type setsMapSpecs struct {
 type setsVariableSpecs struct {
 	AncestorOffsets *ebpf.VariableSpec `ebpf:"ancestor_offsets"`
 	FreshOnly       *ebpf.VariableSpec `ebpf:"fresh_only"`
+	HashKey         *ebpf.VariableSpec `ebpf:"hash_key"`
 	UnusedAbi       *ebpf.VariableSpec `ebpf:"unused_abi"`
 	UnusedAccess    *ebpf.VariableSpec `ebpf:"unused_access"`
 	UnusedCallEvent *ebpf.VariableSpec `ebpf:"unused_call_event"`
@@ -445,6 +447,7 @@ func (m *setsMaps) Close() error {
 type setsVariables struct {
 	AncestorOffsets *ebpf.Variable `ebpf:"ancestor_offsets"`
 	FreshOnly       *ebpf.Variable `ebpf:"fresh_only"`
+	HashKey         *ebpf.Variable `ebpf:"hash_key"`
 	UnusedAbi       *ebpf.Variable `ebpf:"unused_abi"`
 	UnusedAccess    *ebpf.Variable `ebpf:"unused_access"`
 	UnusedCallEvent *ebpf.Variable `ebpf:"unused_call_event"`

@@ -18,7 +18,7 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* A path as the process gave it, of which there is a copy in the draft's call. */
-static __always_inline void describe_more(struct draft *d, __u32 n)
+static __always_inline void find_path(struct draft *d, __u32 n)
 {
 	__u64 len = d->call.given_len;
 
@@ -29,30 +29,16 @@ static __always_inline void describe_more(struct draft *d, __u32 n)
 	d->event.entry.path_len = len;
 }
 
-/* FNV-1a over a given path. */
-__noinline __u64 hash_given(__u32 n)
+static __always_inline void describe_more(struct draft *d)
 {
-	__u64 h = 0xcbf29ce484222325;
-	struct draft *d = draft_of(n);
-	__u32 i;
-
-	if (!d)
-		return 0;
-	for (i = 0; i < SET_PATH_LEN; i++) {
-		if (i >= d->call.given_len)
-			break;
-		h ^= (__u8)d->call.given[i];
-		h *= 0x100000001b3;
-	}
-	return h;
 }
 
-static __always_inline void set_given(struct draft *d, __u32 n)
+static __always_inline void set_given(struct draft *d)
 {
 	d->event.entry.path_flags |= PATH_GIVEN;
 	if (d->call.given_len == SET_PATH_LEN - 1)
 		d->event.entry.path_flags |= PATH_ARG_CUT;
-	d->event.key.id[2] = hash_given(n);
+	d->texts = TEXTS_ALL;
 }
 
 static __always_inline struct draft *begin_exec(__u32 n, __u32 set, struct sched_process_exec_record *ctx)
@@ -64,7 +50,7 @@ static __always_inline struct draft *begin_exec(__u32 n, __u32 set, struct sched
 		return 0;
 	len = bpf_probe_read_kernel_str(d->call.given, sizeof(d->call.given), (char *)ctx + (ctx->filename_loc & 0xffff));
 	d->call.given_len = len > 0 ? len - 1 : 0;
-	set_given(d, n);
+	set_given(d);
 	return d;
 }
 
@@ -179,7 +165,7 @@ static __always_inline void on_given_file(__u32 what)
 
 	if (!d)
 		return;
-	set_given(d, D_FILE);
+	set_given(d);
 	d->event.key.what = what;
 	count(D_FILE, NOTED);
 }

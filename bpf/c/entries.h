@@ -4,8 +4,8 @@
  * not here: sets.bpf.c reads the kernel's structures, bare.bpf.c does without
  * their types. Nothing here needs them.
  *
- * Whoever includes this says in describe_more what it knows beyond what every
- * program is told.
+ * Whoever includes this says in find_path where the path of an entry comes from,
+ * and in describe_more what it knows beyond what every program is told.
  */
 #ifndef PROBITY_ENTRIES_H
 #define PROBITY_ENTRIES_H
@@ -53,6 +53,13 @@ enum {
 
 #define WALK_LEN SET_PATH_LEN
 
+/* What of an entry tells it from others beside the other fields of its key. */
+enum texts {
+	TEXTS_NONE,	/* nothing */
+	TEXTS_ALL,	/* its path and argument */
+	TEXTS_CONTENT,	/* these, and its file's change time and size: what it says of the content is sworn to */
+};
+
 /*
  * A system call that is being carried out, as it was when it began. An address
  * or a name is what the process's memory held then: the kernel copies it later.
@@ -79,6 +86,8 @@ struct draft {
 	__u64 off;	/* in walk, where what was found of the path begins */
 	__u64 root_off;	/* and where it begins if it is to end at the process's root */
 	__u32 described;
+	__u32 spelt;
+	__u32 texts;	/* enum texts */
 	__u32 arg_len;
 	char arg[SET_ARG_LEN];
 	char walk[2 * WALK_LEN];	/* twice, so that the verifier sees that a name fits */
@@ -130,8 +139,13 @@ static __always_inline struct draft *begin(__u32 n, __u32 set)
 	e->magic = 0;
 	e->mode = 0;
 	e->path_flags = 0;
+	e->path_len = 0;
+	e->arg_len = 0;
+	e->mnt_ns = 0;
 	d->dentry = 0;
 	d->described = 0;
+	d->spelt = 0;
+	d->texts = TEXTS_NONE;
 	d->arg_len = 0;
 	return d;
 }
@@ -182,29 +196,114 @@ static __always_inline void forget(__u32 set)
 	bpf_map_delete_elem(&pending, &key);
 }
 
-/* What this object knows of a new entry: its path and its process's parent. */
-static __always_inline void describe_more(struct draft *d, __u32 n);
+/* Leaves the path, as far as this object knows it, in the entry. */
+static __always_inline void find_path(struct draft *d, __u32 n);
 
-/* Fills in what only a new entry needs. */
-__noinline int describe(__u32 n)
+/* What this object knows of a new entry's process beyond what every program is told. */
+static __always_inline void describe_more(struct draft *d);
+
+/*
+ * SipHash-2-4 (Aumasson, Bernstein 2012). Its key is the agent's, made anew at
+ * each start: a container chooses the texts, but cannot choose two that hash
+ * alike.
+ */
+const volatile __u64 hash_key[2] = {};
+
+struct sip {
+	__u64 v0, v1, v2, v3;
+};
+
+static __always_inline __u64 rotl(__u64 x, __u32 n)
 {
+	return x << n | x >> (64 - n);
+}
+
+static __always_inline void sip_round(struct sip *s)
+{
+	s->v0 += s->v1;
+	s->v1 = rotl(s->v1, 13) ^ s->v0;
+	s->v0 = rotl(s->v0, 32);
+	s->v2 += s->v3;
+	s->v3 = rotl(s->v3, 16) ^ s->v2;
+	s->v0 += s->v3;
+	s->v3 = rotl(s->v3, 21) ^ s->v0;
+	s->v2 += s->v1;
+	s->v1 = rotl(s->v1, 17) ^ s->v2;
+	s->v2 = rotl(s->v2, 32);
+}
+
+static __always_inline void sip_word(struct sip *s, __u64 m)
+{
+	s->v3 ^= m;
+	sip_round(s);
+	sip_round(s);
+	s->v0 ^= m;
+}
+
+#define TEXT_WORDS (SET_TEXT_LEN / 8)
+
+/*
+ * Of three words (the lengths of the texts, the file's change time and its size)
+ * and the texts, filled up with NUL to a whole word.
+ */
+__noinline __u64 hash_texts(__u32 n)
+{
+	struct sip s = {
+		.v0 = hash_key[0] ^ 0x736f6d6570736575,
+		.v1 = hash_key[1] ^ 0x646f72616e646f6d,
+		.v2 = hash_key[0] ^ 0x6c7967656e657261,
+		.v3 = hash_key[1] ^ 0x7465646279746573,
+	};
 	struct set_entry *e;
 	struct draft *d;
-	__u64 at, len, id;
+	__u32 i, len;
+	bool content;
+	__u64 m;
 
 	d = bpf_map_lookup_elem(&drafts, &n);
 	if (!d)
 		return 0;
 	e = &d->event.entry;
-	e->path_len = 0;
-	e->parent = 0;
-	e->mnt_ns = 0;
-	__builtin_memset(e->parent_comm, 0, sizeof(e->parent_comm));
-	describe_more(d, n);
-	id = bpf_get_current_pid_tgid();
-	e->pid = id >> 32;
-	e->tid = (__u32)id;
-	bpf_get_current_comm(e->comm, sizeof(e->comm));
+	len = e->path_len + e->arg_len;
+	content = d->texts == TEXTS_CONTENT;
+	sip_word(&s, e->path_len | (__u64)e->arg_len << 32);
+	sip_word(&s, content ? e->ctime_ns : 0);
+	sip_word(&s, content ? e->size : 0);
+	for (i = 0; i < TEXT_WORDS; i++) {
+		if (i * 8 >= len)
+			break;
+		m = *(__u64 *)&e->text[i * 8];
+		if (len - i * 8 < 8)
+			m &= (1ULL << (len - i * 8) * 8) - 1;
+		sip_word(&s, m);
+	}
+	sip_word(&s, (__u64)((len + 31) & ~7U) << 56); /* as many bytes as were hashed */
+	s.v2 ^= 0xff;
+	sip_round(&s);
+	sip_round(&s);
+	sip_round(&s);
+	sip_round(&s);
+	return s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
+}
+
+/*
+ * Puts the texts together, and their hash into the key. It takes as long as the
+ * path is deep, so it is done only if a container has the set.
+ */
+__noinline int spell(__u32 n)
+{
+	struct set_entry *e;
+	struct draft *d;
+	__u64 at, len;
+
+	d = bpf_map_lookup_elem(&drafts, &n);
+	if (!d)
+		return 0;
+	d->spelt = 1;
+	if (d->texts == TEXTS_NONE)
+		return 0;
+	find_path(d, n);
+	e = &d->event.entry;
 	at = e->path_len;
 	len = d->arg_len;
 	barrier_var(at);
@@ -213,6 +312,28 @@ __noinline int describe(__u32 n)
 		return 0;
 	bpf_probe_read_kernel(&e->text[at], len, d->arg);
 	e->arg_len = len;
+	d->event.key.id[2] = hash_texts(n);
+	return 0;
+}
+
+/* Fills in what only a new entry needs. */
+__noinline int describe(__u32 n)
+{
+	struct set_entry *e;
+	struct draft *d;
+	__u64 id;
+
+	d = bpf_map_lookup_elem(&drafts, &n);
+	if (!d)
+		return 0;
+	e = &d->event.entry;
+	e->parent = 0;
+	__builtin_memset(e->parent_comm, 0, sizeof(e->parent_comm));
+	describe_more(d);
+	id = bpf_get_current_pid_tgid();
+	e->pid = id >> 32;
+	e->tid = (__u32)id;
+	bpf_get_current_comm(e->comm, sizeof(e->comm));
 	d->described = 1;
 	return 0;
 }
@@ -270,6 +391,8 @@ __noinline int account(__u32 n, __u64 cgroup, __u32 outcome)
 	inner = bpf_map_lookup_elem(&set_entries, &cgroup);
 	if (!inner)
 		return 0;
+	if (!d->spelt)
+		spell(n);
 	e = bpf_map_lookup_elem(inner, &d->event.key);
 	if (e)
 		goto again;
@@ -325,25 +448,6 @@ __noinline int count(__u32 n, __u32 outcome)
 	return 0;
 }
 
-/* FNV-1a over what of the draft's argument is used. */
-__noinline __u64 hash_arg(__u32 n)
-{
-	__u64 h = 0xcbf29ce484222325;
-	struct draft *d;
-	__u32 i;
-
-	d = bpf_map_lookup_elem(&drafts, &n);
-	if (!d)
-		return 0;
-	for (i = 0; i < SET_ARG_LEN; i++) {
-		if (i >= d->arg_len)
-			break;
-		h ^= (__u8)d->arg[i];
-		h *= 0x100000001b3;
-	}
-	return h;
-}
-
 /* A name of a socket is spelt with NUL at its end or without, unless it begins with one. */
 __noinline int trim_arg(__u32 n)
 {
@@ -363,7 +467,7 @@ __noinline int trim_arg(__u32 n)
 	return 0;
 }
 
-static __always_inline void set_arg(struct draft *d, __u32 n, const char *filename)
+static __always_inline void set_arg(struct draft *d, const char *filename)
 {
 	long len;
 
@@ -371,7 +475,6 @@ static __always_inline void set_arg(struct draft *d, __u32 n, const char *filena
 	d->arg_len = len > 0 ? len - 1 : 0;
 	if (len == sizeof(d->arg))
 		d->event.entry.path_flags |= PATH_ARG_CUT;
-	d->event.key.id[2] = hash_arg(n);
 }
 
 static __always_inline void lose(__u32 n, __u32 set)

@@ -18,6 +18,7 @@
 #define FMODE_EXEC 0x20		/* in f_flags: opened to be executed */
 #define S_IFMT 0170000
 #define S_IFDIR 0040000
+#define OVERLAYFS_MAGIC 0x794c7630
 #define SOCKFS_MAGIC 0x534f434b
 
 struct qstr {
@@ -28,6 +29,7 @@ struct qstr {
 struct dentry {
 	struct dentry *d_parent;
 	struct qstr d_name;
+	struct inode *d_inode;
 	struct super_block *d_sb;
 } __attribute__((preserve_access_index));
 
@@ -128,6 +130,27 @@ static __always_inline __s64 ctime_of(struct inode *inode)
 		nsec = BPF_CORE_READ((struct inode___old *)inode, i_ctime.tv_nsec);
 	}
 	return sec * 1000000000 + nsec;
+}
+
+/*
+ * The inode of an overlay's writable layer that holds the content, or the inode
+ * itself: what is mapped through an overlay is the layer's file, and who stores
+ * into that changes its change time and not the overlay's. In struct ovl_inode
+ * the directory entry of the writable layer, or NULL, has always come after the
+ * inode; the type itself is often a module's. What is not a file of another file
+ * system is not taken for one.
+ */
+static __always_inline struct inode *upper_of(struct inode *inode)
+{
+	struct inode *real = 0;
+	struct dentry *upper;
+
+	if (bpf_probe_read_kernel(&upper, sizeof(upper), (void *)inode + bpf_core_type_size(struct inode)) || !upper)
+		return inode;
+	if (bpf_core_read(&real, sizeof(real), &upper->d_inode) || !real || BPF_CORE_READ(real, i_sb) == BPF_CORE_READ(inode, i_sb) ||
+	    (BPF_CORE_READ(real, i_mode) & S_IFMT) != (BPF_CORE_READ(inode, i_mode) & S_IFMT))
+		return inode;
+	return real;
 }
 
 /*

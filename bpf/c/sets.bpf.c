@@ -127,13 +127,17 @@ __noinline int walk_path(__u32 n)
 	return 0;
 }
 
-static __always_inline void describe_more(struct draft *d, __u32 n)
+static __always_inline void find_path(struct draft *d, __u32 n)
+{
+	if (d->dentry)
+		walk_path(n);
+}
+
+static __always_inline void describe_more(struct draft *d)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct set_entry *e = &d->event.entry;
 
-	if (d->dentry)
-		walk_path(n);
 	task = BPF_CORE_READ(task, real_parent);
 	e->parent = BPF_CORE_READ(task, tgid);
 	bpf_probe_read_kernel_str(e->parent_comm, sizeof(e->parent_comm), task->comm);
@@ -141,16 +145,18 @@ static __always_inline void describe_more(struct draft *d, __u32 n)
 
 static __always_inline void set_file(struct draft *d, struct file *f)
 {
-	struct inode *inode = BPF_CORE_READ(f, f_inode);
+	struct inode *inode = BPF_CORE_READ(f, f_inode), *written;
 	struct set_entry *e = &d->event.entry;
 	struct path *path = path_of(f);
 
 	d->event.key.id[0] = device_of(inode) | (__u64)BPF_CORE_READ(inode, i_generation) << 32;
 	d->event.key.id[1] = BPF_CORE_READ(inode, i_ino);
-	e->ctime_ns = ctime_of(inode);
-	e->size = BPF_CORE_READ(inode, i_size);
 	e->magic = BPF_CORE_READ(inode, i_sb, s_magic);
 	e->mode = BPF_CORE_READ(inode, i_mode);
+	written = e->magic == OVERLAYFS_MAGIC ? upper_of(inode) : inode;
+	e->ctime_ns = ctime_of(written);
+	e->size = BPF_CORE_READ(written, i_size);
+	d->texts = d->event.key.set == SET_FILES ? TEXTS_ALL : TEXTS_CONTENT;
 	if (!BPF_CORE_READ(inode, i_nlink))
 		e->path_flags |= PATH_DELETED;
 	d->dentry = BPF_CORE_READ(path, dentry);
@@ -174,7 +180,7 @@ int set_exec_raw(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	d->event.key.what = d->event.entry.session;
 	set_file(d, BPF_CORE_READ(bprm, file));
-	set_arg(d, D_EXEC, BPF_CORE_READ(bprm, filename));
+	set_arg(d, BPF_CORE_READ(bprm, filename));
 	count(D_EXEC, NOTED);
 	return 0;
 }

@@ -66,10 +66,10 @@ enum path_flags {
 
 /*
  * Which entry it is. what is an access, a mapping, a session or an operation.
- * Of a file, id is (device | generation << 32, inode, 0); of an exec the last
- * one is the hash of execve's argument. Of a socket, id is the address, IPv4
- * in the first four bytes and IPv6 in sixteen; of a Unix socket it is (hash,
- * length) of its path.
+ * Of a file, id is (device | generation << 32, inode, hash), of a socket the
+ * address, IPv4 in the first four bytes and IPv6 in sixteen; of a Unix socket it
+ * is (0, 0, hash). The hash is a keyed one of the entry's texts, and in exec and
+ * libraries of the file's change time and size: see hash_texts.
  */
 struct set_key {
 	__u8 set;

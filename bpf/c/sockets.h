@@ -114,17 +114,14 @@ static __always_inline void set_address6(struct set_key *k, const __u64 *addr)
 /* The name of a Unix socket, of which len bytes are at from. */
 static __always_inline void set_path(struct draft *d, __u32 n, __s64 len, const void *from)
 {
-	if (len <= 0) { /* it has none */
-		d->event.key.id[0] = 0;
+	if (len <= 0) /* it has none */
 		return;
-	}
 	if (len > UNIX_PATH)
 		len = UNIX_PATH;
 	len = bpf_probe_read_kernel(d->arg, len & (SET_ARG_LEN - 1), from) ? 0 : len;
 	d->arg_len = len;
 	trim_arg(n);
-	d->event.key.id[0] = hash_arg(n);
-	d->event.key.id[1] = d->arg_len;
+	d->texts = TEXTS_ALL;
 }
 
 #endif
