@@ -64,7 +64,7 @@ var cases = []event{
 	{probe: policy.Probe{Type: policy.Fentry, Functions: umask}, args: []string{"umask"}, times: 1000},
 	{probe: policy.Probe{Type: policy.Fexit, Functions: umask}, args: []string{"umask"}, times: 1000},
 	{name: "kprobe of a system call", probe: policy.Probe{Type: policy.Kprobe, Syscalls: []string{"umask"}}, args: []string{"umask"}, times: 1000},
-	{probe: policy.Probe{Type: policy.Tracepoint, Event: policy.ProcessExec}, times: 1, runs: 5},
+	{probe: policy.Probe{Type: policy.Tracepoint, Event: "syscalls:sys_enter_umask"}, args: []string{"umask"}, times: 1000},
 	{probe: policy.Probe{Type: policy.RawTracepoint, Event: "sched_process_exec"}, times: 1, runs: 5},
 }
 
