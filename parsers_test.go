@@ -60,6 +60,7 @@ var parsers = map[string]string{
 	"evidence/sign.Signer.Sign":      "the same",
 	"evidence/tlog.Announced":        "checks one signature",
 	"evidence/tlog.ChangeOf":         "digests the bytes",
+	"evidence/tlog.Claim":            "FuzzCheckpoint",
 	"evidence/tlog.CheckInclusion":   "digests the bytes",
 	"evidence/tlog.Epochs.See":       "FuzzEpochs",
 	"evidence/tlog.Key.Announce":     "what is signed is our own",

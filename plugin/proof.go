@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -59,8 +58,7 @@ func proveIn(cmd *cobra.Command, dir, chunk string, epoch bool) (tlog.Proof, err
 	if err != nil {
 		return tlog.Proof{}, err
 	}
-	text, _, _ := strings.Cut(string(note), "\n\n")
-	tree, err := tlog.ParseText(text + "\n")
+	tree, err := tlog.Claim(note)
 	if err != nil {
 		return tlog.Proof{}, err
 	}

@@ -216,8 +216,7 @@ func readOne(ctx context.Context, spool, dir string) (oneLog, error) {
 	if err != nil {
 		return l, err
 	}
-	text, _, _ := strings.Cut(string(note), "\n\n")
-	if l.tree, err = tlog.ParseText(text + "\n"); err != nil {
+	if l.tree, err = tlog.Claim(note); err != nil {
 		return l, err
 	}
 	err = l.read.Scan(ctx, l.tree, func(_ uint64, entry []byte) error {

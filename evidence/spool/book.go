@@ -210,8 +210,7 @@ func (b *book) claimed() tlog.Tree {
 	if err != nil {
 		return tlog.Tree{}
 	}
-	text, _, _ := strings.Cut(string(note), "\n\n")
-	t, err := tlog.ParseText(text + "\n")
+	t, err := tlog.Claim(note)
 	if err != nil {
 		return tlog.Tree{}
 	}

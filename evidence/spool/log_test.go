@@ -62,8 +62,7 @@ func (n *node) logs(t testing.TB) []kept {
 
 func (n *node) audit(t testing.TB, r *tlog.Reader, note []byte) kept {
 	t.Helper()
-	text, _, _ := strings.Cut(string(note), "\n\n")
-	claim, err := tlog.ParseText(text + "\n")
+	claim, err := tlog.Claim(note)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -224,7 +225,7 @@ func (s *Spool) bury(list []Item, reason string) error {
 		for _, it := range list { // they stay
 			s.have.add(it)
 		}
-		slices.SortStableFunc(s.have.items, func(a, b Item) int { return compareAge(a, b) })
+		slices.SortStableFunc(s.have.items, func(a, b Item) int { return strings.Compare(a.Chunk, b.Chunk) })
 		return err
 	}
 	dirs := map[string]bool{}
@@ -245,16 +246,6 @@ func (s *Spool) bury(list []Item, reason string) error {
 		}
 	}
 	return nil
-}
-
-func compareAge(a, b Item) int {
-	switch {
-	case a.Chunk < b.Chunk:
-		return -1
-	case a.Chunk > b.Chunk:
-		return 1
-	}
-	return 0
 }
 
 // reserve makes the file that keeps room, where the file system can. Without it

@@ -86,6 +86,15 @@ func ParseText(text string) (Tree, error) {
 	return t, nil
 }
 
+// Claim is what a checkpoint says, whoever signed it: see OpenCheckpoint.
+func Claim(checkpoint []byte) (Tree, error) {
+	text, _, ok := strings.Cut(string(checkpoint), "\n\n")
+	if !ok {
+		return Tree{}, errors.New("checkpoint: not a signed note")
+	}
+	return ParseText(text + "\n")
+}
+
 // Key signs checkpoints for one epoch. It is only ever in memory.
 type Key struct {
 	signer   note.Signer

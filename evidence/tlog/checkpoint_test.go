@@ -311,6 +311,9 @@ func FuzzCheckpoint(f *testing.F) {
 		if err == nil && c.Tree != tree {
 			t.Errorf("nobody signed %+v", c.Tree)
 		}
+		if claim, claimErr := Claim(b); err == nil && (claimErr != nil || claim != tree) {
+			t.Errorf("it is said to be over %+v, %v", claim, claimErr)
+		}
 	})
 }
 

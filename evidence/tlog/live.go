@@ -76,15 +76,3 @@ func (v *Live) Root() (runs uint64, root Hash) {
 	}
 	return uint64(len(items)), rfc6962(items)
 }
-
-// rfc6962 is the hash over any number of leaf hashes but none.
-func rfc6962(h []Hash) Hash {
-	if len(h) == 1 {
-		return h[0]
-	}
-	k := 1
-	for k*2 < len(h) {
-		k *= 2
-	}
-	return tlog.NodeHash(rfc6962(h[:k]), rfc6962(h[k:]))
-}

@@ -9,7 +9,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -57,12 +56,8 @@ func Open(dir, origin string) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	text, _, ok := strings.Cut(string(b), "\n\n")
-	if !ok {
-		return nil, fmt.Errorf("%w: %s is not a signed note", ErrDamaged, filepath.Join(dir, CheckpointFile))
-	}
-	if l.at, err = ParseText(text + "\n"); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	if l.at, err = Claim(b); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, filepath.Join(dir, CheckpointFile), err)
 	}
 	if l.at.Origin != origin {
 		return nil, fmt.Errorf("%w: its checkpoint is of %s, not of %s", ErrDamaged, clip(l.at.Origin), clip(origin))
@@ -151,7 +146,7 @@ func (l *Log) push(level int, n uint64, h Hash) {
 		return
 	}
 	l.full = append(l.full, tile{tilePath(level, int64(n/width), width), join(l.edge[level])})
-	up := treeHash(l.edge[level])
+	up := rfc6962(l.edge[level])
 	l.edge[level] = nil
 	l.push(level+1, n/width, up)
 }
@@ -166,7 +161,7 @@ func (l *Log) root() Hash {
 			for n*2 <= len(h) {
 				n *= 2
 			}
-			perfect = append(perfect, treeHash(h[:n]))
+			perfect = append(perfect, rfc6962(h[:n]))
 			h = h[n:]
 		}
 	}
@@ -242,13 +237,7 @@ func (l *Log) commit(sign func(Tree) ([]byte, error)) error {
 }
 
 // tileOf is the index of the tile at the right edge of a level.
-func (l *Log) tileOf(level int) int64 {
-	n := l.size
-	for range level {
-		n /= width
-	}
-	return int64(n / width)
-}
+func (l *Log) tileOf(level int) int64 { return int64(l.count(level) / width) }
 
 // replace writes a file whole, and notes which directories have to be synced.
 func (l *Log) replace(name string, data []byte, dirs map[string]bool) error {

@@ -110,10 +110,14 @@ func hashes(data []byte) []tlog.Hash {
 	return out
 }
 
-// treeHash is the RFC 6962 hash over a power of two of hashes.
-func treeHash(h []tlog.Hash) tlog.Hash {
+// rfc6962 is the hash over any number of leaf hashes but none.
+func rfc6962(h []Hash) Hash {
 	if len(h) == 1 {
 		return h[0]
 	}
-	return tlog.NodeHash(treeHash(h[:len(h)/2]), treeHash(h[len(h)/2:]))
+	k := 1
+	for k*2 < len(h) {
+		k *= 2
+	}
+	return tlog.NodeHash(rfc6962(h[:k]), rfc6962(h[k:]))
 }

@@ -193,8 +193,7 @@ func (c *logCheck) check(ctx context.Context) (LogReport, error) {
 	if err != nil {
 		return LogReport{}, err
 	}
-	text, _, _ := strings.Cut(string(note), "\n\n")
-	tree, err := tlog.ParseText(text + "\n")
+	tree, err := tlog.Claim(note)
 	if err != nil {
 		return LogReport{}, err
 	}
@@ -327,11 +326,10 @@ func ParseKept(name string, b []byte) (Kept, error) {
 		return k, err
 	}
 	k.Origin = tlog.OriginOf(b)
-	text, _, ok := strings.Cut(string(b), "\n\n")
-	if !ok || len(b) > tlog.MaxCheckpointBytes {
+	if len(b) > tlog.MaxCheckpointBytes {
 		return k, errors.New("neither a checkpoint nor an acknowledgement")
 	}
-	_, err := tlog.ParseText(text + "\n")
+	_, err := tlog.Claim(b)
 	return k, err
 }
 
