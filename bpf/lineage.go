@@ -90,8 +90,11 @@ func (l *Lineage) Close() error {
 // Misses is how often the kernel says it skipped one of the programs: an event
 // that is not known of may hide a process from all that goes by whose it is.
 // Whether it counts every miss depends on the kernel.
-func (l *Lineage) Misses() (n uint64, err error) {
-	for _, p := range l.progs {
+func (l *Lineage) Misses() (n uint64, err error) { return missesOf(l.progs) }
+
+// missesOf is what the kernel says it skipped of these programs together.
+func missesOf(progs []*ebpf.Program) (n uint64, err error) {
+	for _, p := range progs {
 		st, err := p.Stats()
 		if err != nil {
 			return n, fmt.Errorf("read program statistics: %w", err)

@@ -374,16 +374,7 @@ func (l *setLinks) close() error {
 }
 
 // misses is what the kernel says it skipped of the set's programs.
-func (l *setLinks) misses() (n uint64, err error) {
-	for _, p := range l.progs {
-		st, err := p.Stats()
-		if err != nil {
-			return n, fmt.Errorf("read program statistics: %w", err)
-		}
-		n += st.RecursionMisses
-	}
-	return n, nil
-}
+func (l *setLinks) misses() (n uint64, err error) { return missesOf(l.progs) }
 
 // SetMisses is how often the kernel says it skipped a program of the sets that
 // are seen by this probe type, since Load. It does not have what a kretprobe

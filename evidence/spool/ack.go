@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,68 +12,10 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"probity/evidence"
 	"probity/evidence/tlog"
+	"probity/evidence/verify"
 )
-
-// AckDir is where consumers say what they have carried away, below the spool's
-// directory: CONSUMER.json.
-const AckDir = "ack"
-
-// Acks reads what all consumers of a spool say. A file that is no acknowledgement is
-// an error that names it, and the others are returned nevertheless: who writes them
-// is not the agent.
-func Acks(dir string) ([]evidence.Ack, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	names, err := fs.ReadDir(root.FS(), AckDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var out []evidence.Ack
-	var errs []error
-	for _, n := range names {
-		consumer, ok := strings.CutSuffix(n.Name(), ".json")
-		if !ok || strings.HasPrefix(consumer, ".") {
-			continue // on its way
-		}
-		a, err := readAck(root, consumer)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", filepath.Join(dir, AckDir, n.Name()), err))
-			continue
-		}
-		out = append(out, a)
-	}
-	return out, errors.Join(errs...)
-}
-
-func readAck(root *os.Root, consumer string) (evidence.Ack, error) {
-	f, err := root.OpenFile(AckDir+"/"+consumer+".json", os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return evidence.Ack{}, err
-	}
-	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return evidence.Ack{}, errors.Join(errors.New("not a regular file"), err)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, evidence.MaxAckBytes+1))
-	if err != nil {
-		return evidence.Ack{}, err
-	}
-	a, err := evidence.ParseAck(b)
-	if err == nil && a.Consumer != consumer {
-		err = fmt.Errorf("it is the acknowledgement of %s", a.Consumer)
-	}
-	return a, err
-}
 
 // Item is one chunk for a consumer. Origin, Leaf and the number of a line in the
 // chunk are what tells a line from all others: a chunk may be delivered twice.
@@ -146,7 +87,7 @@ func (r *Reader) position(ctx context.Context) ([]oneLog, position, error) {
 		return nil, position{}, err
 	}
 	defer root.Close()
-	a, err := readAck(root, r.consumer)
+	a, err := verify.Ack(root, r.consumer)
 	if errors.Is(err, fs.ErrNotExist) {
 		return logs, position{}, nil
 	}
@@ -290,7 +231,7 @@ func (r *Reader) write(a evidence.Ack) error {
 	if err != nil {
 		return err
 	}
-	dir := filepath.Join(r.dir, AckDir)
+	dir := filepath.Join(r.dir, verify.AckDir)
 	if err := os.MkdirAll(dir, 0o770); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 
 	"probity/evidence/spool"
 	"probity/evidence/tlog"
+	"probity/evidence/verify"
 )
 
 func reader(t testing.TB, n *node, consumer string) *spool.Reader {
@@ -75,8 +76,11 @@ func TestReader(t *testing.T) {
 	if _, err := r.Ack(t.Context(), items[2]); err == nil {
 		t.Error("acknowledged backwards, in an earlier log")
 	}
-	acks, err := spool.Acks(n.cfg.Dir)
-	if err != nil || len(acks) != 1 || acks[0].Consumer != "otel" {
+	root, err := os.OpenRoot(n.cfg.Dir)
+	must(t, err)
+	defer root.Close()
+	acks, bad, err := verify.Acks(root)
+	if err != nil || len(bad) != 0 || len(acks) != 1 || acks[0].Consumer != "otel" {
 		t.Errorf("acknowledgements: %+v, %v", acks, err)
 	}
 }
@@ -124,8 +128,8 @@ func TestReaderRefuses(t *testing.T) {
 		"two":             "{}{}",
 		"nothing":         "",
 	} {
-		must(t, os.MkdirAll(filepath.Join(n.cfg.Dir, spool.AckDir), 0o755))
-		must(t, os.WriteFile(filepath.Join(n.cfg.Dir, spool.AckDir, "c.json"), []byte(text), 0o600))
+		must(t, os.MkdirAll(filepath.Join(n.cfg.Dir, verify.AckDir), 0o755))
+		must(t, os.WriteFile(filepath.Join(n.cfg.Dir, verify.AckDir, "c.json"), []byte(text), 0o600))
 		if items, err := r.Pending(t.Context()); err == nil {
 			t.Errorf("%s: %+v", why, items)
 		}

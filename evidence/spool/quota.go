@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"probity/evidence"
+	"probity/evidence/verify"
 )
 
 // reserveFile keeps room on the disk so that a loss can be signed when nothing else
@@ -106,7 +107,7 @@ func (s *Spool) Collect(ctx context.Context) (int, error) {
 // acknowledgement that the log does not bear out counts as none at all: then
 // nothing of that consumer's is.
 func (s *Spool) acknowledged(ctx context.Context) func(Item) bool {
-	acks, err := Acks(s.cfg.Dir)
+	acks, err := acksOf(s.cfg.Dir)
 	if err != nil {
 		s.cfg.Log.Warn("an acknowledgement cannot be read: nothing counts as acknowledged", "error", err)
 		return func(Item) bool { return false }
@@ -140,6 +141,20 @@ func (s *Spool) acknowledged(ctx context.Context) func(Item) bool {
 		}
 		return true
 	}
+}
+
+// acksOf reads what all consumers say; one that cannot be read is an error.
+func acksOf(dir string) ([]evidence.Ack, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	acks, bad, err := verify.Acks(root)
+	for name, why := range bad {
+		err = errors.Join(err, fmt.Errorf("%s: %w", name, why))
+	}
+	return acks, err
 }
 
 // makeRoom removes the oldest chunks where so many bytes more do not fit below the

@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"probity/evidence"
-	"probity/evidence/spool"
 	"probity/evidence/verify"
 )
 
@@ -134,7 +133,7 @@ func TestCollect(t *testing.T) {
 	}
 	_, err = two.Ack(t.Context(), items[3])
 	must(t, err)
-	bad := filepath.Join(n.cfg.Dir, spool.AckDir, "bad.json")
+	bad := filepath.Join(n.cfg.Dir, verify.AckDir, "bad.json")
 	for _, text := range []string{"x", fmt.Sprintf(`{"consumer":"bad","origin":%q,"size":"99","root":%q,"at":"2026-01-02T03:04:05.000000000Z"}`, items[0].Origin, n.logs(t)[0].tree.Root)} {
 		must(t, os.WriteFile(bad, []byte(text), 0o600))
 		collect(0)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -24,7 +23,6 @@ const (
 	logDir     = "log"
 	retiredDir = "retired"
 	tmpDir     = "tmp"
-	ackDir     = "ack"
 )
 
 // What Report.Log says.
@@ -105,12 +103,12 @@ func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *
 	for _, e := range old {
 		dirs = append(dirs, path.Join(retiredDir, e.Name()))
 	}
-	acks, bad, err := readAcks(fsys)
+	acks, bad, err := Acks(root)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrLook, err)
 	}
 	for name, err := range bad {
-		found = append(found, Finding{Kind: Malformed, File: filepath.Join(spool, ackDir, name), Reason: err.Error()})
+		found = append(found, Finding{Kind: Malformed, File: filepath.Join(spool, AckDir, name), Reason: err.Error()})
 	}
 	origins := map[string]bool{}
 	tomb := map[grave]bool{}
@@ -331,55 +329,6 @@ func ParseKept(name string, b []byte) (Kept, error) {
 	}
 	_, err := tlog.Claim(b)
 	return k, err
-}
-
-// readAcks reads what consumers left beside the log. What is none is returned by
-// its name.
-func readAcks(fsys fs.FS) (acks []evidence.Ack, bad map[string]error, err error) {
-	names, err := fs.ReadDir(fsys, ackDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, nil
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	bad = map[string]error{}
-	for _, n := range names {
-		consumer, ok := strings.CutSuffix(n.Name(), ".json")
-		if !ok || strings.HasPrefix(consumer, ".") {
-			continue // on its way
-		}
-		if !n.Type().IsRegular() {
-			bad[n.Name()] = fmt.Errorf("not a regular file (%v)", n.Type())
-			continue
-		}
-		b, err := readSmall(fsys, path.Join(ackDir, n.Name()))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		var a evidence.Ack
-		if err == nil {
-			a, err = evidence.ParseAck(b)
-		}
-		if err == nil && a.Consumer != consumer {
-			err = fmt.Errorf("it is the acknowledgement of %s", a.Consumer)
-		}
-		if err != nil {
-			bad[n.Name()] = err
-			continue
-		}
-		acks = append(acks, a)
-	}
-	return acks, bad, nil
-}
-
-func readSmall(fsys fs.FS, name string) ([]byte, error) {
-	f, err := fsys.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, evidence.MaxAckBytes+1))
 }
 
 func (c *logCheck) nodeKey(l *evidence.EpochLeaf, public, unsigned, sig []byte) error {
