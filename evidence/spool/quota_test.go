@@ -181,6 +181,12 @@ func TestFullDiskLoses(t *testing.T) {
 	}
 	must(t, s.Flush(t.Context()))
 	must(t, s.Close())
+	if len(n.logs(t)) != 1 {
+		t.Errorf("%d logs: the full disk cost the log", len(n.logs(t)))
+	}
+	if e := n.logs(t)[0].epochs(); len(e) != 1 {
+		t.Errorf("epochs %v", e)
+	}
 	rep := n.report(t)
 	var quota int
 	for _, why := range n.tombs(t) {
