@@ -70,11 +70,12 @@ func keyOf(at stamp, q symbol.Query) inspectKey {
 const headBytes = 256
 
 type inspected struct {
-	key   inspectKey
-	once  sync.Once
-	facts Facts
-	id    symbol.Identity // where only that was asked for
-	err   error
+	key    inspectKey
+	once   sync.Once
+	facts  Facts // but for its digest
+	digest *digester
+	id     symbol.Identity // where only that was asked for
+	err    error
 }
 
 // Inspect implements Files for one match.
@@ -111,14 +112,17 @@ func (in *Inspector) inspect(m image.Match, q symbol.Query, until time.Time) (Fa
 		n, _ := f.ReadAt(head, 0) // what it could not read, symbol.Read will say
 		e.facts.Head = string(head[:n])
 		e.facts.ELF, e.facts.Symbols, e.err = symbol.Read(f, at.size, q, in.Limits)
-		d := &digester{match: m, at: at, most: in.Limits.Largest(), busy: make(chan struct{}, 1)}
-		e.facts.DigestBy = d.by
-		e.facts.Digest = func() (string, error) { return d.by(time.Time{}) }
+		e.digest = &digester{at: at, most: in.Limits.Largest(), busy: make(chan struct{}, 1)}
 	})
 	if errors.Is(e.err, symbol.ErrTime) || e.facts.unsteady != nil { // it says little about the file
 		in.forget(e)
 	}
-	return e.facts, e.err
+	// What is remembered is of the bytes. The way to them is whoever's who asks: the
+	// next one's file may be closed by the time that this one's is hashed.
+	facts := e.facts
+	facts.DigestBy = func(until time.Time) (string, error) { return e.digest.by(m, until) }
+	facts.Digest = func() (string, error) { return e.digest.by(m, time.Time{}) }
+	return facts, e.err
 }
 
 func (in *Inspector) knows(k inspectKey) bool {
@@ -163,20 +167,20 @@ func (in *Inspector) entry(k inspectKey) *inspected {
 // ErrNotHashed reports that a file was not hashed in time.
 var ErrNotHashed = errors.New("it was not hashed: there was no time for all of the container's files")
 
-// digester hashes a file once, for all who ask.
+// digester hashes a file once, for all who ask. It holds none of their files.
 type digester struct {
-	match image.Match
-	at    stamp
-	most  int64
-	busy  chan struct{} // holds one token while somebody uses the fields below
+	at   stamp
+	most int64
+	busy chan struct{} // holds one token while somebody uses the fields below
 
 	done bool
 	sum  string
 	err  error
 }
 
-// by returns the digest, hashing until the time given; zero is no bound.
-func (d *digester) by(until time.Time) (string, error) {
+// by returns the digest, hashing the file that m leads to until the time given;
+// zero is no bound. That m does not lead to it is not remembered: the next one may.
+func (d *digester) by(m image.Match, until time.Time) (string, error) {
 	select {
 	case d.busy <- struct{}{}: // also past the time: it may be known
 	default:
@@ -189,18 +193,30 @@ func (d *digester) by(until time.Time) (string, error) {
 		select {
 		case d.busy <- struct{}{}:
 		case <-late:
-			return "", fmt.Errorf("hash %s: %w", d.match.Path, ErrNotHashed)
+			return "", fmt.Errorf("hash %s: %w", m.Path, ErrNotHashed)
 		}
 	}
 	defer func() { <-d.busy }()
-	if !d.done {
-		sum, err := digest(d.match, d.at, d.most, until)
-		if errors.Is(err, ErrNotHashed) || errors.Is(err, errUnsteady) { // another time
-			return "", err
-		}
-		d.done, d.sum, d.err = true, sum, err
+	if d.done {
+		return d.sum, d.err
 	}
-	return d.sum, d.err
+	if d.at.size > d.most {
+		return "", fmt.Errorf("hash %s: %w: it has %d bytes, %d are taken", m.Path, symbol.ErrTooLarge, d.at.size, d.most)
+	}
+	f, err := m.Open()
+	if err == nil {
+		defer f.Close()
+		err = unchanged(f, d.at)
+	}
+	if err != nil {
+		return "", fmt.Errorf("hash %s: %w", m.Path, err)
+	}
+	sum, err := digest(m, f, d.at, until)
+	if errors.Is(err, ErrNotHashed) || errors.Is(err, errUnsteady) { // another time
+		return "", err
+	}
+	d.done, d.sum, d.err = true, sum, err
+	return sum, err
 }
 
 // digestPart is how much is hashed until somebody looks at the clock.
@@ -209,16 +225,8 @@ const digestPart = 4 << 20
 // digest hashes the file's bytes as they are on disk, never as they are in a
 // process: a probed function has a breakpoint in it. They must be the bytes
 // that were inspected, from the first to the last. A file past the bound of
-// what is inspected is not hashed either: it may be terabytes of holes.
-func digest(m image.Match, at stamp, most int64, until time.Time) (string, error) {
-	if at.size > most {
-		return "", fmt.Errorf("hash %s: %w: it has %d bytes, %d are taken", m.Path, symbol.ErrTooLarge, at.size, most)
-	}
-	f, err := m.Open()
-	if err != nil {
-		return "", fmt.Errorf("hash %s: %w", m.Path, err)
-	}
-	defer f.Close()
+// what is inspected is not hashed at all: it may be terabytes of holes.
+func digest(m image.Match, f *os.File, at stamp, until time.Time) (string, error) {
 	s, err := hold(m, f)
 	if err != nil {
 		return "", err

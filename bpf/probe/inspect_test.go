@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"probity/bpf/symbol"
 	"probity/runtime/image"
 )
@@ -119,5 +121,61 @@ func TestDigestInTime(t *testing.T) {
 	}
 	if got, err := f.DigestBy(past); err != nil || got != want {
 		t.Errorf("known: %s, %v", got, err)
+	}
+}
+
+// What is remembered of a file holds nobody's way to it: who had it open first may
+// have closed it, or never come to hash it.
+func TestDigestByWhoAsks(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	must(t, os.WriteFile(path, []byte("x"), 0o644))
+	in := &Inspector{}
+	peek := func() *image.Mapped {
+		f, err := os.OpenFile(path, unix.O_PATH, 0)
+		must(t, err)
+		defer f.Close()
+		m, err := image.Peek(f, "/f")
+		must(t, err)
+		return m
+	}
+	first, second := peek(), peek()
+	defer second.Close()
+	one, _ := in.Inspect(first.Match, symbol.Query{})
+	must(t, first.Close())
+	if _, err := one.Digest(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("of a file that was closed: %v", err)
+	}
+	two, _ := in.Inspect(second.Match, symbol.Query{})
+	if got, err := two.Digest(); err != nil || got != "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881" {
+		t.Errorf("of one that is open: %s, %v", got, err)
+	}
+	must(t, second.Close())
+	if got, err := one.Digest(); err != nil || got == "" {
+		t.Errorf("known: %s, %v", got, err)
+	}
+}
+
+// A way that leads to another file by now is its own fault, and the file's bytes
+// are not hashed for it.
+func TestDigestOfAnother(t *testing.T) {
+	dir := t.TempDir()
+	in := &Inspector{}
+	must(t, os.WriteFile(filepath.Join(dir, "f"), []byte("x"), 0o644))
+	must(t, os.Link(filepath.Join(dir, "f"), filepath.Join(dir, "g"))) // before it is read: a link changes its change time
+	of := func(rel string) Facts {
+		facts, _ := in.Inspect(image.Match{Path: "/" + rel, Layer: image.Layer{Dir: dir}, Rel: rel, Kind: image.Regular, Origin: image.FromLayer}, symbol.Query{})
+		return facts
+	}
+	f, g := of("f"), of("g")
+	must(t, os.Remove(filepath.Join(dir, "f")))
+	must(t, os.WriteFile(filepath.Join(dir, "f"), []byte("y"), 0o644))
+	if got, err := f.Digest(); err == nil {
+		t.Errorf("another file's digest: %s", got)
+	}
+	if got, err := g.Digest(); err == nil { // removing its other name has changed it, too
+		t.Errorf("%s", got)
+	}
+	if got, err := of("g").Digest(); err != nil || got == "" {
+		t.Errorf("read again: %s, %v", got, err)
 	}
 }

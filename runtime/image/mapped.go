@@ -42,6 +42,16 @@ func OpenMapped(pid int, link, path string, dev uint64) (*Mapped, error) {
 	return openLink(pid, link, path, origin)
 }
 
+// HoldMapped is [OpenMapped] for a file that is open already, by path only or
+// not; that one stays its owner's.
+func HoldMapped(pid int, f *os.File, path string, dev uint64) (*Mapped, error) {
+	origin, err := originOf(pid, dev)
+	if err != nil {
+		return nil, fmt.Errorf("open %s of process %d: %w", path, pid, err)
+	}
+	return again(f, path, origin)
+}
+
 // ReadMapped opens what [OpenMapped] does for reading, also where it is part of
 // the container's root: for who closes it at once.
 func ReadMapped(pid int, link, path string, dev uint64) (*os.File, error) {
@@ -104,12 +114,14 @@ func Resolve(pid int, root *os.File, path string) (*os.File, error) {
 
 // Peek is a file of the container's root, opened by path only, to be read: what
 // is armed of it must be reached through its layer.
-func Peek(f *os.File, path string) (*Mapped, error) {
+func Peek(f *os.File, path string) (*Mapped, error) { return again(f, path, FromUpper) }
+
+func again(f *os.File, path, origin string) (*Mapped, error) {
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	return newMapped(fd, path, FromUpper)
+	return newMapped(fd, path, origin)
 }
 
 // DeviceOf is the device of the mount through which process pid has a file open:
@@ -158,9 +170,19 @@ func (m *Mapped) Close() error {
 // it has no place in a layer.
 func (m Match) Mapped() bool { return m.mapped != nil }
 
-// reopen opens a mapped file for reading.
-func (m Match) reopen() (*os.File, error) {
-	f, err := os.OpenFile(procFd(int(m.mapped.Fd())), os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+// reopen opens a mapped file for reading. Its number names another file once it
+// is closed, so it is kept from being closed meanwhile; of one that was closed it
+// is [os.ErrClosed].
+func (m Match) reopen() (f *os.File, err error) {
+	conn, err := m.mapped.SyscallConn()
+	if err == nil {
+		closed := conn.Control(func(fd uintptr) {
+			f, err = os.OpenFile(procFd(int(fd)), os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		})
+		if closed != nil {
+			err = os.ErrClosed
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s for reading: %w", m.Path, err)
 	}

@@ -76,6 +76,19 @@ func TestResolve(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	if f, err := m.Open(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("once it is closed: %v, %v", f, err)
+	}
+	own, err := HoldMapped(os.Getpid(), found, found.Name(), dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if own.Origin != FromTmpfs || own.Size != 4 || own.Close() != nil {
+		t.Errorf("%+v", own.Match)
+	}
+	if err := unix.Fstat(int(found.Fd()), &st); err != nil {
+		t.Errorf("what it was made of is not the owner's any more: %v", err)
+	}
 	for path, want := range map[string]error{
 		filepath.Join(dir, "fuse/x"):  ErrRemote,
 		filepath.Join(tmp, "link"):    unix.ELOOP,
