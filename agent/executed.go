@@ -234,8 +234,7 @@ func (a *Agent) judge(x appeared, pid int, f *os.File, is bpf.File, dev uint64) 
 	if err != nil {
 		return err
 	}
-	link := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
-	m, err := image.OpenMapped(pid, link, real, dev)
+	m, err := image.HoldMapped(pid, f, real, dev)
 	inRoot := errors.Is(err, image.ErrInRoot)
 	switch {
 	case inRoot && dev != unix.Mkdev(l.rootDev[0], l.rootDev[1]):
@@ -250,10 +249,10 @@ func (a *Agent) judge(x appeared, pid int, f *os.File, is bpf.File, dev uint64) 
 	if inRoot {
 		wanted = a.inRoot(x, f, is, real, deleted)
 	} else {
-		wanted = a.addMapped(l, pid, m, x.from)
+		wanted = a.addMapped(l, m, x.from)
 		if p := path.Clean(x.path); p != real && path.IsAbs(p) && !wanted { // a symlink led there
-			if m, err := image.OpenMapped(pid, link, p, dev); err == nil {
-				wanted = a.addMapped(l, pid, m, x.from)
+			if m, err := image.HoldMapped(pid, f, p, dev); err == nil {
+				wanted = a.addMapped(l, m, x.from)
 			}
 		}
 	}

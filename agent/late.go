@@ -338,19 +338,19 @@ func (a *Agent) mapped(l *live, p *process.Process, other []process.Mapping, fro
 				a.witness.UnarmedMapping(l.id, m.Path, from, 0, err.Error())
 			}
 		default:
-			a.addMapped(l, p.Pid, f, from)
+			a.addMapped(l, f, from)
 		}
 	}
 }
 
 // addMapped arms what is wanted of a file, and takes it over. It reports whether
 // anything is.
-func (a *Agent) addMapped(l *live, pid int, f *image.Mapped, from int64) (wanted bool) {
+func (a *Agent) addMapped(l *live, f *image.Mapped, from int64) (wanted bool) {
 	plan, doubt := a.planOne(l, f)
 	if doubt != "" {
 		a.witness.UnarmedMapping(l.id, f.Path, from, 0, doubt)
 	}
-	if !a.add(l, fmt.Sprintf("/proc/%d/root", pid), plan, from, evidence.GapUnarmedMapping) {
+	if !a.add(l, nil, plan, from, evidence.GapUnarmedMapping) {
 		f.Close() // by path only: nothing is lost
 	} else {
 		l.late.mapped = append(l.late.mapped, f)
@@ -360,19 +360,15 @@ func (a *Agent) addMapped(l *live, pid int, f *image.Mapped, from int64) (wanted
 
 // add arms what is new in a plan, and reports whether anything is. A file that took
 // the place of one that was armed is one that has changed, whoever found it first:
-// the health check, or the look at who executes it.
-func (a *Agent) add(l *live, root string, plan probe.Plan, from int64, why evidence.GapReason) bool {
+// the health check, or the look at who executes it. root is as in [probe.Engine.Add].
+func (a *Agent) add(l *live, root *os.File, plan probe.Plan, from int64, why evidence.GapReason) bool {
 	before := map[string]bool{}
 	for i := range l.handle.Sites {
 		if s := &l.handle.Sites[i]; s.Armed && s.File != nil {
 			before[s.File.Match.Path] = true
 		}
 	}
-	more, err := a.engine.Add(l.ctx, l.handle, root, plan)
-	if err != nil {
-		a.log.Warn("arm what appeared", "container", l.container, "err", err)
-		return false
-	}
+	more := a.engine.Add(l.ctx, l.handle, root, plan)
 	if len(more) == 0 {
 		return false
 	}
@@ -449,7 +445,7 @@ func (a *Agent) search(x appeared) (whole map[string]bool) {
 			plan := probe.MakePlan(l.probes, probe.Tree{
 				View: view, Inspector: a.inspect, Runs: command(l.notice), Until: time.Now().Add(a.cfg.Health), ReadUntil: time.Now().Add(readFor),
 			}, probe.On(a.kernel))
-			if a.add(l, fmt.Sprintf("/proc/self/fd/%d", root.Fd()), plan, x.from, x.why) {
+			if a.add(l, root, plan, x.from, x.why) {
 				a.witness.Checked(l.id, cgroup.BootTime(), a.troubles(l))
 			}
 			whole = map[string]bool{}

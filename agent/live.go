@@ -290,7 +290,7 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	if err != nil {
 		return failed(evidence.AttachFailed, fmt.Errorf("open the container's root: %w", err))
 	}
-	defer root.Close()
+	defer root.Close() // Arm does, if it comes to that
 	rootDev, err := deviceOf(int(root.Fd()), "")
 	if err != nil {
 		return failed(evidence.AttachFailed, fmt.Errorf("look at the container's root: %w", err))
@@ -312,7 +312,7 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	plan := probe.MakePlan(probes, tree, probe.On(a.kernel))
 	planned := cgroup.BootTime()
 	h, err := a.engine.Arm(l.ctx, probe.Target{
-		Cgroup: n.Identity.CgroupID, Level: a.level(n.Identity.CgroupPath), Around: a.around(n.Identity.CgroupPath), Root: fmt.Sprintf("/proc/self/fd/%d", root.Fd()), Upper: rootfs.Upper,
+		Cgroup: n.Identity.CgroupID, Level: a.level(n.Identity.CgroupPath), Around: a.around(n.Identity.CgroupPath), Root: root, Upper: rootfs.Upper,
 		Files: probe.Tree{View: view, Inspector: a.inspect, Runs: tree.Runs}, // for as long as it lives: without the bounds of a start
 		Processes: func() ([]int, bool, error) {
 			return a.cgroups.Procs(n.Identity.CgroupPath, n.Identity.CgroupID)

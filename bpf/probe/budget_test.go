@@ -2,7 +2,6 @@ package probe
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -116,17 +115,13 @@ func TestWrittenBeforeItIsGuarded(t *testing.T) {
 	must(t, os.Chtimes(path, time.Now(), time.Now()))
 	plan := MakePlan([]policy.Probe{symbols("leaf")}, b.copied(), Host())
 	e.leases.mu.Lock() // guarding the file waits for it
-	var more []Site
-	done := make(chan error)
-	go func() {
-		var err error
-		more, err = e.Add(context.Background(), h, b.merged, plan)
-		done <- err
-	}()
+	done, root := make(chan []Site), b.root()
+	go func() { done <- e.Add(context.Background(), h, root, plan) }()
 	waitFor(t, "probe.(*leases).take(")
 	written := os.Chtimes(path, time.Now(), time.Now())
 	e.leases.mu.Unlock()
-	must(t, errors.Join(written, <-done))
+	more := <-done
+	must(t, written)
 	if len(more) != 1 || more[0].Armed || more[0].Reason != evidence.AttachFailed || !strings.Contains(more[0].Detail, "changed") {
 		t.Errorf("%+v", more)
 	}

@@ -119,9 +119,11 @@ type Target struct {
 	// Around are the ids of the cgroups around it, innermost first: a container
 	// that is armed in one of them has this one's processes too.
 	Around []uint64
-	Root   string // path of its merged root file system: "/proc/PID/root" or a host path
-	Upper  string // host path of its upper directory; empty if it has none
-	Files  Files  // to say which files its sets are about; nil: that is not said
+	// Root is its merged root file system, opened by path only. Arm closes it: to
+	// hold it longer pins the mount.
+	Root  *os.File
+	Upper string // host path of its upper directory; empty if it has none
+	Files Files  // to say which files its sets are about; nil: that is not said
 	// Processes lists the processes that it has now, all of them if whole: what
 	// they have mapped decides whether attaching would hold up the machine. nil:
 	// that is not asked.
@@ -134,6 +136,9 @@ type Target struct {
 // is armed; a site that could not be armed is no error. When ctx ends, the
 // files that are left are not armed.
 func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) {
+	root := t.Root
+	defer root.Close()
+	t.Root = nil // the handle outlives it
 	if t.Level < AnyLevel || t.Level >= bpf.MaxLevel {
 		return nil, fmt.Errorf("cgroup is %d levels deep, at most %d can be armed", t.Level, bpf.MaxLevel-1)
 	}
@@ -144,11 +149,6 @@ func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) 
 	if err := errors.Join(e.enter(t), e.level(t.Level, 1)); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
-	root, err := os.OpenFile(t.Root, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open the container's root: %w", err), h.Close())
-	}
-	defer root.Close()
 	e.armExec(h)
 	for _, b := range batches(h.Sites, e.share()) {
 		if ctx.Err() != nil {
@@ -352,6 +352,9 @@ func (e *Engine) putCounters(h *Handle, mine *held, b *batch) error {
 func inRoot(root *os.File, m image.Match) (*os.File, error) {
 	if m.Mapped() {
 		return m.Open()
+	}
+	if root == nil {
+		return nil, fmt.Errorf("open %s in the container's root: it was not opened", m.Path)
 	}
 	fd, err := unix.Openat2(int(root.Fd()), relative(m.Path), &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK,

@@ -134,7 +134,15 @@ func (b *box) command(path string, env []string, args ...string) (cmd *exec.Cmd,
 }
 
 func (b *box) target() Target {
-	return Target{Cgroup: b.id, Level: b.level, Root: b.merged, Upper: b.upper}
+	return Target{Cgroup: b.id, Level: b.level, Root: b.root(), Upper: b.upper}
+}
+
+// root is for who closes it.
+func (b *box) root() *os.File {
+	b.t.Helper()
+	f, err := os.OpenFile(b.merged, unix.O_PATH|unix.O_DIRECTORY, 0)
+	must(b.t, err)
+	return f
 }
 
 // tree is the file tree of a box whose layers are known without looking.

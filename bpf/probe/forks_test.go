@@ -97,8 +97,7 @@ func TestForksDoNotWait(t *testing.T) {
 			h := b.armCounted(e, pids, b.plan(symbols("hello")))
 			must(t, os.Chtimes(filepath.Join(b.merged, "bin/target"), time.Now(), time.Now()))
 			b.crowd("bin/target", c.times) // of the copy
-			more, err := e.Add(context.Background(), h, b.merged, MakePlan([]policy.Probe{symbols("hello")}, b.copied(), Host()))
-			must(t, err)
+			more := e.Add(context.Background(), h, b.root(), MakePlan([]policy.Probe{symbols("hello")}, b.copied(), Host()))
 			if len(more) != 1 || more[0].Armed != c.armed || !c.armed && (more[0].Reason != evidence.OverBudget || !strings.Contains(more[0].Detail, errCrowded.Error())) {
 				t.Errorf("%+v", more)
 			}
@@ -163,8 +162,7 @@ func TestSlowFiles(t *testing.T) {
 	}
 	h.blame(maxSlow + 1)
 	must(t, os.Chtimes(filepath.Join(b.merged, "bin/target"), time.Now(), time.Now()))
-	more, err := e.Add(context.Background(), h, b.merged, MakePlan([]policy.Probe{symbols("hello")}, b.copied(), Host()))
-	must(t, err)
+	more := e.Add(context.Background(), h, b.root(), MakePlan([]policy.Probe{symbols("hello")}, b.copied(), Host()))
 	if len(more) != 1 || more[0].Reason != evidence.OverBudget {
 		t.Errorf("%+v", more)
 	}

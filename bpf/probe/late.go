@@ -69,13 +69,11 @@ func identify(s *Site) siteKey {
 //
 // The container runs meanwhile: what a new site's file did before it was armed
 // was not seen, and it is the caller who knows since when that can have been.
-// root is the container's root file system as in [Target], at this moment.
-func (e *Engine) Add(ctx context.Context, h *Handle, root string, plan Plan) ([]Site, error) {
-	dir, err := os.OpenFile(root, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open the container's root: %w", err)
-	}
-	defer dir.Close()
+// root is the container's root file system at this moment, and is closed as that
+// of [Target] is; a plan of mapped files only needs none, and who had them mapped
+// may be gone.
+func (e *Engine) Add(ctx context.Context, h *Handle, root *os.File, plan Plan) []Site {
+	defer root.Close()
 	gone := map[stamp]bool{} // files that were detached: they are armed anew
 	for _, held := range h.held {
 		if held.file.gone() != nil {
@@ -106,7 +104,7 @@ func (e *Engine) Add(ctx context.Context, h *Handle, root string, plan Plan) ([]
 			b.refuse(evidence.AttachFailed, fmt.Errorf("given up: %w", ctx.Err()))
 			continue
 		}
-		e.armBatch(h, b, dir)
+		e.armBatch(h, b, root)
 	}
 	more = slices.DeleteFunc(more, func(s Site) bool { return !s.Armed && failed[identify(&s)] })
 	for i := range more {
@@ -117,7 +115,7 @@ func (e *Engine) Add(ctx context.Context, h *Handle, root string, plan Plan) ([]
 	h.mu.Lock()
 	h.Sites = append(h.Sites, more...)
 	h.mu.Unlock()
-	return more, nil
+	return more
 }
 
 // lateShare is what of a container's files may be armed after its start, besides

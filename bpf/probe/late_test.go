@@ -3,6 +3,7 @@ package probe
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -26,9 +27,7 @@ func (b *box) copied() upper { return upper{b.upper, &Inspector{}} }
 
 func (b *box) add(e *Engine, h *Handle, files Files) []Site {
 	b.t.Helper()
-	more, err := e.Add(context.Background(), h, b.merged, MakePlan([]policy.Probe{symbols("leaf")}, files, Host()))
-	must(b.t, err)
-	return more
+	return e.Add(context.Background(), h, b.root(), MakePlan([]policy.Probe{symbols("leaf")}, files, Host()))
 }
 
 func count(t *testing.T, h *Handle, s Site) uint64 {
@@ -199,6 +198,50 @@ func TestArmMapped(t *testing.T) {
 			}
 			must(t, h.Close())
 		})
+	}
+}
+
+// Who had a file mapped may be gone before it is armed, and the next one runs it.
+func TestArmMappedOfWhoIsGone(t *testing.T) {
+	b := newWays(t)
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.arm(e)
+	dir := t.TempDir()
+	must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+	bin, err := waysBinary()
+	must(t, err)
+	data, err := os.ReadFile(bin)
+	must(t, err)
+	file := filepath.Join(dir, "copy")
+	must(t, os.WriteFile(file, data, 0o755))
+	held, err := os.OpenFile(file, unix.O_PATH, 0)
+	must(t, err)
+	defer held.Close()
+	dev, err := image.DeviceOf(os.Getpid(), held)
+	must(t, err)
+	f, err := image.HoldMapped(os.Getpid(), held, file, dev)
+	must(t, err)
+	defer f.Close()
+	more := e.Add(t.Context(), h, nil, MakePlan([]policy.Probe{symbols("leaf")}, single{f.Match, &Inspector{}}, Host()))
+	if len(more) != 1 || !more[0].Armed {
+		t.Fatalf("%+v", more)
+	}
+	b.run(nil, "private", file)
+	if got := count(t, h, more[0]); got != 1 {
+		t.Errorf("counted %d", got)
+	}
+	if sum, err := more[0].File.Digest(); err != nil || sum == "" {
+		t.Errorf("its digest: %s, %v", sum, err)
+	}
+	must(t, errors.Join(h.Close(), f.Close()))
+	// A file of the root can't be armed without the root.
+	again := b.arm(e)
+	defer again.Close()
+	must(t, os.Chtimes(filepath.Join(b.merged, "bin/target"), time.Now(), time.Now()))
+	more = e.Add(t.Context(), again, nil, MakePlan([]policy.Probe{symbols("leaf")}, b.copied(), Host()))
+	if len(more) != 1 || more[0].Armed || more[0].Reason != evidence.FileUnreadable {
+		t.Errorf("without a root: %+v", more)
 	}
 }
 

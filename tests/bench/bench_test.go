@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // median of an odd or even number of figures.
@@ -41,6 +43,13 @@ func judged(b *testing.B, met bool, what, budget, format string, args ...any) {
 		verdict = ": MISSED"
 	}
 	row(b, what, budget+verdict, format, args...)
+}
+
+// opened is the root of a container, for who closes it.
+func opened(tb testing.TB, dir string) *os.File {
+	f, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	must(tb, err)
+	return f
 }
 
 func must(tb testing.TB, err error) {

@@ -73,7 +73,7 @@ func BenchmarkHit(b *testing.B) {
 	e := probe.NewEngine(obj, probe.Config{Kernel: facts, BootTime: cgroup.BootTime, MaxRate: math.MaxUint32})
 	b.Cleanup(func() { must(b, e.Close()) })
 	plan := probe.MakePlan([]policy.Probe{{ID: "p", Type: "uprobe", File: "/loop", Symbols: []string{"hit"}}}, one{dirs["ours"], &probe.Inspector{}}, probe.Host())
-	h, err := e.Arm(b.Context(), probe.Target{Cgroup: id, Level: 1, Root: dirs["ours"]}, plan)
+	h, err := e.Arm(b.Context(), probe.Target{Cgroup: id, Level: 1, Root: opened(b, dirs["ours"])}, plan)
 	must(b, err)
 	if !h.Sites[0].Armed {
 		b.Fatalf("not armed: %+v", h.Sites[0])
@@ -166,7 +166,7 @@ func BenchmarkStanding(b *testing.B) {
 	var handles []*probe.Handle
 	arm := func(dir string, id uint64, stopAfter uint64) {
 		p := []policy.Probe{{ID: "p" + dir, Type: policy.Uprobe, File: "/loop", Symbols: []string{"hit"}, StopAfter: stopAfter, MaxRate: math.MaxUint32}}
-		h, err := e.Arm(b.Context(), probe.Target{Cgroup: id, Level: 1, Root: dirs[dir]}, probe.MakePlan(p, layer{dirs[dir], &probe.Inspector{}}, e.machine))
+		h, err := e.Arm(b.Context(), probe.Target{Cgroup: id, Level: 1, Root: opened(b, dirs[dir])}, probe.MakePlan(p, layer{dirs[dir], &probe.Inspector{}}, e.machine))
 		must(b, err)
 		if !h.Sites[0].Armed {
 			b.Fatalf("not armed: %+v", h.Sites[0])

@@ -186,7 +186,7 @@ func BenchmarkContainers(b *testing.B) {
 				first = cg
 			}
 			start := time.Now()
-			h, err := e.Arm(context.Background(), probe.Target{Cgroup: id, Level: 1, Root: dir}, probe.MakePlan(probes, tree, e.machine))
+			h, err := e.Arm(context.Background(), probe.Target{Cgroup: id, Level: 1, Root: opened(b, dir)}, probe.MakePlan(probes, tree, e.machine))
 			took = append(took, ms(time.Since(start)))
 			must(b, err)
 			identity := container.Identity{Runtime: container.Runc, ID: fmt.Sprintf("%064d", i), CgroupID: id, BootID: "bench"}
@@ -267,7 +267,7 @@ func BenchmarkSymbols(b *testing.B) {
 		start := time.Now()
 		plan := probe.MakePlan([]policy.Probe{{ID: "p", Type: policy.Uprobe, File: "/many", SymbolGlobs: []string{g.glob}}}, layer{dir, &probe.Inspector{}}, e.machine)
 		planned := time.Now()
-		h, err := e.Arm(context.Background(), probe.Target{Cgroup: id, Level: 1, Root: dir}, plan)
+		h, err := e.Arm(context.Background(), probe.Target{Cgroup: id, Level: 1, Root: opened(b, dir)}, plan)
 		armed := time.Now()
 		must(b, err)
 		n := 0
@@ -340,7 +340,7 @@ func BenchmarkColdAtOnce(b *testing.B) {
 		}
 		_, id := room(b, fmt.Sprint("cold", k))
 		start := time.Now()
-		h, err := e.Arm(context.Background(), probe.Target{Cgroup: id, Level: 1, Root: dir}, probe.MakePlan(probes, layer{dir, in}, e.machine))
+		h, err := e.Arm(context.Background(), probe.Target{Cgroup: id, Level: 1, Root: opened(b, dir)}, probe.MakePlan(probes, layer{dir, in}, e.machine))
 		must(b, err)
 		return ms(time.Since(start)), h
 	}

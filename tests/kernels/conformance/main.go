@@ -188,8 +188,17 @@ func newBox(dir, lower string) (_ *box, err error) {
 	if err := unix.Stat(b.cgroup, &st); err != nil {
 		return nil, err
 	}
-	b.target = probe.Target{Cgroup: st.Ino, Level: 1, Root: b.merged, Upper: upper}
+	b.target = probe.Target{Cgroup: st.Ino, Level: 1, Upper: upper}
 	return b, nil
+}
+
+// arm arms the box.
+func (b *box) arm(e *engine, plan probe.Plan) (_ *probe.Handle, err error) {
+	t := b.target
+	if t.Root, err = os.OpenFile(b.merged, unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
+		return nil, err
+	}
+	return e.Arm(context.Background(), t, plan)
 }
 
 func (b *box) close() error { return errors.Join(unix.Unmount(b.merged, 0), os.Remove(b.cgroup)) }
@@ -302,7 +311,7 @@ func (l *lab) try(c event) (r guest.Result, err error) {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	h, err := e.Arm(context.Background(), b.target, b.plan(c.probe))
+	h, err := b.arm(e, b.plan(c.probe))
 	if err != nil {
 		return r, err
 	}
@@ -378,7 +387,7 @@ func (l *lab) many(s *guest.Sites) (full guest.Check, err error) {
 	}
 	plan := b.plan(p) // reading the file is not attaching
 	began := time.Now()
-	h, err := e.Arm(context.Background(), b.target, plan)
+	h, err := b.arm(e, plan)
 	if err != nil {
 		return full, errors.Join(err, e.close())
 	}
@@ -459,7 +468,7 @@ func (l *lab) besides(s *guest.Sites) (err error) {
 	defer func() { err = errors.Join(err, e.close()) }()
 	plan := b.plan(policy.Probe{Type: policy.Uprobe, File: file, Symbols: []string{"hello"}})
 	began := time.Now()
-	h, err := e.Arm(context.Background(), b.target, plan)
+	h, err := b.arm(e, plan)
 	if err != nil {
 		return err
 	}

@@ -129,7 +129,7 @@ func (p promise) try(l *lab, c *guest.Check) (err error) {
 	if _, err := drain(r); err != nil { // of those before
 		return err
 	}
-	h, err := e.Arm(context.Background(), b.target, b.plan(p.probe))
+	h, err := b.arm(e, b.plan(p.probe))
 	if err != nil {
 		return err
 	}
