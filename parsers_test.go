@@ -71,6 +71,7 @@ var parsers = map[string]string{
 	"evidence/tlog.Reader.Prove":     "takes what is in the log",
 	"evidence/tlog.OriginOf":         "cuts at the first newline",
 	"evidence/tlog.Witness.Verify":   "FuzzCheckpoint",
+	"evidence/trust.Parse":           "FuzzParse",
 	"evidence/verify.Bytes":          "FuzzBytes",
 	"evidence/verify.ParseKept":      "FuzzKept",
 

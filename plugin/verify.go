@@ -10,33 +10,32 @@ import (
 
 	"probity/evidence/sign"
 	"probity/evidence/tlog"
+	"probity/evidence/trust"
 	"probity/evidence/verify"
 )
 
 func (c *cli) verify() *cobra.Command {
-	var keyFile, bundles string
+	var keyFile, trustFile, bundles string
 	var checkpoints []string
 	cmd := &cobra.Command{
-		Use: "verify SPOOL|FILE... --key FILE", Short: "Verify evidence and say what it says",
+		Use: "verify SPOOL|FILE... --key FILE|--trust FILE", Short: "Verify evidence and say what it says",
 		Long: `Verify recomputes every digest and signature, offline, and prints one row per
 site of each container. Of a spool it checks the node's log too: that nothing in
-it was changed, exchanged or removed. That the newest part of a log was cut off
+it was changed, exchanged or removed. Whom to trust is one node's public key, or a
+trust file with those of many nodes, for which node each speaks and when, and which
+was revoked (docs/keys.md). That the newest part of a log was cut off
 shows only against a checkpoint of it that somebody kept: see --checkpoint.
 
 It exits with 0 if all is sound, with 1 if anything is wrong with a file that it
 could read, and with 3 if it could not look.`,
 		Args: files("spool or chunk file"),
 		RunE: func(cmd *cobra.Command, paths []string) error {
-			if keyFile == "" {
-				return exitError{exitUsage, errors.New("verify: --key FILE is required: the node's public key")}
+			if (keyFile == "") == (trustFile == "") {
+				return exitError{exitUsage, errors.New("verify: --key FILE (the node's public key) or --trust FILE (a fleet's) is required, one of the two")}
 			}
-			pem, err := os.ReadFile(keyFile)
+			keys, err := readKeys(keyFile, trustFile)
 			if err != nil {
-				return blind(fmt.Errorf("read the key: %w", err))
-			}
-			key, err := sign.LoadPublic(pem)
-			if err != nil {
-				return blind(fmt.Errorf("read the key %s: %w", keyFile, err))
+				return blind(err)
 			}
 			if bundles != "" {
 				if err := os.MkdirAll(bundles, 0o755); err != nil {
@@ -55,7 +54,7 @@ could read, and with 3 if it could not look.`,
 				}
 				opts.Kept = append(opts.Kept, kept)
 			}
-			rep, err := verify.Path(cmd.Context(), paths, key, opts)
+			rep, err := verify.Path(cmd.Context(), paths, keys, opts)
 			if perr := c.print(rep, func(w io.Writer) error { return rep.WriteTable(w) }); perr != nil {
 				return blind(perr)
 			}
@@ -65,25 +64,52 @@ could read, and with 3 if it could not look.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&keyFile, "key", "", "the node's public key, PEM `file` (required)")
+	cmd.Flags().StringVar(&keyFile, "key", "", "the node's public key, PEM `file`")
+	cmd.Flags().StringVar(&trustFile, "trust", "", "the keys of a fleet, trust `file` (docs/keys.md)")
 	cmd.Flags().StringArrayVar(&checkpoints, "checkpoint", nil, "a checkpoint of the node's log (SPOOL/log/checkpoint as it was then) or an acknowledgement, which somebody kept: the log must have grown out of it. May be given more than once")
 	cmd.Flags().StringVar(&bundles, "bundles", "", "write NAME.sigstore.json and NAME.blob of each sound chunk to this `directory`")
 	return cmd
 }
 
+// readKeys reads whichever of the two was named.
+func readKeys(keyFile, trustFile string) (sign.Keys, error) {
+	if trustFile != "" {
+		b, err := readUpTo(trustFile, trust.MaxBytes)
+		if err != nil {
+			return nil, fmt.Errorf("read the trust file: %w", err)
+		}
+		f, err := trust.Parse(b)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", trustFile, err)
+		}
+		return f, nil
+	}
+	b, err := readUpTo(keyFile, sign.MaxKeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("read the key: %w", err)
+	}
+	key, err := sign.LoadPublic(b)
+	if err != nil {
+		return nil, fmt.Errorf("read the key %s: %w", keyFile, err)
+	}
+	return key, nil
+}
+
 // readCheckpoint reads a signed note, which is small.
-func readCheckpoint(name string) ([]byte, error) {
+func readCheckpoint(name string) ([]byte, error) { return readUpTo(name, tlog.MaxCheckpointBytes) }
+
+func readUpTo(name string, most int64) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, tlog.MaxCheckpointBytes+1))
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(b) > tlog.MaxCheckpointBytes {
-		return nil, fmt.Errorf("%s: more than %d bytes", name, tlog.MaxCheckpointBytes)
+	if int64(len(b)) > most {
+		return nil, fmt.Errorf("%s: more than %d bytes", name, most)
 	}
 	return b, nil
 }

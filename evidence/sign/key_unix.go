@@ -109,7 +109,7 @@ func load(dir string) (*Signer, error) {
 	if st.Mode().Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("%s: mode %04o lets others read the key, want 0600 (and somebody may have it already)", path, st.Mode().Perm())
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
+	b, err := io.ReadAll(io.LimitReader(f, MaxKeyFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
@@ -148,7 +148,7 @@ func (s *Signer) publish(dir string) error {
 		return err
 	}
 	defer f.Close()
-	got, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
+	got, err := io.ReadAll(io.LimitReader(f, MaxKeyFile+1))
 	if err != nil {
 		return fmt.Errorf("read %s: %w", PublicFile, err)
 	}

@@ -47,8 +47,8 @@ var (
 	ErrSignature = errors.New("the signature does not match")
 )
 
-// maxKeyFile bounds a key's file.
-const maxKeyFile = 16 << 10
+// MaxKeyFile bounds a key's file.
+const MaxKeyFile = 16 << 10
 
 // Signer holds the node's private key. Its methods may be called concurrently.
 type Signer struct {
@@ -61,6 +61,20 @@ type PublicKey struct {
 	key *ecdsa.PublicKey
 	id  string
 	der []byte // SubjectPublicKeyInfo
+}
+
+// Keys is whom a verifier trusts. A *PublicKey trusts itself.
+type Keys interface {
+	// Key returns the trusted key with this id, or nil.
+	Key(id string) *PublicKey
+}
+
+// Key implements Keys.
+func (p *PublicKey) Key(id string) *PublicKey {
+	if p == nil || id != p.id {
+		return nil
+	}
+	return p
 }
 
 // ParsePrivate reads the content of node.key.
@@ -160,8 +174,8 @@ func ParsePublic(der []byte) (*PublicKey, error) {
 // Readers differ in which block they take where there are several, and in what
 // they make of one that is broken, so there may be none.
 func onlyBlock(b []byte, kind string) ([]byte, error) {
-	if len(b) > maxKeyFile {
-		return nil, fmt.Errorf("more than %d bytes", maxKeyFile)
+	if len(b) > MaxKeyFile {
+		return nil, fmt.Errorf("more than %d bytes", MaxKeyFile)
 	}
 	block, rest := pem.Decode(b)
 	switch {

@@ -628,6 +628,11 @@ func TestAttacks(t *testing.T) {
 			seen[k] = true
 		}
 	}
+	for _, m := range mistrusted { // TestTrust
+		for _, k := range m.want {
+			seen[k] = true
+		}
+	}
 	for _, k := range verify.Kinds {
 		if !seen[k] {
 			t.Errorf("no attack is found as %s", k)

@@ -38,9 +38,14 @@ type Chunk struct {
 
 // Bytes checks one chunk file's bytes; name only says where findings are. The
 // chunk is nil exactly if there are findings.
-func Bytes(name string, data []byte, key *sign.PublicKey) (*Chunk, []Finding) {
+func Bytes(name string, data []byte, keys sign.Keys) (*Chunk, []Finding) {
+	return checkBytes(name, data, ringOf(keys), nil)
+}
+
+// checkBytes is Bytes for a chunk whose log is checked against these states of it.
+func checkBytes(name string, data []byte, keys *ring, kept []Kept) (*Chunk, []Finding) {
 	c := &checker{file: name}
-	chunk := c.check(data, key)
+	chunk := c.check(data, keys, kept)
 	if len(c.findings) == 0 {
 		return chunk, nil
 	}
@@ -56,7 +61,7 @@ func (c *checker) found(kind Kind, line int, format string, args ...any) {
 	c.findings = append(c.findings, Finding{Kind: kind, File: c.file, Line: line, Reason: fmt.Sprintf(format, args...)})
 }
 
-func (c *checker) check(data []byte, key *sign.PublicKey) *Chunk {
+func (c *checker) check(data []byte, keys *ring, kept []Kept) *Chunk {
 	switch {
 	case len(data) == 0:
 		c.found(Truncated, 0, "the file is empty")
@@ -76,14 +81,25 @@ func (c *checker) check(data []byte, key *sign.PublicKey) *Chunk {
 	if err == nil {
 		err = header.Validate()
 	}
+	key := keys.key(header.KeyID)
 	if err != nil {
 		if errors.Is(err, evidence.ErrNewer) {
 			c.found(NewerFormat, 1, "header: %v", err)
 			return nil // its lines and its statement may mean anything
 		}
 		c.found(Malformed, 1, "header: %v", err)
-	} else if header.KeyID != key.KeyID() {
-		c.found(KeyUnknown, 1, "header: signed with key %s, not %s", header.KeyID, key.KeyID())
+	} else if key == nil {
+		c.found(KeyUnknown, 1, "header: signed with key %s", keys.unknown(header.KeyID))
+	} else {
+		anchored := header.Leaf != nil && holds(kept, header.Log, uint64(*header.Leaf))
+		for _, d := range keys.doubts(header.KeyID, header.Node, header.Clock.Wall.Std(), anchored) {
+			c.found(d.kind, 1, "header: %s", d.why)
+		}
+	}
+	if key == nil {
+		if key = keys.alone(); key == nil {
+			return nil // nothing can be said of what an unknown key signed
+		}
 	}
 	if last < 3 {
 		c.found(Truncated, last, "the file has %d lines, a chunk has a header, lines and an envelope", last)

@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	"probity/evidence"
-	"probity/evidence/sign"
 	"probity/evidence/tlog"
 )
 
@@ -88,7 +87,7 @@ func inLogOf(c *Chunk) inLog {
 
 // checkLogs checks the logs of a spool, and its chunks against them. It runs after
 // the chunks were read: a chunk is visible only once its log is.
-func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *sign.PublicKey, kept []Kept) (out []LogReport, found []Finding, err error) {
+func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *ring, kept []Kept) (out []LogReport, found []Finding, err error) {
 	root, err := os.OpenRoot(spool)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrLook, err)
@@ -161,7 +160,7 @@ type logCheck struct {
 	spool, dir string
 	fsys       fs.FS
 	chunks     map[string]inLog
-	key        *sign.PublicKey
+	key        *ring
 	kept       []Kept         // what somebody kept
 	acks       []evidence.Ack // what consumers say that they saw
 	found      []Finding
@@ -311,6 +310,7 @@ func (c *logCheck) grownFrom(r *tlog.Reader, tree, was tlog.Tree, whose string) 
 type Kept struct {
 	Name   string // for findings
 	Origin string
+	size   uint64
 	note   []byte
 	ack    *evidence.Ack
 }
@@ -320,22 +320,30 @@ func ParseKept(name string, b []byte) (Kept, error) {
 	k := Kept{Name: name, note: b}
 	if bytes.HasPrefix(bytes.TrimSpace(b), []byte("{")) {
 		a, err := evidence.ParseAck(b)
-		k.ack, k.Origin = &a, a.Origin
+		k.ack, k.Origin, k.size = &a, a.Origin, uint64(a.Size)
 		return k, err
 	}
 	k.Origin = tlog.OriginOf(b)
 	if len(b) > tlog.MaxCheckpointBytes {
 		return k, errors.New("neither a checkpoint nor an acknowledgement")
 	}
-	_, err := tlog.Claim(b)
+	t, err := tlog.Claim(b)
+	k.size = t.Size
 	return k, err
 }
 
 func (c *logCheck) nodeKey(l *evidence.EpochLeaf, public, unsigned, sig []byte) error {
-	if l.KeyID != c.key.KeyID() || string(public) != string(c.key.DER()) {
-		return fmt.Errorf("%w: %.64s, not %s", errLogKey, l.KeyID, c.key.KeyID())
+	key := c.key.key(l.KeyID)
+	if key == nil || string(public) != string(key.DER()) {
+		return fmt.Errorf("%w: %s", errLogKey, c.key.unknown(l.KeyID))
 	}
-	return c.key.Verify(evidence.EpochType, unsigned, sig)
+	if err := key.Verify(evidence.EpochType, unsigned, sig); err != nil {
+		return err
+	}
+	for _, d := range c.key.doubts(l.KeyID, l.Node, l.At.Std(), holds(c.kept, l.Origin, uint64(l.Index))) {
+		c.say(d.kind, filepath.Join(c.spool, c.dir), "leaf %d, an epoch: %s", l.Index, d.why)
+	}
+	return nil
 }
 
 func (c *logCheck) see(l evidence.Leaf) {

@@ -69,7 +69,9 @@ func (r Report) WriteTable(w io.Writer) error {
 	}
 	p.line(fmt.Sprintf("%s: %s of %s, %s of %s, %s", verdict,
 		plural(r.Chunks, "sound chunk"), plural(r.Files, "file"), plural(r.Lines, "line"), plural(r.Runs, "run"), plural(len(r.Findings), "finding")))
-	p.line("key: " + r.KeyID)
+	if r.KeyID != "" {
+		p.line("key: " + r.KeyID)
+	}
 	r.logs(p)
 	return p.err
 }

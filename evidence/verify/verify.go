@@ -67,10 +67,14 @@ const (
 	LogMissing  Kind = "logMissing"  // the log that a chunk names is not here
 	LogDamaged  Kind = "logDamaged"  // a log that is not what its checkpoint says, or whose leaves do not follow from one another
 	Heartbeat   Kind = "heartbeat"   // a heartbeat over other coverage lines than those that are here
+	WrongNode   Kind = "wrongNode"   // signed with a trusted key, and it is another node's
+	KeyNotValid Kind = "keyNotValid" // signed, as it says, when the key did not speak yet or not any more
+	KeyRevoked  Kind = "keyRevoked"  // signed, as it says, after the key was revoked
+	Unanchored  Kind = "unanchored"  // others have the key, and no kept state of the log shows that it is from before
 )
 
 // Kinds lists them all.
-var Kinds = []Kind{Malformed, Truncated, NewerFormat, KeyUnknown, Forged, Modified, Misplaced, Duplicated, Reordered, RolledBack, Removed, NotInLog, LogMissing, LogDamaged, Heartbeat}
+var Kinds = []Kind{Malformed, Truncated, NewerFormat, KeyUnknown, Forged, Modified, Misplaced, Duplicated, Reordered, RolledBack, Removed, NotInLog, LogMissing, LogDamaged, Heartbeat, WrongNode, KeyNotValid, KeyRevoked, Unanchored}
 
 // Finding is one thing that is wrong.
 type Finding struct {
@@ -89,11 +93,11 @@ func (f Finding) String() string {
 
 // Report is what Path found.
 type Report struct {
-	KeyID    string    `json:"keyId"`
-	Files    int       `json:"files"`  // looked at
-	Chunks   int       `json:"chunks"` // sound
-	Runs     int       `json:"runs"`   // of sound chunks
-	Lines    int       `json:"lines"`  // between header and envelope, of sound chunks
+	KeyID    string    `json:"keyId,omitempty"` // the one that is trusted; absent with a trust file
+	Files    int       `json:"files"`           // looked at
+	Chunks   int       `json:"chunks"`          // sound
+	Runs     int       `json:"runs"`            // of sound chunks
+	Lines    int       `json:"lines"`           // between header and envelope, of sound chunks
 	Findings []Finding `json:"findings"`
 	Rows     []Row     `json:"rows"`
 	Gaps     []GapRow  `json:"gaps"`
@@ -136,9 +140,14 @@ func ExitCode(r Report, err error) int {
 // report is valid also with an error, which wraps ErrLook and names everything
 // that could not be looked at: a path that is missing or unreadable, a directory
 // that is no spool, a spool without a chunk. Anything wrong inside a readable file
-// is a finding instead.
-func Path(ctx context.Context, paths []string, key *sign.PublicKey, opts Options) (Report, error) {
-	rep := Report{KeyID: key.KeyID(), Log: LogNotChecked, Findings: []Finding{}}
+// is a finding instead. Whom it trusts is one key ([sign.PublicKey]), or a fleet's
+// ([trust.File]), which says also for which node and when.
+func Path(ctx context.Context, paths []string, keys sign.Keys, opts Options) (Report, error) {
+	rep := Report{Log: LogNotChecked, Findings: []Finding{}}
+	key := ringOf(keys)
+	if k := key.alone(); k != nil {
+		rep.KeyID = k.KeyID()
+	}
 	files, found, err := find(paths)
 	rep.Findings = append(rep.Findings, found...)
 	if opts.Workers <= 0 {
@@ -201,7 +210,7 @@ func Path(ctx context.Context, paths []string, key *sign.PublicKey, opts Options
 }
 
 // checkLogs checks the logs of the paths that are spools.
-func (r *Report) checkLogs(ctx context.Context, paths []string, chunks map[string]map[string]inLog, key *sign.PublicKey, opts Options) error {
+func (r *Report) checkLogs(ctx context.Context, paths []string, chunks map[string]map[string]inLog, key *ring, opts Options) error {
 	var errs []error
 	before := len(r.Findings)
 	spools := 0
@@ -241,7 +250,7 @@ type result struct {
 
 // checkFile reads and checks one file and folds it into part if it is sound.
 // Nothing of the file is kept, so the next one is read into the same buffer.
-func checkFile(f file, key *sign.PublicKey, opts Options, part *fold, buf *[]byte) (result, error) {
+func checkFile(f file, key *ring, opts Options, part *fold, buf *[]byte) (result, error) {
 	data, err := f.read(buf)
 	switch {
 	case errors.Is(err, errVanished):
@@ -251,7 +260,11 @@ func checkFile(f file, key *sign.PublicKey, opts Options, part *fold, buf *[]byt
 	case err != nil:
 		return result{}, fmt.Errorf("%w: %w", ErrLook, err)
 	}
-	c, findings := Bytes(f.path, data, key)
+	var kept []Kept
+	if f.rel != "" { // of a file that is named itself no log is checked
+		kept = opts.Kept
+	}
+	c, findings := checkBytes(f.path, data, key, kept)
 	if c != nil {
 		findings = append(findings, f.named(c)...)
 	}
