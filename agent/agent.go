@@ -74,6 +74,7 @@ type Agent struct {
 	naming  sync.Mutex            // held while one is
 	hashers hashers
 
+	gathered    gathered
 	identifying chan setWork  // entries of sets whose file is to be identified
 	closing     chan struct{} // closed by Close
 	closeOnce   sync.Once
@@ -174,7 +175,7 @@ func (a *Agent) openKernel() error {
 	if err != nil {
 		return err
 	}
-	a.ring = newRing(r, a.event, a.entry, a.undecodable, a.log)
+	a.ring = newRing(r, a.event, a.entry, a.tellGathered, a.undecodable, a.log)
 	a.engine = probe.NewEngine(a.obj, probe.Config{
 		Kernel: a.kernel, Linger: a.cfg.Linger, BootTime: cgroup.BootTime, Log: a.log.With("in", "probe"),
 	})

@@ -18,6 +18,7 @@ type ring struct {
 	reader *ringbuf.Reader
 	take   func(bpf.Event)
 	entry  func(*bpf.SetEntry)
+	idle   func()      // told when there is nothing more to read for now
 	bad    func(error) // takes why a record could not be decoded
 	log    *slog.Logger
 
@@ -26,8 +27,8 @@ type ring struct {
 	closed  bool
 }
 
-func newRing(r *ringbuf.Reader, take func(bpf.Event), entry func(*bpf.SetEntry), bad func(error), log *slog.Logger) *ring {
-	return &ring{reader: r, take: take, entry: entry, bad: bad, log: log}
+func newRing(r *ringbuf.Reader, take func(bpf.Event), entry func(*bpf.SetEntry), idle func(), bad func(error), log *slog.Logger) *ring {
+	return &ring{reader: r, take: take, entry: entry, idle: idle, bad: bad, log: log}
 }
 
 // run reads until the ring is closed.
@@ -74,6 +75,9 @@ func (r *ring) run() error {
 				r.entry(&entry)
 			default:
 				r.take(e)
+			}
+			if rec.Remaining == 0 {
+				r.idle()
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,6 +27,18 @@ type setWork struct {
 	done  chan struct{}
 }
 
+// gathered are the new entries that the ring's reader has read and not told.
+// Nobody else has them.
+type gathered struct {
+	entries []witness.Entry
+	cgroups []uint64         // of each; 0 once it is told
+	one     []*witness.Entry // those of one container
+}
+
+// maxGathered is how many entries are gathered before they are told, if the ring
+// has as many.
+const maxGathered = 512
+
 // entry takes a new entry of a set. What file it is about is found out by
 // whoever has time; if there is too much of that, it is not said.
 func (a *Agent) entry(e *bpf.SetEntry) {
@@ -44,14 +57,40 @@ func (a *Agent) entry(e *bpf.SetEntry) {
 			id.Why = "there was no time to read the file"
 		}
 	}
-	a.tell(e.Cgroup, entryOf(e, id, l.mountNS))
+	g := &a.gathered
+	g.entries, g.cgroups = append(g.entries, entryOf(e, id, l.mountNS)), append(g.cgroups, e.Cgroup)
+	if len(g.entries) == maxGathered {
+		a.tellGathered()
+	}
 }
 
-// tell tells an entry. It waits while the disk is behind: entries are in the
+// tellGathered tells the entries that were gathered, those of a container
+// together.
+func (a *Agent) tellGathered() {
+	g := &a.gathered
+	for i, cgroup := range g.cgroups {
+		if cgroup == 0 {
+			continue
+		}
+		g.one = g.one[:0]
+		for j := i; j < len(g.cgroups); j++ {
+			if g.cgroups[j] == cgroup {
+				g.one, g.cgroups[j] = append(g.one, &g.entries[j]), 0
+			}
+		}
+		a.tell(cgroup, g.one...)
+	}
+	clear(g.entries) // their texts
+	g.entries, g.cgroups = g.entries[:0], g.cgroups[:0]
+}
+
+// tell tells entries. It waits while the disk is behind: entries are in the
 // kernel's maps, and what the ring has no room for meanwhile is read from there.
-func (a *Agent) tell(cgroup uint64, e witness.Entry) {
-	a.spool.Wait(a.closing)
-	a.witness.Entry(cgroup, e)
+func (a *Agent) tell(cgroup uint64, entries ...*witness.Entry) {
+	if len(entries) > 0 {
+		a.spool.Wait(a.closing)
+		a.witness.Entries(cgroup, entries...)
+	}
 }
 
 // identifyAll identifies the files of entries. It ends when the agent is closed.
@@ -71,7 +110,8 @@ func (a *Agent) identifyAll() {
 				id = w.l.handle.Identify(&w.entry)
 				w.l.reading += time.Since(began)
 			}
-			a.tell(w.entry.Cgroup, entryOf(&w.entry, id, w.l.mountNS))
+			e := entryOf(&w.entry, id, w.l.mountNS)
+			a.tell(w.entry.Cgroup, &e)
 		}
 	}
 }
@@ -110,7 +150,7 @@ func (a *Agent) identified() {
 // entryOf is an entry as the evidence has it.
 func entryOf(e *bpf.SetEntry, id probe.Identified, mountNS uint32) witness.Entry {
 	w := witness.Entry{
-		Set: e.Set.String(), At: e.FirstNs, Process: evidence.Process{Pid: e.Pid, Comm: e.Comm()},
+		Set: e.Set.String(), Key: e.Bytes(), At: e.FirstNs, Last: e.LastNs, Count: e.Count, Process: evidence.Process{Pid: e.Pid, Comm: e.Comm()},
 		FileDigest: id.Digest, BuildID: id.BuildID, Origin: id.Origin, LayerDiffID: id.LayerDiffID,
 	}
 	if e.Session == bpf.SessionExec {
@@ -126,7 +166,7 @@ func entryOf(e *bpf.SetEntry, id probe.Identified, mountNS uint32) witness.Entry
 	w.Path = e.Path()
 	if !e.Given() {
 		major, minor := e.Device()
-		w.Device, w.Inode = fmt.Sprintf("%d:%d", major, minor), evidence.Uint64(e.Inode())
+		w.Device, w.Inode = strconv.FormatUint(uint64(major), 10)+":"+strconv.FormatUint(uint64(minor), 10), evidence.Uint64(e.Inode())
 	}
 	w.Detail = doubts(e, id, mountNS)
 	switch e.Set {
@@ -180,30 +220,24 @@ func mountNSOf(pid int) uint32 {
 	return uint32(st.Ino)
 }
 
+// sweptAtOnce is how many entries that a sweep finds are told together.
+const sweptAtOnce = 256
+
 // sweepSets reads the sets of a run, as the kernel has them, and what they lack.
 func (a *Agent) sweepSets(l *live) {
 	if !hasSets(l) {
 		return
 	}
 	cg := l.notice.Identity.CgroupID
-	// The evidence does not tell apart all that the kernel does: counts are of
-	// all that look alike.
-	all := map[witness.Entry]*witness.Entry{}
+	var found []*witness.Entry
 	err := l.handle.Entries(func(e *bpf.SetEntry) bool {
-		w := entryOf(e, l.handle.Identified(e.SetKey), l.mountNS)
-		w.Last, w.Count = e.LastNs, e.Count
-		key := w
-		key.At, key.Last, key.Count, key.Parent, key.Detail = 0, 0, 0, nil, ""
-		key.Process = evidence.Process{Session: w.Process.Session}
-		have := all[key]
-		if have == nil {
-			all[key] = &w
+		if a.witness.Again(cg, e.Set.String(), e.Bytes(), e.Count, e.FirstNs, e.LastNs) {
 			return true
 		}
-		have.Count += w.Count
-		have.Last = max(have.Last, w.Last)
-		if w.At < have.At {
-			have.At, have.Process, have.Parent = w.At, w.Process, w.Parent
+		w := entryOf(e, l.handle.Identified(e.SetKey), l.mountNS)
+		if found = append(found, &w); len(found) == sweptAtOnce {
+			a.tell(cg, found...)
+			found = found[:0]
 		}
 		return true
 	})
@@ -211,9 +245,7 @@ func (a *Agent) sweepSets(l *live) {
 		a.log.Warn("read the sets of a container", "run", l.id, "err", err)
 		a.witness.Unread(cg, err)
 	}
-	for _, w := range all {
-		a.tell(cg, *w)
-	}
+	a.tell(cg, found...)
 	a.tellCalls(l)
 	a.tellLosses(l)
 }

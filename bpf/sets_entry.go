@@ -30,6 +30,17 @@ type SetKey struct {
 	id       [3]uint64
 }
 
+// Bytes are the key as bytes, which are those of no other entry of the container.
+func (k SetKey) Bytes() (b [32]byte) {
+	b[0], b[1], b[2], b[3] = uint8(k.Set), k.what, k.family, k.typ
+	binary.NativeEndian.PutUint16(b[4:], k.protocol)
+	binary.NativeEndian.PutUint16(b[6:], k.port)
+	for i, x := range k.id {
+		binary.NativeEndian.PutUint64(b[8+8*i:], x)
+	}
+	return b
+}
+
 // SetEntry is one entry of a set. Everything but Count and LastNs is of the
 // first time. It holds its text itself, so that one value can be used for any
 // number of entries without asking for memory; copy it to keep it.
@@ -183,6 +194,9 @@ func (e *SetEntry) set(cgroup uint64, k *setsSetKey, v *rawEntry) error {
 func utf8(b []byte) string {
 	if i := bytes.IndexByte(b, 0); i >= 0 {
 		b = b[:i]
+	}
+	if stdutf8.Valid(b) {
+		return string(b)
 	}
 	return string(bytes.ToValidUTF8(b, []byte("\uFFFD")))
 }

@@ -1,6 +1,7 @@
 package witness
 
 import (
+	"encoding/binary"
 	"fmt"
 	"strconv"
 	"sync"
@@ -83,7 +84,8 @@ func BenchmarkEntries(b *testing.B) {
 					}
 					first = next - uint64(len(ids)) + 1
 				}
-				e := Entry{At: 1e12 + int64(n), Process: evidence.Process{Pid: 4711, Comm: "app", Path: "/usr/bin/app"}}
+				e := &Entry{At: 1e12 + int64(n), Process: evidence.Process{Pid: 4711, Comm: "app", Path: "/usr/bin/app"}}
+				binary.NativeEndian.PutUint64(e.Key[:], uint64(n))
 				at := "/usr/lib/" + strconv.Itoa(n) + "/file.so"
 				switch e.Set = sets[n%3]; e.Set {
 				case evidence.SetExec:
@@ -93,7 +95,7 @@ func BenchmarkEntries(b *testing.B) {
 				case evidence.SetFiles:
 					e.Path, e.Access = at, "read"
 				}
-				w.Entry(first+uint64(n/3%len(ids)), e)
+				w.Entries(first+uint64(n/3%len(ids)), e)
 				if n%4096 == 4095 { // what would wait in memory past its bound is dropped
 					if err := out.Flush(b.Context()); err != nil {
 						b.Error(err)

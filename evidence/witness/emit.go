@@ -173,36 +173,28 @@ func (w *Witness) lines(r *run, c evidence.Clock, to int64, of what) (b batch) {
 			look(i)
 		}
 	}
-	r.entryLines(&b, c, to, of)
+	if b.entries = r.telling(of); len(b.entries) > 0 {
+		b.lines = append(b.lines, r.entryLines(c, b.entries, to)...)
+	}
 	return b
 }
 
-// entryLines appends the lines of entries: of the new ones, and, where counts are
-// asked for, of those that were seen again.
-func (r *run) entryLines(b *batch, c evidence.Clock, to int64, of what) {
+// telling lists the entries that have lines: the new ones, and, where counts are
+// asked for, those that were seen again.
+func (r *run) telling(of what) (entries []*entry) {
 	if of&(counts|allEntries) == 0 {
-		for _, e := range r.fresh {
-			r.tell(b, c, e, to)
-		}
-		return
+		return r.fresh
 	}
 	for _, name := range evidence.Sets {
 		if set := r.sets[name]; set != nil {
 			for _, e := range set.order {
 				if of&allEntries != 0 || e.Count != e.said {
-					r.tell(b, c, e, to)
+					entries = append(entries, e)
 				}
 			}
 		}
 	}
-}
-
-// tell appends an entry's lines: one for each probe that wants its set.
-func (r *run) tell(b *batch, c evidence.Clock, e *entry, to int64) {
-	for _, i := range r.sets[e.Set].sites {
-		b.lines = append(b.lines, r.observeEntry(c, &r.sites[i], e, to))
-	}
-	b.entries = append(b.entries, e)
+	return entries
 }
 
 func (r *run) gapLine(c evidence.Clock, g *gap) *evidence.Gap {

@@ -15,17 +15,24 @@ const (
 	maxEntryText         = 2 << 20  // bytes of their texts
 	DefaultMaxEntryBytes = 64 << 20 // bytes of all entries of all runs
 	entryCost            = 512      // of one entry without its texts
+	keyCost              = 80       // of one of the kernel's that looks like it
 )
 
+// Key is which entry it is to the kernel, that may tell more of them apart than
+// the evidence does.
+type Key [32]byte
+
 // Entry is one thing that a set saw: an executable that was run, a file that was
-// mapped or opened, a connection. Only the first of equal ones needs to be told;
-// two are equal if all but At, Last, Count, Process (its Session apart), Parent and
-// Detail are.
+// mapped or opened, a connection. It may be told any number of times, also by
+// several at once. Two are one in the evidence if all but Key, At, Last, Count,
+// Process (its Session apart), Parent and Detail are equal: their counts are
+// added up.
 type Entry struct {
 	Set     string // one of evidence.Sets, but not syscalls
-	At      int64  // boot time of the first time, or of this one
+	Key     Key
+	At      int64  // boot time of the first time
 	Last    int64  // of the last; At if 0
-	Count   uint64 // how often so far, as the kernel counted; 0: each call tells of one time
+	Count   uint64 // how often so far, as the kernel counted under Key; 0 is once
 	Process evidence.Process
 
 	// Path in the container, and what is known of the file: whoever computes a
@@ -47,6 +54,7 @@ type SystemCalls struct {
 type set struct {
 	sites   []int // the lines about the set itself: one for each probe that wants it
 	entries map[string]*entry
+	told    map[Key]told // what was taken of the kernel's entries
 	order   []*entry
 	bytes   int64       // counted against the bounds
 	past    uint64      // seen and not kept here
@@ -63,6 +71,12 @@ type entry struct {
 	said uint64 // the count that its last line says
 }
 
+// told is what was taken of an entry of the kernel's.
+type told struct {
+	as    *entry
+	count uint64
+}
+
 // findSets finds the sets among the sites from a place on.
 func (r *run) findSets(from int) {
 	for i := from; i < len(r.sites); i++ {
@@ -74,7 +88,7 @@ func (r *run) findSets(from int) {
 			r.sets = map[string]*set{}
 		}
 		if r.sets[s.Set] == nil {
-			r.sets[s.Set] = &set{entries: map[string]*entry{}}
+			r.sets[s.Set] = &set{entries: map[string]*entry{}, told: map[Key]told{}}
 		}
 		r.sets[s.Set].sites = append(r.sets[s.Set].sites, i)
 	}
@@ -92,43 +106,60 @@ func (e *Entry) appendKey(b []byte) []byte {
 // enter notes an entry. It reports whether there is something to write: a new
 // entry, or that the set is past its bound. room says whether the node has room
 // for so many bytes.
-func (r *run) enter(e Entry, room func(int64) bool) bool {
+func (r *run) enter(e *Entry, room func(int64) bool) bool {
 	set := r.sets[e.Set]
 	if set == nil || e.Set == evidence.SetSyscalls {
 		return false // no probe wants it
 	}
-	e.Last = max(e.Last, e.At)
+	last, count := max(e.Last, e.At), max(1, e.Count)
 	var buf [512]byte
 	key := e.appendKey(buf[:0])
 	have := set.entries[string(key)]
-	seen := max(1, e.Count)
-	if have != nil {
-		if e.Count == 0 {
-			have.Count++
-		} else if e.Count <= have.Count {
-			return false
-		} else {
-			seen, have.Count = e.Count-have.Count, e.Count
-		}
-		have.At, have.Last = min(have.At, e.At), max(have.Last, e.Last)
-		r.saw(set, e, seen)
+	before, known := set.told[e.Key]
+	if known && before.as == have {
+		r.again(set, e.Key, before, count, e.At, last)
 		return false
 	}
-	size := int64(entryCost + 2*len(key) + len(e.Detail) + len(e.Process.Path))
-	if len(set.order) >= MaxEntries || set.bytes+size > maxEntryText+MaxEntries*entryCost || !room(size) {
+	// Known as another one: there is more to say of it now, such as its digest.
+	size := int64(0)
+	if !known {
+		size = keyCost
+	}
+	if have == nil {
+		size += int64(entryCost + 2*len(key) + len(e.Detail) + len(e.Process.Path))
+	}
+	if have == nil && len(set.order) >= MaxEntries || set.bytes+size > maxEntryText+MaxEntries*(entryCost+keyCost) || !room(size) {
 		set.past++
-		r.saw(set, e, seen)
+		r.saw(set, &e.Process, e.At, last, count)
 		r.setGap(set, evidence.GapSetFull, e.At, set.past+set.full, whySetFull)
 		return set.past+set.full == 1
 	}
-	e.Count = seen
-	have = &entry{Entry: e}
-	set.entries[string(key)] = have
-	set.order = append(set.order, have)
 	set.bytes += size
+	if have != nil {
+		set.told[e.Key] = told{as: have}
+		r.again(set, e.Key, told{as: have}, count, e.At, last)
+		return false
+	}
+	have = &entry{Entry: *e}
+	have.Last, have.Count = last, count
+	set.entries[string(key)], set.told[e.Key] = have, told{have, count}
+	set.order = append(set.order, have)
 	r.fresh = append(r.fresh, have)
-	r.saw(set, e, seen)
+	r.saw(set, &e.Process, e.At, last, count-min(count, before.count))
 	return true
+}
+
+// again takes a further reading of an entry of the kernel's. Readings may come
+// late: the highest count is the latest.
+func (r *run) again(set *set, k Key, before told, count uint64, at, last int64) {
+	if count <= before.count {
+		return
+	}
+	have, more := before.as, count-before.count
+	have.Count += more
+	have.At, have.Last = min(have.At, at), max(have.Last, last)
+	set.told[k] = told{have, count}
+	r.saw(set, &have.Process, at, last, more)
 }
 
 const whySetFull = "distinct entries past the bound of the set: they have no lines"
@@ -174,15 +205,15 @@ func (r *run) setCounts(name string, full, lost, around uint64, now int64) {
 }
 
 // saw counts for the lines about the set itself.
-func (r *run) saw(set *set, e Entry, n uint64) {
+func (r *run) saw(set *set, p *evidence.Process, at, last int64, n uint64) {
 	c := &set.counter
 	c.Count += n
-	if c.FirstNs == 0 || e.At < c.FirstNs {
-		c.FirstNs = e.At
+	if c.FirstNs == 0 || at < c.FirstNs {
+		c.FirstNs = at
 	}
-	c.LastNs = max(c.LastNs, e.Last)
+	c.LastNs = max(c.LastNs, last)
 	r.last = max(r.last, c.LastNs)
-	r.spread(set, &e.Process)
+	r.spread(set, p)
 }
 
 // spread hands the set's counter to its lines.
@@ -227,17 +258,40 @@ func (r *run) calls(now SystemCalls) bool {
 	return true
 }
 
-// observeEntry makes the observation of an entry for one of the probes that want
-// its set.
-func (r *run) observeEntry(c evidence.Clock, s *site, e *entry, to int64) *evidence.Observation {
-	o := r.begin(c, s, to)
-	count := evidence.Uint64(e.Count)
-	o.State, o.Count, o.FirstAt, o.LastAt = evidence.Hit, &count, c.Time(e.At), c.Time(e.Last)
-	o.Path, o.FileDigest, o.BuildID, o.Origin, o.LayerDiffID, o.Detail = e.Path, e.FileDigest, e.BuildID, e.Origin, e.LayerDiffID, e.Detail
-	o.Entry = &e.Entry.Entry
-	if e.Process != (evidence.Process{}) {
-		o.Process = &e.Process
+// entryLines makes the lines of entries, one after the other: of each, one for
+// every probe that wants its set. What all of a probe's have alike is found out
+// once: a container makes entries by the thousand.
+func (r *run) entryLines(c evidence.Clock, entries []*entry, to int64) []evidence.Line {
+	n := 0
+	for _, e := range entries {
+		n += len(r.sets[e.Set].sites)
 	}
+	lines, all, counts := make([]evidence.Line, 0, n), make([]evidence.Observation, n), make([]evidence.Uint64, n)
+	alike := map[int]*evidence.Observation{} // by site
+	for _, e := range entries {
+		for _, i := range r.sets[e.Set].sites {
+			if alike[i] == nil {
+				alike[i] = r.observeEntries(c, &r.sites[i], to)
+			}
+			o, count := &all[len(lines)], &counts[len(lines)]
+			*o, *count = *alike[i], evidence.Uint64(e.Count)
+			o.Count, o.FirstAt, o.LastAt = count, c.Time(e.At), c.Time(e.Last)
+			o.Path, o.FileDigest, o.BuildID, o.Origin, o.LayerDiffID, o.Detail = e.Path, e.FileDigest, e.BuildID, e.Origin, e.LayerDiffID, e.Detail
+			o.Entry = &e.Entry.Entry
+			if e.Process != (evidence.Process{}) {
+				o.Process = &e.Process
+			}
+			lines = append(lines, o)
+		}
+	}
+	return lines
+}
+
+// observeEntries makes what the observations of all entries have alike, for one
+// of the probes that want their set.
+func (r *run) observeEntries(c evidence.Clock, s *site, to int64) *evidence.Observation {
+	o := r.begin(c, s, to)
+	o.State = evidence.Hit
 	_, o.Complete = r.windows(s, to)
 	o.Gaps = r.siteGaps(c, s, to)
 	return o

@@ -15,9 +15,11 @@ func setSite(set string) probe.Site {
 	return probe.Site{Type: evidence.RawTracepoint, Armed: true, Planned: &probe.Planned{Probe: &policy.Probe{ID: "set-" + set, Set: set}, Set: set, Requested: evidence.UnknownProbe}}
 }
 
-func connect(addr string, port int, at int64) Entry {
-	return Entry{
-		Set: evidence.SetNetwork, At: at, Process: evidence.Process{Pid: 7, Comm: "curl"},
+func key(of ...any) Key { return Key([]byte(fmt.Sprintf("%-32.32s", fmt.Sprint(of...)))) }
+
+func connect(addr string, port int, at int64) *Entry {
+	return &Entry{
+		Key: key(addr, port), Set: evidence.SetNetwork, At: at, Process: evidence.Process{Pid: 7, Comm: "curl"},
 		Entry: evidence.Entry{Operation: "connect", Protocol: "tcp", Family: "ipv4", Address: addr, Port: port},
 	}
 }
@@ -42,11 +44,12 @@ func TestEntries(t *testing.T) {
 		t.Fatalf("%+v", own)
 	}
 	st.out.lines = nil
-	st.Entry(42, connect("192.0.2.1", 443, 6000))
-	st.Entry(42, connect("192.0.2.1", 443, 6001)) // seen before
-	st.Entry(42, connect("192.0.2.1", 80, 6002))
-	st.Entry(42, Entry{Set: evidence.SetFiles, At: 6003, Path: "/etc/passwd"}) // no probe wants it
-	st.Entry(43, connect("192.0.2.1", 81, 6002))                               // another container
+	st.Entries(42, connect("192.0.2.1", 443, 6000))
+	again := connect("192.0.2.1", 443, 6000)
+	again.Last, again.Count = 6001, 2
+	st.Entries(42, again, connect("192.0.2.1", 80, 6002))
+	st.Entries(42, &Entry{Set: evidence.SetFiles, At: 6003, Path: "/etc/passwd"}) // no probe wants it
+	st.Entries(43, connect("192.0.2.1", 81, 6002))                                // another container
 	own, entries = split(take[*evidence.Observation](st.out))
 	if len(own) != 1 || own[0].State != evidence.Hit || own[0].Entries != 1 || *own[0].Count != 1 || own[0].Process == nil {
 		t.Fatalf("the set's lines: %+v", own)
@@ -67,9 +70,9 @@ func TestEntries(t *testing.T) {
 	}
 	e := connect("192.0.2.1", 443, 8000)
 	e.Count = 50 // what the kernel counted
-	st.Entry(42, e)
+	st.Entries(42, e)
 	e.Count = 49 // an older reading
-	st.Entry(42, e)
+	st.Entries(42, e)
 	st.out.lines = nil
 	st.End(st.id, 9000, true)
 	own, entries = split(take[*evidence.Observation](st.out))
@@ -90,6 +93,73 @@ func TestEntries(t *testing.T) {
 	}
 }
 
+// The ring's reader and who reads the kernel's map tell of the same entries, in any
+// order, and the kernel may have several that look alike.
+func TestEntriesAreCountedOnce(t *testing.T) {
+	st := newStage(t, setSite(evidence.SetFiles))
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	read := func(key byte, count uint64) *Entry {
+		return &Entry{Set: evidence.SetFiles, Key: Key{key}, At: 6000, Last: 6000 + int64(count), Count: count, Path: "/x", Entry: evidence.Entry{Access: "read"}}
+	}
+	again := func(key byte, count uint64) bool {
+		return st.Again(42, evidence.SetFiles, Key{key}, count, 5999, 6000+int64(count))
+	}
+	if again(1, 3) || st.Again(42, evidence.SetExec, Key{1}, 3, 1, 1) || st.Again(43, evidence.SetFiles, Key{1}, 3, 1, 1) {
+		t.Fatal("known before it was told")
+	}
+	st.Entries(42, read(1, 3)) // swept
+	st.Entries(42, read(1, 1)) // what had waited in the ring
+	st.Entries(42, read(2, 1)) // another one of the kernel's
+	if !again(1, 4) || !again(1, 2) || !again(2, 5) {
+		t.Error("not known after it was told")
+	}
+	_, entries := split(take[*evidence.Observation](st.out))
+	if len(entries) != 1 || *entries[0].Count != 3 {
+		t.Fatalf("%+v", entries)
+	}
+	more := read(2, 6) // what it is, is found out
+	more.FileDigest = "sha256:" + strings.Repeat("ab", 32)
+	st.Entries(42, more, more)
+	st.out.lines = nil
+	st.End(st.id, 9000, true)
+	own, entries := split(take[*evidence.Observation](st.out))
+	if len(entries) != 1 || *entries[0].Count != 9 || entries[0].FirstAt != clock.Time(5999) || entries[0].LastAt != clock.Time(6005) || entries[0].FileDigest != "" {
+		t.Errorf("%+v", entries) // the other one's line says all there is
+	}
+	if *own[0].Count != 10 || own[0].Entries != 2 {
+		t.Errorf("%+v", own[0])
+	}
+	if n := st.entries.Load(); n != 0 {
+		t.Errorf("%d bytes of entries are still counted", n)
+	}
+}
+
+// Many at once are one append, and each has a line, with all that they have alike.
+func TestEntriesTogether(t *testing.T) {
+	st := newStage(t, setSite(evidence.SetNetwork), setSite(evidence.SetFiles))
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	var all []*Entry
+	for i := range 300 {
+		all = append(all, connect("192.0.2.1", i+1, 6000+int64(i)))
+	}
+	appends := st.out.appends
+	st.Entries(42, append(all, connect("192.0.2.1", 7, 6000), &Entry{Set: evidence.SetFiles, At: 6500, Path: "/x", Entry: evidence.Entry{Access: "read"}})...)
+	own, entries := split(take[*evidence.Observation](st.out))
+	if len(own) != 2 || len(entries) != 301 || st.out.appends != appends+1 {
+		t.Fatalf("%d and %d lines by %d appends", len(own), len(entries), st.out.appends-appends)
+	}
+	for i, o := range entries[:300] {
+		if o.Entry.Port != i+1 || o.FirstAt != clock.Time(6000+int64(i)) || o.To != clock.Time(6500) || *o.Count != 1 || o.Process.Comm != "curl" || o.ProbeID != "set-network" || !o.Complete {
+			t.Fatalf("%d: %+v", i, o)
+		}
+	}
+	if o := entries[300]; o.ProbeID != "set-files" || o.Path != "/x" || o.Process != nil {
+		t.Errorf("%+v", o)
+	}
+}
+
 // Who found the run before it ended and comes after that is too late: it must not
 // take from what the node has for entries.
 func TestEntryAfterTheEnd(t *testing.T) {
@@ -99,7 +169,7 @@ func TestEntryAfterTheEnd(t *testing.T) {
 	st.End(st.id, 9000, true)
 	st.byCgroup[42] = r // as if it had been found before
 	st.out.lines = nil
-	st.Entry(42, connect("192.0.2.1", 443, 6000))
+	st.Entries(42, connect("192.0.2.1", 443, 6000))
 	if n := st.entries.Load(); n != 0 || len(st.out.lines) != 0 {
 		t.Errorf("%d bytes are taken, %d lines written", n, len(st.out.lines))
 	}
@@ -108,7 +178,7 @@ func TestEntryAfterTheEnd(t *testing.T) {
 // What was seen before the first lines are written is among them.
 func TestEntryBeforePublish(t *testing.T) {
 	st := newStage(t, setSite(evidence.SetNetwork))
-	st.Entry(42, connect("192.0.2.1", 443, 6000))
+	st.Entries(42, connect("192.0.2.1", 443, 6000))
 	st.Publish(st.id, 0)
 	own, entries := split(take[*evidence.Observation](st.out))
 	if len(own) != 1 || own[0].State != evidence.Hit || len(entries) != 1 {
@@ -124,13 +194,13 @@ func TestEntriesAreBounded(t *testing.T) {
 	st.out.lines = nil
 	const n = MaxEntries + 1000
 	for i := range n {
-		st.Entry(42, Entry{Set: evidence.SetFiles, At: 6000 + int64(i), Path: fmt.Sprint("/tmp/", i), Entry: evidence.Entry{Access: "read"}})
+		st.Entries(42, &Entry{Key: key(i), Set: evidence.SetFiles, At: 6000 + int64(i), Path: fmt.Sprint("/tmp/", i), Entry: evidence.Entry{Access: "read"}})
 	}
 	own, entries := split(take[*evidence.Observation](st.out))
 	if len(entries) != MaxEntries || len(own) != 2 {
 		t.Fatalf("%d entries, %d lines of the set: when it began and when it was full", len(entries), len(own))
 	}
-	st.Entry(42, Entry{Set: evidence.SetExec, At: 9000, Path: "/bin/sh", FileDigest: "sha256:" + strings.Repeat("ab", 32)})
+	st.Entries(42, &Entry{Set: evidence.SetExec, At: 9000, Path: "/bin/sh", FileDigest: "sha256:" + strings.Repeat("ab", 32)})
 	if _, more := split(take[*evidence.Observation](st.out)); len(more) != 1 {
 		t.Error("the other set is full too")
 	}
@@ -154,7 +224,7 @@ func TestEntriesOfTheNodeAreBounded(t *testing.T) {
 	st.Witness.cfg.MaxEntryBytes = 10_000
 	st.Publish(st.id, 0)
 	for i := range 100 {
-		st.Entry(42, Entry{Set: evidence.SetFiles, At: 6000, Path: fmt.Sprint("/tmp/", i), Entry: evidence.Entry{Access: "read"}})
+		st.Entries(42, &Entry{Key: key(i), Set: evidence.SetFiles, At: 6000, Path: fmt.Sprint("/tmp/", i), Entry: evidence.Entry{Access: "read"}})
 	}
 	st.out.lines = nil
 	st.End(st.id, 20_000, true)
@@ -269,7 +339,7 @@ func TestEntriesAtOnce(t *testing.T) {
 			st.Armed(Start{Identity: id, Source: "hook", Sites: []probe.Site{setSite(evidence.SetFiles)}, Arm: st.kern, ArmedAt: armedAt})
 			st.Publish(id.RunID(), 0)
 			for n := range each {
-				st.Entry(100+i, Entry{Set: evidence.SetFiles, At: 6000, Path: fmt.Sprint("/", n), Entry: evidence.Entry{Access: "read"}})
+				st.Entries(100+i, &Entry{Key: key(n), Set: evidence.SetFiles, At: 6000, Path: fmt.Sprint("/", n), Entry: evidence.Entry{Access: "read"}})
 				if n%50 == 0 {
 					st.Live()
 					st.Sweep()

@@ -293,17 +293,45 @@ func (w *Witness) Stack(cgroup uint64, site uint32, s *evidence.Stack) {
 	w.emit(r, w.cfg.BootTime(), changed)
 }
 
-// Entry takes one entry of a set. An entry that was told before only raises its
-// count, which the next hourly lines tell.
-func (w *Witness) Entry(cgroup uint64, e Entry) {
+// Entries takes entries of a container's sets; all that are new are one append to
+// the sink. They are not kept. Of one that was told before it only takes the count, which the next
+// hourly lines tell.
+func (w *Witness) Entries(cgroup uint64, entries ...*Entry) {
 	r := w.ofCgroup(cgroup)
 	if r == nil {
 		return
 	}
 	defer r.mu.Unlock()
-	if r.enter(e, w.room) {
-		w.emit(r, max(e.At, e.Last), changed)
+	news, to := false, int64(0)
+	for _, e := range entries {
+		if r.enter(e, w.room) {
+			news = true
+		}
+		to = max(to, e.At, e.Last)
 	}
+	if news {
+		w.emit(r, to, changed)
+	}
+}
+
+// Again takes a further reading of an entry that was told, and reports whether it
+// was: who reads all entries of a container to find what is new need not make the
+// others out.
+func (w *Witness) Again(cgroup uint64, set string, k Key, count uint64, at, last int64) bool {
+	r := w.ofCgroup(cgroup)
+	if r == nil {
+		return false
+	}
+	defer r.mu.Unlock()
+	s := r.sets[set]
+	if s == nil {
+		return false
+	}
+	before, known := s.told[k]
+	if known {
+		r.again(s, k, before, count, at, last)
+	}
+	return known
 }
 
 // room takes so many bytes for entries, if there are any left.

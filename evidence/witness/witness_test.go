@@ -17,14 +17,16 @@ import (
 
 // sink keeps lines, and insists that each one can be encoded.
 type sink struct {
-	t     *testing.T
-	lines []evidence.Line
-	seals int
+	t       *testing.T
+	lines   []evidence.Line
+	appends int
+	seals   int
 }
 
 var clock = evidence.Clock{BootNs: 1000, Wall: evidence.TimeOf(time.Unix(1700000000, 0))}
 
 func (s *sink) Append(_ string, build func(evidence.Clock) []evidence.Line) error {
+	s.appends++
 	for _, l := range build(clock) {
 		b, err := evidence.Encode(l)
 		if err == nil {
