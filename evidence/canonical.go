@@ -172,7 +172,7 @@ func (r *reader) object(sh *shape, v reflect.Value) error {
 		if err := r.value(m.shape, f); err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
-		if m.omit != never && absent(f) {
+		if m.omit != never && isAbsent(f) {
 			return fmt.Errorf("%s: byte %d: an empty value is left out", m.name, r.i)
 		}
 	}
@@ -182,8 +182,8 @@ func (r *reader) object(sh *shape, v reflect.Value) error {
 	return nil
 }
 
-// absent reports whether marshal leaves out a member with omitempty or omitzero.
-func absent(v reflect.Value) bool {
+// isAbsent reports whether marshal leaves out a member with omitempty or omitzero.
+func isAbsent(v reflect.Value) bool {
 	if v.Kind() == reflect.Slice {
 		return v.Len() == 0
 	}

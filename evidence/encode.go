@@ -279,7 +279,7 @@ func (w *writer) object(sh *shape, v reflect.Value) {
 	for i := range sh.fields {
 		m := &sh.fields[i]
 		f := v.Field(i)
-		if m.omit != never && absent(f) {
+		if m.omit != never && isAbsent(f) {
 			continue
 		}
 		if !first {

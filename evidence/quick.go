@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // quick reads an observation, which nearly every line is, without reflection:
@@ -18,63 +19,77 @@ type quick struct {
 	some bool // a member of the present object was read: a comma comes first
 }
 
+// members read the members of an observation, in order. Each sets its member, or
+// clears it where it is absent.
+var members = [...]func(*quick, *Observation){
+	func(q *quick, o *Observation) { q.enter(); required(q, `"kind":`, &o.Kind) },
+	func(q *quick, o *Observation) { required(q, `"state":`, &o.State) },
+	func(q *quick, o *Observation) { required(q, `"probeType":`, &o.ProbeType) },
+	func(q *quick, o *Observation) { required(q, `"runId":`, &o.RunID) },
+	func(q *quick, o *Observation) { required(q, `"containerId":`, &o.ContainerID) },
+	func(q *quick, o *Observation) { required(q, `"runtime":`, &o.Runtime) },
+	func(q *quick, o *Observation) { wanted(q, `"imageDigest":`, &o.ImageDigest) },
+	func(q *quick, o *Observation) { wanted(q, `"imageDigestReason":`, &o.ImageDigestReason) },
+	func(q *quick, o *Observation) { required(q, `"probeId":`, &o.ProbeID) },
+	func(q *quick, o *Observation) { required(q, `"requestedProbeType":`, &o.RequestedProbeType) },
+	func(q *quick, o *Observation) { wanted(q, `"symbol":`, &o.Symbol) },
+	func(q *quick, o *Observation) { q.pointer(`"offset":`, &o.Offset) },
+	func(q *quick, o *Observation) { wanted(q, `"path":`, &o.Path) },
+	func(q *quick, o *Observation) { wanted(q, `"fileDigest":`, &o.FileDigest) },
+	func(q *quick, o *Observation) { wanted(q, `"buildId":`, &o.BuildID) },
+	func(q *quick, o *Observation) { wanted(q, `"origin":`, &o.Origin) },
+	func(q *quick, o *Observation) { wanted(q, `"layerDiffId":`, &o.LayerDiffID) },
+	func(q *quick, o *Observation) { wanted(q, `"symbolKind":`, &o.SymbolKind) },
+	func(q *quick, o *Observation) { wanted(q, `"inline":`, &o.Inline) },
+	func(q *quick, o *Observation) { wanted(q, `"demangled":`, &o.Demangled) },
+	func(q *quick, o *Observation) { wanted(q, `"wanted":`, &o.Wanted) },
+	func(q *quick, o *Observation) { wanted(q, `"inlinedIn":`, &o.InlinedIn) },
+	func(q *quick, o *Observation) { rare(q, `"inlinedAt":`, inlinedAtShape, &o.InlinedAt) },
+	func(q *quick, o *Observation) { q.number64(`"inlinedAtMore":`, &o.InlinedAtMore) },
+	func(q *quick, o *Observation) { wanted(q, `"implements":`, &o.Implements) },
+	func(q *quick, o *Observation) { wanted(q, `"function":`, &o.Function) },
+	func(q *quick, o *Observation) { rare(q, `"duration":`, durationShape, &o.Duration) },
+	func(q *quick, o *Observation) { rare(q, `"stack":`, stackShape, &o.Stack) },
+	func(q *quick, o *Observation) { wanted(q, `"set":`, &o.Set) },
+	func(q *quick, o *Observation) { q.entry(`"entry":`, &o.Entry) },
+	func(q *quick, o *Observation) { q.number64(`"entries":`, &o.Entries) },
+	func(q *quick, o *Observation) { rare(q, `"systemCalls":`, systemCallsShape, &o.SystemCalls) },
+	func(q *quick, o *Observation) {
+		if o.IOUring = false; q.member(`"ioUring":`) {
+			q.truth(&o.IOUring)
+			q.bad = q.bad || !o.IOUring
+		}
+	},
+	func(q *quick, o *Observation) { rare(q, `"copies":`, copiesShape, &o.Copies) },
+	func(q *quick, o *Observation) { wanted(q, `"event":`, &o.Event) },
+	func(q *quick, o *Observation) { wanted(q, `"reason":`, &o.Reason) },
+	func(q *quick, o *Observation) { wanted(q, `"detail":`, &o.Detail) },
+	func(q *quick, o *Observation) { q.pointer(`"count":`, &o.Count) },
+	func(q *quick, o *Observation) { q.time(`"firstAt":`, &o.FirstAt, true) },
+	func(q *quick, o *Observation) { q.time(`"lastAt":`, &o.LastAt, true) },
+	func(q *quick, o *Observation) { q.process(`"process":`, &o.Process) },
+	func(q *quick, o *Observation) { rare(q, `"processes":`, processesShape, &o.Processes) },
+	func(q *quick, o *Observation) { q.confidence(&o.Confidence) },
+	func(q *quick, o *Observation) { rare(q, `"gaps":`, siteGapsShape, &o.Gaps) },
+	func(q *quick, o *Observation) { q.boolean(`"complete":`, &o.Complete) },
+	func(q *quick, o *Observation) { q.boolean(`"final":`, &o.Final) },
+	func(q *quick, o *Observation) { q.time(`"from":`, &o.From, false) },
+	func(q *quick, o *Observation) { q.time(`"to":`, &o.To, false) },
+}
+
 // quickObservation reports whether it read all of s into o.
 func quickObservation(s string, o *Observation) bool {
 	q := &quick{reader: reader{s: s}}
-	q.enter()
-	required(q, `"kind":`, &o.Kind)
-	required(q, `"state":`, &o.State)
-	required(q, `"probeType":`, &o.ProbeType)
-	required(q, `"runId":`, &o.RunID)
-	required(q, `"containerId":`, &o.ContainerID)
-	required(q, `"runtime":`, &o.Runtime)
-	wanted(q, `"imageDigest":`, &o.ImageDigest)
-	wanted(q, `"imageDigestReason":`, &o.ImageDigestReason)
-	required(q, `"probeId":`, &o.ProbeID)
-	required(q, `"requestedProbeType":`, &o.RequestedProbeType)
-	wanted(q, `"symbol":`, &o.Symbol)
-	q.pointer(`"offset":`, &o.Offset)
-	wanted(q, `"path":`, &o.Path)
-	wanted(q, `"fileDigest":`, &o.FileDigest)
-	wanted(q, `"buildId":`, &o.BuildID)
-	wanted(q, `"origin":`, &o.Origin)
-	wanted(q, `"layerDiffId":`, &o.LayerDiffID)
-	wanted(q, `"symbolKind":`, &o.SymbolKind)
-	wanted(q, `"inline":`, &o.Inline)
-	wanted(q, `"demangled":`, &o.Demangled)
-	wanted(q, `"wanted":`, &o.Wanted)
-	wanted(q, `"inlinedIn":`, &o.InlinedIn)
-	q.rare(`"inlinedAt":`, inlinedAtShape, &o.InlinedAt)
-	q.number64(`"inlinedAtMore":`, &o.InlinedAtMore)
-	wanted(q, `"implements":`, &o.Implements)
-	wanted(q, `"function":`, &o.Function)
-	q.rare(`"duration":`, durationShape, &o.Duration)
-	q.rare(`"stack":`, stackShape, &o.Stack)
-	wanted(q, `"set":`, &o.Set)
-	q.entry(`"entry":`, &o.Entry)
-	q.number64(`"entries":`, &o.Entries)
-	q.rare(`"systemCalls":`, systemCallsShape, &o.SystemCalls)
-	if q.member(`"ioUring":`) {
-		q.truth(&o.IOUring)
-		q.bad = q.bad || !o.IOUring
+	for _, read := range members {
+		read(q, o)
 	}
-	q.rare(`"copies":`, copiesShape, &o.Copies)
-	wanted(q, `"event":`, &o.Event)
-	wanted(q, `"reason":`, &o.Reason)
-	wanted(q, `"detail":`, &o.Detail)
-	q.pointer(`"count":`, &o.Count)
-	q.time(`"firstAt":`, &o.FirstAt, true)
-	q.time(`"lastAt":`, &o.LastAt, true)
-	q.process(`"process":`, &o.Process)
-	q.rare(`"processes":`, processesShape, &o.Processes)
-	q.confidence(&o.Confidence)
-	q.rare(`"gaps":`, siteGapsShape, &o.Gaps)
-	q.boolean(`"complete":`, &o.Complete)
-	q.boolean(`"final":`, &o.Final)
-	q.time(`"from":`, &o.From, false)
-	q.time(`"to":`, &o.To, false)
+	return q.end()
+}
+
+// end reports whether an object was read, and nothing follows it.
+func (q *quick) end() bool {
 	q.leave()
-	return !q.bad && q.i == len(s)
+	return !q.bad && q.i == len(q.s)
 }
 
 var (
@@ -131,23 +146,38 @@ func required[T ~string](q *quick, key string, into *T) {
 }
 
 func wanted[T ~string](q *quick, key string, into *T) {
-	if q.member(key) {
+	if *into = ""; q.member(key) {
 		*into = T(q.string())
 		q.bad = q.bad || *into == ""
 	}
 }
 
 func (q *quick) pointer(key string, into **Uint64) {
-	if q.member(key) {
+	if *into = nil; q.member(key) {
 		*into = new(Uint64)
-		q.bad = (*into).UnmarshalText([]byte(q.string())) != nil || q.bad
+		q.decimal(*into)
 	}
 }
 
 func (q *quick) number64(key string, into *Uint64) {
-	if q.member(key) {
-		q.bad = into.UnmarshalText([]byte(q.string())) != nil || *into == 0 || q.bad
+	if *into = 0; q.member(key) {
+		q.decimal(into)
+		q.bad = q.bad || *into == 0
 	}
+}
+
+// decimal reads what Uint64.UnmarshalText takes. What has more than 19 digits, and
+// may not fit, is left to decodeCanonical.
+func (q *quick) decimal(into *Uint64) {
+	s := q.string()
+	q.bad = q.bad || s == "" || len(s) > 19 || s[0] == '0' && len(s) > 1
+	var n Uint64
+	for i := 0; i < len(s) && !q.bad; i++ {
+		d := s[i] - '0'
+		q.bad = d > 9
+		n = n*10 + Uint64(d)
+	}
+	*into = n
 }
 
 // small reads a whole number that is not negative.
@@ -162,7 +192,7 @@ func (q *quick) small() (n int) {
 }
 
 func (q *quick) process(key string, into **Process) {
-	if !q.member(key) {
+	if *into = nil; !q.member(key) {
 		return
 	}
 	p := new(Process)
@@ -180,7 +210,7 @@ func (q *quick) process(key string, into **Process) {
 }
 
 func (q *quick) entry(key string, into **Entry) {
-	if !q.member(key) {
+	if *into = nil; !q.member(key) {
 		return
 	}
 	e := new(Entry)
@@ -204,7 +234,7 @@ func (q *quick) entry(key string, into **Entry) {
 }
 
 func (q *quick) time(key string, into *Time, omittable bool) {
-	if !q.member(key) {
+	if into.t = (time.Time{}); !q.member(key) {
 		q.bad = q.bad || !omittable
 		return
 	}
@@ -227,6 +257,7 @@ func (q *quick) truth(into *bool) {
 		*into = true
 		q.i += len("true")
 	case strings.HasPrefix(q.s[q.i:], "false"):
+		*into = false
 		q.i += len("false")
 	default:
 		q.bad = true
@@ -265,9 +296,10 @@ func (q *quick) confidence(c *Confidence) {
 }
 
 // rare leaves a member that few lines have to the reader with reflection.
-func (q *quick) rare(key string, sh *shape, into any) {
-	if q.member(key) {
+func rare[T any](q *quick, key string, sh *shape, into *T) {
+	var absent T
+	if *into = absent; q.member(key) {
 		v := reflect.ValueOf(into).Elem()
-		q.bad = q.value(sh, v) != nil || absent(v) || q.bad
+		q.bad = q.value(sh, v) != nil || isAbsent(v) || q.bad
 	}
 }
