@@ -10,6 +10,7 @@ import (
 	"probity/evidence"
 	"probity/evidence/score"
 	"probity/evidence/sign"
+	"probity/evidence/tlog"
 )
 
 // maxFindings is how many findings of one file are listed. The rest of its lines
@@ -33,18 +34,19 @@ type Chunk struct {
 	// Envelope is the envelope line without its newline.
 	Envelope []byte
 
-	digest string // of the whole file, as its leaf in the log says it
+	digest  string        // of the whole file, as its leaf in the log says it
+	changes []tlog.Change // that its lines make, in order
 }
 
 // Bytes checks one chunk file's bytes; name only says where findings are. The
 // chunk is nil exactly if there are findings.
 func Bytes(name string, data []byte, keys sign.Keys) (*Chunk, []Finding) {
-	return checkBytes(name, data, ringOf(keys), nil)
+	return checkBytes(name, data, ringOf(keys), nil, new(evidence.Decoder))
 }
 
 // checkBytes is Bytes for a chunk whose log is checked against these states of it.
-func checkBytes(name string, data []byte, keys *ring, kept []Kept) (*Chunk, []Finding) {
-	c := &checker{file: name}
+func checkBytes(name string, data []byte, keys *ring, kept []Kept, lines *evidence.Decoder) (*Chunk, []Finding) {
+	c := &checker{file: name, lines: lines}
 	chunk := c.check(data, keys, kept)
 	if len(c.findings) == 0 {
 		return chunk, nil
@@ -54,6 +56,7 @@ func checkBytes(name string, data []byte, keys *ring, kept []Kept) (*Chunk, []Fi
 
 type checker struct {
 	file     string
+	lines    *evidence.Decoder
 	findings []Finding
 }
 
@@ -125,6 +128,11 @@ func (c *checker) check(data []byte, keys *ring, kept []Kept) *Chunk {
 		}
 		tally.Add(l)
 		chunk.Lines = append(chunk.Lines, l)
+		if _, ok := l.(*evidence.Observation); !ok {
+			if ch := tlog.ChangeOf(l, []byte(line)); ch.RunID != "" {
+				chunk.changes = append(chunk.changes, ch)
+			}
+		}
 	}
 	envelope := strings.TrimSuffix(rest, "\n")
 	chunk.Body = data[:len(data)-len(rest)]
@@ -159,7 +167,7 @@ func (c *checker) check(data []byte, keys *ring, kept []Kept) *Chunk {
 
 // line checks one line between header and envelope.
 func (c *checker) line(line string) (evidence.Line, error) {
-	l, err := evidence.Decode(line)
+	l, err := c.lines.Decode(line)
 	if err != nil {
 		return nil, err
 	}

@@ -64,23 +64,13 @@ type inLog struct {
 }
 
 // inLogOf takes what the log says about a chunk, without keeping the chunk.
-func inLogOf(c *Chunk) inLog {
-	p := inLog{file: c.File, log: strings.Clone(c.Header.Log), digest: c.digest}
+func (f *fold) inLogOf(c *Chunk) inLog {
+	p := inLog{file: c.File, log: f.keep(c.Header.Log), digest: c.digest, changes: c.changes}
 	if c.Header.Leaf != nil {
 		p.leaf = uint64(*c.Header.Leaf)
 	}
-	rest := c.Body
-	for _, l := range append([]evidence.Line{nil}, c.Lines...) { // the header first
-		end := bytes.IndexByte(rest, '\n')
-		line := rest[:end]
-		rest = rest[end+1:]
-		if l == nil {
-			continue
-		}
-		if ch := tlog.ChangeOf(l, line); ch.RunID != "" {
-			ch.RunID = strings.Clone(ch.RunID)
-			p.changes = append(p.changes, ch)
-		}
+	for i := range p.changes {
+		p.changes[i].RunID = f.keep(p.changes[i].RunID)
 	}
 	return p
 }

@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"probity/evidence"
 )
@@ -98,18 +100,6 @@ func (p position) after(q position) bool {
 	return cmp.Or(cmp.Compare(p.seq, q.seq), cmp.Compare(p.instance, q.instance), cmp.Compare(p.line, q.line)) > 0
 }
 
-type siteKey struct {
-	run, probe, path, origin, file, build, symbol, event, function string
-	offset                                                         uint64
-	hasOffset                                                      bool
-	entry                                                          string // what tells an entry of a set from others; "" for all else
-}
-
-type latestSite struct {
-	at position
-	Row
-}
-
 type latestRun struct {
 	probes []evidence.ProbeFold
 	at     position
@@ -144,38 +134,50 @@ func (g *latestGap) about(r *Row) bool {
 		(g.Offset == nil || r.Offset != nil && *g.Offset == *r.Offset)
 }
 
-// fold keeps the latest line of everything. It copies what it keeps.
+// fold keeps the latest line of everything. It copies what it keeps. Workers may
+// add to it at the same time, in any order.
 type fold struct {
+	mu     sync.Mutex
 	chunks map[string][]string // name -> files
 	spools map[string]bool     // chunks, sound or not, that lie in a spool
 	lines  int
-	sites  map[siteKey]*latestSite
+	sites  sites
 	runs   map[string]*latestRun
 	gaps   map[string]*latestGap
 	runIDs map[string]bool
-	texts  map[string]string           // one copy of every text that is kept
+	texts  texts
 	inLog  map[string]map[string]inLog // of a spool: its sound chunks
 }
 
 func newFold() *fold {
 	return &fold{
-		chunks: map[string][]string{}, spools: map[string]bool{}, sites: map[siteKey]*latestSite{}, runs: map[string]*latestRun{},
-		gaps: map[string]*latestGap{}, runIDs: map[string]bool{}, texts: map[string]string{}, inLog: map[string]map[string]inLog{},
+		chunks: map[string][]string{}, spools: map[string]bool{}, sites: sites{at: map[siteKey]uint32{}}, runs: map[string]*latestRun{},
+		gaps: map[string]*latestGap{}, runIDs: map[string]bool{}, texts: newTexts(), inLog: map[string]map[string]inLog{},
 	}
 }
 
 // keep returns s without the chunk that it is a part of. Ids, paths and digests
 // are shared by many rows.
-func (f *fold) keep(s string) string {
-	if s == "" {
-		return ""
+func (f *fold) keep(s string) string { return f.texts.list[f.texts.id(s)] }
+
+// found takes a chunk file that was looked at; c is nil if it is not sound.
+func (f *fold) found(file file, c *Chunk) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if file.rel != "" {
+		f.spools[strings.TrimSuffix(filepath.Base(file.rel), ".ndjson")] = true
 	}
-	if have, ok := f.texts[s]; ok {
-		return have
+	if c == nil {
+		return
 	}
-	s = strings.Clone(s)
-	f.texts[s] = s
-	return s
+	if file.rel != "" {
+		spool := filepath.Clean(file.spool)
+		if f.inLog[spool] == nil {
+			f.inLog[spool] = map[string]inLog{}
+		}
+		f.inLog[spool][f.keep(c.Header.Chunk)] = f.inLogOf(c)
+	}
+	f.add(c)
 }
 
 // add folds a sound chunk in.
@@ -184,64 +186,26 @@ func (f *fold) add(c *Chunk) {
 	name := f.keep(c.Header.Chunk)
 	f.chunks[name] = append(f.chunks[name], c.File)
 	f.lines += len(c.Lines)
-	at := position{seq: seq, instance: f.keep(instance)}
+	named := f.texts.id(instance)
+	at := position{seq: seq, instance: f.texts.list[named]}
+	last := ""
 	for i, l := range c.Lines {
 		at.line = i + 2
-		if run := evidence.RunOf(l); run != "" && !f.runIDs[run] {
-			f.runIDs[f.keep(run)] = true
+		if run := evidence.RunOf(l); run != last {
+			if last = run; run != "" && !f.runIDs[run] {
+				f.runIDs[f.keep(run)] = true
+			}
 		}
 		switch v := l.(type) {
 		case *evidence.Observation:
-			f.site(at, v)
+			f.site(at, named, v)
 		case *evidence.Coverage:
 			f.run(at, v)
 		case *evidence.Gap:
 			f.gap(at, v)
 		}
 	}
-}
-
-func (f *fold) site(at position, o *evidence.Observation) {
-	k := siteKey{run: o.RunID, probe: o.ProbeID, path: o.Path, file: o.FileDigest, symbol: o.Symbol, event: o.Event, function: o.Function}
-	if o.Entry != nil {
-		k.build, k.entry = o.BuildID, entryKey(o)
-	} else {
-		k.origin = o.Origin
-	}
-	if o.Offset != nil {
-		k.offset, k.hasOffset = uint64(*o.Offset), true
-	}
-	have := f.sites[k]
-	if have != nil && !at.after(have.at) {
-		return
-	}
-	r := Row{
-		RunID: f.keep(o.RunID), ContainerID: f.keep(o.ContainerID), Runtime: f.keep(o.Runtime),
-		ImageDigest: f.keep(o.ImageDigest), ProbeID: f.keep(o.ProbeID), ProbeType: evidence.ProbeType(f.keep(string(o.ProbeType))),
-		Symbol: f.keep(o.Symbol), Event: f.keep(o.Event), Path: f.keep(o.Path), Origin: f.keep(o.Origin), FileDigest: f.keep(o.FileDigest),
-		Offset: o.Offset, State: evidence.State(f.keep(string(o.State))), Reason: evidence.NotArmedReason(f.keep(string(o.Reason))),
-		Detail: f.keep(o.Detail), Count: o.Count, Complete: o.Complete, Confidence: o.Confidence.Value, Final: o.Final,
-		FirstAt: o.FirstAt, LastAt: o.LastAt, From: o.From, To: o.To,
-		Requested: evidence.ProbeType(f.keep(string(o.RequestedProbeType))), SymbolKind: f.keep(o.SymbolKind), Inline: f.keep(o.Inline),
-		Demangled: f.keep(o.Demangled), Wanted: f.keep(o.Wanted), InlinedIn: f.keep(o.InlinedIn), InlinedAtMore: o.InlinedAtMore,
-		Implements: f.keep(o.Implements), Function: f.keep(o.Function), Duration: f.duration(o.Duration), Set: f.keep(o.Set), Entries: o.Entries, IOUring: o.IOUring,
-		BuildID: f.keep(o.BuildID), Process: f.process(o.Process), InlinedAt: f.instances(o.InlinedAt), Stack: f.stack(o.Stack),
-		Entry: f.entry(o.Entry), SystemCalls: f.calls(o.SystemCalls),
-	}
-	for _, g := range o.Gaps {
-		r.Gaps = append(r.Gaps, evidence.GapReason(f.keep(string(g.Reason))))
-	}
-	if have != nil {
-		have.at, have.Row = at, r
-		return
-	}
-	k.run, k.probe, k.path, k.file, k.symbol, k.event, k.function = r.RunID, r.ProbeID, r.Path, r.FileDigest, r.Symbol, r.Event, r.Function
-	if r.Entry != nil {
-		k.build = r.BuildID
-	} else {
-		k.origin = r.Origin
-	}
-	f.sites[k] = &latestSite{at, r}
+	f.sites.forget()
 }
 
 func (f *fold) run(at position, c *evidence.Coverage) {
@@ -282,44 +246,6 @@ func (f *fold) gap(at position, g *evidence.Gap) {
 	}
 }
 
-// merge takes over what another worker folded.
-func (f *fold) merge(o *fold) {
-	if f.chunks == nil {
-		*f = *o
-		return
-	}
-	f.lines += o.lines
-	maps.Copy(f.spools, o.spools)
-	for spool, chunks := range o.inLog {
-		if f.inLog[spool] == nil {
-			f.inLog[spool] = chunks
-			continue
-		}
-		maps.Copy(f.inLog[spool], chunks)
-	}
-	for name, files := range o.chunks {
-		f.chunks[name] = append(f.chunks[name], files...)
-	}
-	maps.Copy(f.runIDs, o.runIDs)
-	mergeLatest(f.sites, o.sites, func(s *latestSite) position { return s.at })
-	mergeLatest(f.runs, o.runs, func(s *latestRun) position { return s.at })
-	for id, g := range o.gaps { // before one of the two is dropped
-		if have := f.gaps[id]; have != nil {
-			have.began(g.first)
-			g.began(have.first)
-		}
-	}
-	mergeLatest(f.gaps, o.gaps, func(s *latestGap) position { return s.at })
-}
-
-func mergeLatest[K comparable, V any](into, from map[K]*V, at func(*V) position) {
-	for k, v := range from {
-		if have := into[k]; have == nil || at(v).after(at(have)) {
-			into[k] = v
-		}
-	}
-}
-
 // repeated returns a finding for each further file of a chunk.
 func (f *fold) repeated() (out []Finding) {
 	for name, files := range f.chunks {
@@ -334,7 +260,7 @@ func (f *fold) repeated() (out []Finding) {
 // fill writes the fold into a report.
 func (f *fold) fill(rep *Report) {
 	rep.Chunks, rep.Lines, rep.Runs = len(f.chunks), f.lines, len(f.runIDs)
-	rep.Rows, rep.Gaps, rep.Holes = make([]Row, 0, len(f.sites)), make([]GapRow, 0, len(f.gaps)), f.holes()
+	rep.Rows, rep.Gaps, rep.Holes = make([]Row, len(f.sites.list)), make([]GapRow, 0, len(f.gaps)), f.holes()
 	byRun := map[string][]*latestGap{}
 	for _, g := range f.gaps {
 		if g.RunID != "" {
@@ -346,8 +272,14 @@ func (f *fold) fill(rep *Report) {
 			return cmp.Or(a.From.Std().Compare(b.From.Std()), cmp.Compare(a.GapID, b.GapID))
 		})
 	}
-	for _, s := range f.inOrder() {
-		rep.Rows = append(rep.Rows, f.row(s, byRun[s.RunID]))
+	var of []*latestGap
+	for n, i := range f.inOrder() {
+		r := &rep.Rows[n]
+		at := f.fillRow(i, r)
+		if n == 0 || rep.Rows[n-1].RunID != r.RunID {
+			of = byRun[r.RunID]
+		}
+		f.since(r, at, of)
 	}
 	foldProbes(rep.Rows)
 	for _, g := range f.gaps {
@@ -358,11 +290,10 @@ func (f *fold) fill(rep *Report) {
 	})
 }
 
-// row is a site's latest line and what later lines of its run make of it: a
+// since brings a site's latest line up to what later lines of its run make of it: a
 // coverage line extends its window, and a gap line that it does not know of, such
 // as agentDown, ends it, or is a gap in it.
-func (f *fold) row(s *latestSite, gaps []*latestGap) Row {
-	r := s.Row
+func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 	run := f.runs[r.RunID]
 	if run != nil {
 		r.ContainerName, r.Pod, r.Image = run.name, run.pod, run.image
@@ -372,17 +303,16 @@ func (f *fold) row(s *latestSite, gaps []*latestGap) Row {
 			}
 		}
 	}
-	r.Gaps = slices.Clone(r.Gaps)
 	end, extended := r.To, false
-	if run != nil && run.at.after(s.at) && run.to.Std().After(r.To.Std()) {
+	if run != nil && run.at.after(at) && run.to.Std().After(r.To.Std()) {
 		end, extended = run.to, true
 	}
 	for _, g := range gaps { // by their beginning
-		if !g.first.after(s.at) || !g.about(&r) {
+		if !g.first.after(at) || !g.about(r) {
 			continue
 		}
 		if !slices.Contains(r.Gaps, g.Reason) {
-			r.Gaps = append(r.Gaps, g.Reason)
+			r.Gaps = append(r.Gaps[:len(r.Gaps):len(r.Gaps)], g.Reason) // the list may be other rows' too
 		}
 		if g.Reason.DetailOnly() || r.State == evidence.NotArmed {
 			continue
@@ -398,98 +328,30 @@ func (f *fold) row(s *latestSite, gaps []*latestGap) Row {
 		}
 	}
 	r.To = end
-	if r.Entry != nil && run != nil && run.final && run.at.after(s.at) {
+	if r.Entry != nil && run != nil && run.final && run.at.after(at) {
 		r.Final = true // an entry that was not seen again has no last line of its own
 	}
-	return r
 }
 
 // foldProbes brings what coverage lines say of probes, at most once an hour, up to
-// the rows: it may only get weaker, or a hit.
+// the rows: it may only get weaker, or a hit. A probe's rows follow one another.
 func foldProbes(rows []Row) {
-	states := map[[2]string][]evidence.State{}
-	for i := range rows {
-		if r := &rows[i]; r.ProbeState != "" {
-			k := [2]string{r.RunID, r.ProbeID}
-			if states[k] == nil {
-				states[k] = append(states[k], r.ProbeState)
+	var states []evidence.State
+	for from := 0; from < len(rows); {
+		first := &rows[from]
+		states = append(states[:0], first.ProbeState)
+		to := from
+		for ; to < len(rows) && rows[to].RunID == first.RunID && rows[to].ProbeID == first.ProbeID; to++ {
+			states = append(states, rows[to].State)
+		}
+		if first.ProbeState != "" {
+			folded := evidence.FoldSites(first.SearchReason == "", states)
+			for i := from; i < to; i++ {
+				rows[i].ProbeState = folded
 			}
-			states[k] = append(states[k], r.State)
 		}
+		from = to
 	}
-	folded := map[[2]string]evidence.State{}
-	for i := range rows {
-		r := &rows[i]
-		if r.ProbeState == "" {
-			continue
-		}
-		k := [2]string{r.RunID, r.ProbeID}
-		st, ok := folded[k]
-		if !ok {
-			st = evidence.FoldSites(r.SearchReason == "", states[k])
-			folded[k] = st
-		}
-		r.ProbeState = st
-	}
-}
-
-// inOrder sorts the sites: runs by their beginning, and a run's by probe and
-// place.
-func (f *fold) inOrder() []*latestSite {
-	type run struct {
-		id, container string
-		from          evidence.Time
-		rank          int
-	}
-	runs := map[string]*run{}
-	for _, s := range f.sites {
-		r := runs[s.RunID]
-		if r == nil {
-			r = &run{id: s.RunID, container: s.ContainerID, from: s.From}
-			runs[s.RunID] = r
-		}
-		if s.From.Std().Before(r.from.Std()) {
-			r.from = s.From
-		}
-	}
-	ranked := slices.SortedFunc(maps.Values(runs), func(a, b *run) int {
-		return cmp.Or(a.from.Std().Compare(b.from.Std()), cmp.Compare(a.container, b.container), cmp.Compare(a.id, b.id))
-	})
-	for i, r := range ranked {
-		r.rank = i
-	}
-	type ranking struct {
-		rank   int
-		offset uint64
-		entry  string
-		site   *latestSite
-	}
-	order := make([]ranking, 0, len(f.sites))
-	for k, s := range f.sites {
-		order = append(order, ranking{runs[s.RunID].rank, k.offset, k.entry, s})
-	}
-	slices.SortFunc(order, func(x, y ranking) int {
-		if x.rank != y.rank {
-			return x.rank - y.rank
-		}
-		a, b := x.site, y.site
-		if c := strings.Compare(a.ProbeID, b.ProbeID); c != 0 {
-			return c
-		}
-		if c := strings.Compare(a.Path, b.Path); c != 0 {
-			return c
-		}
-		return cmp.Or(
-			cmp.Compare(x.offset, y.offset), strings.Compare(a.Symbol, b.Symbol), strings.Compare(a.FileDigest, b.FileDigest), strings.Compare(a.Event, b.Event),
-			strings.Compare(a.Function, b.Function), strings.Compare(x.entry, y.entry), strings.Compare(a.BuildID, b.BuildID),
-			strings.Compare(a.Origin, b.Origin),
-		)
-	})
-	out := make([]*latestSite, len(order))
-	for i, o := range order {
-		out[i] = o.site
-	}
-	return out
 }
 
 func (f *fold) holes() []Hole {

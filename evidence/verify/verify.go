@@ -28,9 +28,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 
+	"probity/evidence"
 	"probity/evidence/sign"
 )
 
@@ -157,14 +157,13 @@ func Path(ctx context.Context, paths []string, keys sign.Keys, opts Options) (Re
 	var (
 		mu   sync.Mutex
 		next int
-		all  fold
+		all  = newFold()
 		wg   sync.WaitGroup
 		errs = []error{err}
 	)
 	for range min(opts.Workers, len(files)) {
 		wg.Go(func() {
-			part := newFold()
-			var buf []byte
+			var w worker
 			for ctx.Err() == nil {
 				mu.Lock()
 				i := next
@@ -173,7 +172,7 @@ func Path(ctx context.Context, paths []string, keys sign.Keys, opts Options) (Re
 				if i >= len(files) {
 					break
 				}
-				res, err := checkFile(files[i], key, opts, part, &buf)
+				res, err := w.check(files[i], key, opts, all)
 				mu.Lock()
 				if err != nil {
 					errs = append(errs, err)
@@ -184,9 +183,6 @@ func Path(ctx context.Context, paths []string, keys sign.Keys, opts Options) (Re
 				rep.Findings = append(rep.Findings, res.findings...)
 				mu.Unlock()
 			}
-			mu.Lock()
-			all.merge(part)
-			mu.Unlock()
 		})
 	}
 	wg.Wait()
@@ -248,10 +244,16 @@ type result struct {
 	findings []Finding
 }
 
-// checkFile reads and checks one file and folds it into part if it is sound.
-// Nothing of the file is kept, so the next one is read into the same buffer.
-func checkFile(f file, key *ring, opts Options, part *fold, buf *[]byte) (result, error) {
-	data, err := f.read(buf)
+// worker checks one file after another. Nothing of a file is kept, so that the next
+// one is read into the same memory.
+type worker struct {
+	buf   []byte
+	lines evidence.Decoder
+}
+
+// check reads and checks one file and folds it into all if it is sound.
+func (w *worker) check(f file, key *ring, opts Options, all *fold) (result, error) {
+	data, err := f.read(&w.buf)
 	switch {
 	case errors.Is(err, errVanished):
 		return result{}, nil
@@ -264,25 +266,17 @@ func checkFile(f file, key *ring, opts Options, part *fold, buf *[]byte) (result
 	if f.rel != "" { // of a file that is named itself no log is checked
 		kept = opts.Kept
 	}
-	c, findings := checkBytes(f.path, data, key, kept)
+	defer w.lines.Reset()
+	c, findings := checkBytes(f.path, data, key, kept, &w.lines)
 	if c != nil {
 		findings = append(findings, f.named(c)...)
 	}
-	if f.rel != "" && len(findings) == 0 {
-		spool := filepath.Clean(f.spool)
-		if part.inLog[spool] == nil {
-			part.inLog[spool] = map[string]inLog{}
-		}
-		part.inLog[spool][strings.Clone(c.Header.Chunk)] = inLogOf(c)
-	}
-	if f.rel != "" {
-		part.spools[strings.TrimSuffix(filepath.Base(f.rel), ".ndjson")] = true
-	}
 	res := result{looked: true, findings: findings}
 	if len(findings) > 0 {
+		all.found(f, nil)
 		return res, nil
 	}
-	part.add(c)
+	all.found(f, c)
 	if opts.Bundles == "" {
 		return res, nil
 	}

@@ -1,0 +1,332 @@
+package verify
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"probity/evidence"
+)
+
+// This file keeps the latest line of each site. There may be millions, so a site is
+// kept without pointers: the garbage collector has nothing to look at, and texts,
+// which repeat, are kept once.
+
+// texts gives each text a number, by which texts can be compared. 0 is "".
+type texts struct {
+	list []string
+	ids  map[string]uint32
+}
+
+func newTexts() texts { return texts{list: []string{""}, ids: map[string]uint32{"": 0}} }
+
+func (t *texts) id(s string) uint32 {
+	if id, ok := t.ids[s]; ok {
+		return id
+	}
+	s = strings.Clone(s)
+	id := uint32(len(t.list))
+	t.list = append(t.list, s)
+	t.ids[s] = id
+	return id
+}
+
+// ranks says where each text is in their order.
+func (t *texts) ranks() []uint32 {
+	order := make([]uint32, len(t.list))
+	for i := range order {
+		order[i] = uint32(i)
+	}
+	slices.SortFunc(order, func(a, b uint32) int { return strings.Compare(t.list[a], t.list[b]) })
+	ranks := make([]uint32, len(order))
+	for rank, id := range order {
+		ranks[id] = uint32(rank)
+	}
+	return ranks
+}
+
+// The texts of a site.
+const (
+	textRun = iota
+	textContainer
+	textRuntime
+	textImage
+	textProbe
+	textProbeType
+	textRequested
+	textSymbol
+	textSymbolKind
+	textInline
+	textDemangled
+	textWanted
+	textInlinedIn
+	textImplements
+	textFunction
+	textSet
+	textEvent
+	textPath
+	textOrigin
+	textFile
+	textBuild
+	textState
+	textReason
+	textDetail
+	textEntry // its entryKey
+	textCount
+)
+
+func textsOf(o *evidence.Observation) [textCount]string {
+	entry := ""
+	if o.Entry != nil {
+		entry = entryKey(o)
+	}
+	return [textCount]string{
+		textRun: o.RunID, textContainer: o.ContainerID, textRuntime: o.Runtime, textImage: o.ImageDigest, textProbe: o.ProbeID,
+		textProbeType: string(o.ProbeType), textRequested: string(o.RequestedProbeType), textSymbol: o.Symbol, textSymbolKind: o.SymbolKind,
+		textInline: o.Inline, textDemangled: o.Demangled, textWanted: o.Wanted, textInlinedIn: o.InlinedIn, textImplements: o.Implements,
+		textFunction: o.Function, textSet: o.Set, textEvent: o.Event, textPath: o.Path, textOrigin: o.Origin, textFile: o.FileDigest,
+		textBuild: o.BuildID, textState: string(o.State), textReason: string(o.Reason), textDetail: o.Detail, textEntry: entry,
+	}
+}
+
+// stamp is a time of the format, all of them: nanoseconds since 1970 would not do.
+type stamp struct {
+	sec  int64
+	nsec int32
+	set  bool
+}
+
+func stampOf(t evidence.Time) stamp {
+	if t.IsZero() {
+		return stamp{}
+	}
+	return stamp{t.Std().Unix(), int32(t.Std().Nanosecond()), true}
+}
+
+func (s stamp) time() evidence.Time {
+	if !s.set {
+		return evidence.Time{}
+	}
+	return evidence.TimeOf(time.Unix(s.sec, int64(s.nsec)))
+}
+
+// site is the latest line of a site.
+type site struct {
+	text                      [textCount]uint32
+	line                      uint32
+	instance                  uint32 // a text
+	seq                       uint64
+	offset, count             uint64
+	from, to, firstAt, lastAt stamp
+	confidence                float64
+	hasOffset, hasCount       bool
+	complete, final           bool
+}
+
+// siteKey is what tells a site from others, texts by their numbers.
+type siteKey struct {
+	run, probe, path, origin, file, build, symbol, event, function, entry uint32
+	hasOffset                                                             bool
+	offset                                                                uint64
+}
+
+func (s *site) key() siteKey {
+	k := siteKey{
+		run: s.text[textRun], probe: s.text[textProbe], path: s.text[textPath], file: s.text[textFile], symbol: s.text[textSymbol],
+		event: s.text[textEvent], function: s.text[textFunction], entry: s.text[textEntry], offset: s.offset, hasOffset: s.hasOffset,
+	}
+	if k.entry != 0 {
+		k.build = s.text[textBuild]
+	} else {
+		k.origin = s.text[textOrigin]
+	}
+	return k
+}
+
+// details are what few sites have. Sites share them, so they are never changed.
+type details struct {
+	inlinedAt     []evidence.Instance
+	inlinedAtMore evidence.Uint64
+	duration      *evidence.Duration
+	stack         *evidence.Stack
+	entry         *evidence.Entry
+	entries       evidence.Uint64
+	systemCalls   []evidence.SystemCalls
+	ioUring       bool
+	process       *evidence.Process
+	gaps          []evidence.GapReason
+}
+
+// sites are all of them, by their keys.
+type sites struct {
+	at      map[siteKey]uint32
+	list    []site
+	details []*details // of each; nil where there are none
+
+	// Of the chunk that is folded in: the line before, in each state. Most of its
+	// texts are the next one's.
+	before [4]struct {
+		line    *evidence.Observation
+		texts   [textCount]string
+		ids     [textCount]uint32
+		details *details
+	}
+}
+
+// forget lets go of the chunk.
+func (s *sites) forget() { clear(s.before[:]) }
+
+// site takes an observation. The instance is at's, by its number.
+func (f *fold) site(at position, instance uint32, o *evidence.Observation) {
+	before := &f.sites.before[max(0, slices.Index(evidence.States, o.State))]
+	new := site{
+		line: uint32(at.line), instance: instance, seq: at.seq, confidence: o.Confidence.Value, complete: o.Complete, final: o.Final,
+		from: stampOf(o.From), to: stampOf(o.To), firstAt: stampOf(o.FirstAt), lastAt: stampOf(o.LastAt),
+	}
+	if o.Offset != nil {
+		new.offset, new.hasOffset = uint64(*o.Offset), true
+	}
+	if o.Count != nil {
+		new.count, new.hasCount = uint64(*o.Count), true
+	}
+	for i, s := range textsOf(o) {
+		if s != before.texts[i] {
+			before.texts[i], before.ids[i] = s, f.texts.id(s)
+		}
+		new.text[i] = before.ids[i]
+	}
+	k := new.key()
+	i, ok := f.sites.at[k]
+	if ok && !at.after(f.sites.position(&f.texts, i)) {
+		return
+	}
+	if before.line == nil || !sameDetails(before.line, o) {
+		before.line, before.details = o, f.detailsOf(o)
+	}
+	if ok {
+		f.sites.list[i], f.sites.details[i] = new, before.details
+		return
+	}
+	f.sites.at[k] = uint32(len(f.sites.list))
+	f.sites.list = append(f.sites.list, new)
+	f.sites.details = append(f.sites.details, before.details)
+}
+
+func (s *sites) position(t *texts, i uint32) position {
+	x := &s.list[i]
+	return position{seq: x.seq, instance: t.list[x.instance], line: int(x.line)}
+}
+
+// sameDetails reports whether two lines have the very same details, in memory.
+func sameDetails(a, b *evidence.Observation) bool {
+	return a.Process == b.Process && same(a.Gaps, b.Gaps) && a.Entry == b.Entry && a.Entries == b.Entries && a.Duration == b.Duration && a.Stack == b.Stack &&
+		same(a.InlinedAt, b.InlinedAt) && a.InlinedAtMore == b.InlinedAtMore && same(a.SystemCalls, b.SystemCalls) && a.IOUring == b.IOUring
+}
+
+func same[T any](a, b []T) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
+
+func (f *fold) detailsOf(o *evidence.Observation) *details {
+	if sameDetails(o, &evidence.Observation{}) {
+		return nil
+	}
+	d := &details{
+		inlinedAt: f.instances(o.InlinedAt), inlinedAtMore: o.InlinedAtMore, duration: f.duration(o.Duration), stack: f.stack(o.Stack),
+		entry: f.entry(o.Entry), entries: o.Entries, systemCalls: f.calls(o.SystemCalls), ioUring: o.IOUring, process: f.process(o.Process),
+	}
+	for _, g := range o.Gaps {
+		d.gaps = append(d.gaps, evidence.GapReason(f.keep(string(g.Reason))))
+	}
+	return d
+}
+
+// fillRow writes a site into a row, and returns where its line is.
+func (f *fold) fillRow(i uint32, r *Row) position {
+	s := &f.sites.list[i]
+	text := func(which int) string { return f.texts.list[s.text[which]] }
+	r.RunID, r.ContainerID, r.Runtime, r.ImageDigest = text(textRun), text(textContainer), text(textRuntime), text(textImage)
+	r.ProbeID, r.ProbeType, r.Requested = text(textProbe), evidence.ProbeType(text(textProbeType)), evidence.ProbeType(text(textRequested))
+	r.Symbol, r.SymbolKind, r.Inline, r.Demangled, r.Wanted = text(textSymbol), text(textSymbolKind), text(textInline), text(textDemangled), text(textWanted)
+	r.InlinedIn, r.Implements, r.Function, r.Set, r.Event = text(textInlinedIn), text(textImplements), text(textFunction), text(textSet), text(textEvent)
+	r.Path, r.Origin, r.FileDigest, r.BuildID = text(textPath), text(textOrigin), text(textFile), text(textBuild)
+	r.State, r.Reason, r.Detail = evidence.State(text(textState)), evidence.NotArmedReason(text(textReason)), text(textDetail)
+	r.Complete, r.Final, r.Confidence = s.complete, s.final, s.confidence
+	r.From, r.To, r.FirstAt, r.LastAt = s.from.time(), s.to.time(), s.firstAt.time(), s.lastAt.time()
+	if s.hasOffset {
+		r.Offset = (*evidence.Uint64)(&s.offset)
+	}
+	if s.hasCount {
+		r.Count = (*evidence.Uint64)(&s.count)
+	}
+	if d := f.sites.details[i]; d != nil {
+		r.InlinedAt, r.InlinedAtMore, r.Duration, r.Stack, r.Entry, r.Entries = d.inlinedAt, d.inlinedAtMore, d.duration, d.stack, d.entry, d.entries
+		r.SystemCalls, r.IOUring, r.Process, r.Gaps = d.systemCalls, d.ioUring, d.process, d.gaps
+	}
+	return f.sites.position(&f.texts, i)
+}
+
+// inOrder sorts the sites: runs by their beginning, and a run's by probe and
+// place.
+func (f *fold) inOrder() []uint32 {
+	type run struct {
+		id, container uint32
+		from          time.Time
+		rank          uint64
+	}
+	ranks := f.texts.ranks()
+	runs := map[uint32]*run{}
+	var r *run
+	for i := range f.sites.list {
+		s := &f.sites.list[i]
+		id, from := s.text[textRun], s.from.time().Std()
+		if r == nil || r.id != id {
+			if r = runs[id]; r == nil {
+				r = &run{id: id, container: s.text[textContainer], from: from}
+				runs[id] = r
+			}
+		}
+		if from.Before(r.from) {
+			r.from = from
+		}
+	}
+	for i, r := range slices.SortedFunc(maps.Values(runs), func(a, b *run) int {
+		return cmp.Or(a.from.Compare(b.from), cmp.Compare(ranks[a.container], ranks[b.container]), cmp.Compare(ranks[a.id], ranks[b.id]))
+	}) {
+		r.rank = uint64(i)
+	}
+	type ranking struct {
+		probe  uint64 // and its run, which is the upper half
+		offset uint64
+		path   uint32
+		site   uint32
+	}
+	order := make([]ranking, len(f.sites.list))
+	for i := range f.sites.list {
+		s := &f.sites.list[i]
+		if r.id != s.text[textRun] {
+			r = runs[s.text[textRun]]
+		}
+		order[i] = ranking{r.rank<<32 | uint64(ranks[s.text[textProbe]]), s.offset, ranks[s.text[textPath]], uint32(i)}
+	}
+	slices.SortFunc(order, func(x, y ranking) int {
+		if c := cmp.Compare(x.probe, y.probe); c != 0 {
+			return c
+		}
+		if c := cmp.Or(cmp.Compare(x.path, y.path), cmp.Compare(x.offset, y.offset)); c != 0 {
+			return c
+		}
+		a, b := &f.sites.list[x.site], &f.sites.list[y.site]
+		for _, which := range [...]int{textSymbol, textFile, textEvent, textFunction, textEntry, textBuild, textOrigin} {
+			if c := cmp.Compare(ranks[a.text[which]], ranks[b.text[which]]); c != 0 {
+				return c
+			}
+		}
+		return 0
+	})
+	out := make([]uint32, len(order))
+	for i, o := range order {
+		out[i] = o.site
+	}
+	return out
+}
