@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -29,11 +30,35 @@ type Looked struct {
 // The process must be one of the container's. Look may be called at any time
 // until Close, beside Check; it needs CAP_SYS_PTRACE.
 func (h *Handle) Look(p *process.Process) (Looked, error) {
-	maps, err := p.Executable()
-	if err != nil {
-		return Looked{}, err
+	var before []process.Mapping
+	for tries, same := 1, 0; ; tries++ {
+		maps, err := p.Executable()
+		if err != nil {
+			return Looked{}, err
+		}
+		out, doubt, err := h.look(p, maps)
+		if slices.Equal(maps, before) {
+			same++
+		}
+		if err != nil || !doubt || same == lookSame || tries == lookMost {
+			return out, err
+		}
+		before = maps
 	}
-	var out Looked
+}
+
+// What is found amiss is found lookSame more times at the same mappings, before
+// it is believed: the process may call execve between two of them, to run the same
+// program. One that does nothing but call execve is looked at lookMost times.
+const (
+	lookSame = 2
+	lookMost = 16
+)
+
+// look compares what a process has at its mappings with what is armed there. With
+// doubt it found something amiss that would be so, too, if the process had called
+// execve since they were read: at their addresses is another program then.
+func (h *Handle) look(p *process.Process, maps []process.Mapping) (out Looked, doubt bool, _ error) {
 	told := map[string]bool{}
 	tell := func(path, format string, args ...any) {
 		if !told[path] {
@@ -56,8 +81,9 @@ func (h *Handle) Look(p *process.Process) (Looked, error) {
 			}
 			lost, of, err := held.lost(h.engine.machine, p, m)
 			if alive := p.Alive(); alive != nil {
-				return Looked{}, alive // the number may have been another's
+				return Looked{}, false, alive // the number may have been another's
 			}
+			doubt = doubt || err != nil || lost > 0
 			switch {
 			case err != nil:
 				tell(path, "the mapping of process %d could not be read: %v", p.Pid, err)
@@ -69,7 +95,7 @@ func (h *Handle) Look(p *process.Process) (Looked, error) {
 			out.Other = append(out.Other, m)
 		}
 	}
-	return out, nil
+	return out, doubt, nil
 }
 
 func kindOf(m process.Mapping) string {

@@ -169,3 +169,40 @@ func TestLookAtTheDead(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
+
+// Between what a process has mapped and what is there it may call execve: what
+// is read at the old addresses is another program's, and nothing was taken out.
+func TestLookAtWhoExecutes(t *testing.T) {
+	lower := newLower(t)
+	for _, name := range []string{"target", "other"} {
+		compiled(t, lower, name, `#include <unistd.h>
+__attribute__((noinline, noclone, used)) int leaf(int x) { return x * 3 + 1; }
+int main(int argc, char **argv) {
+	char *next[] = { argv[1], argv[0], 0 };
+	execv(next[0], next);
+	return leaf(argc);
+}
+`, "gcc", "-O2", "-static")
+	}
+	b := newBox(t, lower)
+	e := newEngine(t, bpf.Options{}, Config{})
+	h := b.arm(e, symbols("leaf"))
+	cmd, entered := b.command("bin/target", nil, filepath.Join(b.merged, "bin/other"))
+	defer entered.Close()
+	must(t, cmd.Start())
+	defer func() {
+		must(t, cmd.Process.Kill())
+		_ = cmd.Wait()
+	}()
+	p, err := process.Open(cmd.Process.Pid)
+	must(t, err)
+	defer p.Close()
+	for range 1500 {
+		switch got, err := h.Look(p); {
+		case err != nil && !errors.Is(err, process.ErrGone): // while it calls execve it has nothing mapped
+			t.Fatal(err)
+		case len(got.Troubles) > 0:
+			t.Fatalf("%+v", got.Troubles)
+		}
+	}
+}
