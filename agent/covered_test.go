@@ -31,8 +31,7 @@ func TestMountedOver(t *testing.T) {
 				t.Fatal(string(out))
 			}
 			b.run()
-			sites := n.sites()
-			for end := time.Now().Add(20 * time.Second); n.sites() == sites; {
+			for end := time.Now().Add(failsafe); !n.armed("/bin/tool", "volume"); {
 				if time.Now().After(end) {
 					for _, s := range n.onlyRun().handle.Sites {
 						t.Logf("%s %s: %v %s %s", s.File.Match.Path, s.File.Match.Origin, s.Armed, s.Reason, s.Detail)

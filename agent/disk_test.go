@@ -59,11 +59,11 @@ func TestFirstHitIsOnDisk(t *testing.T) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	want := strings.Count(eventsPolicy, "id:")
-	for end := time.After(20 * time.Second); len(hits)+len(without) < want; {
+	for end := time.After(failsafe); len(hits)+len(without) < want; {
 		select {
 		case <-tick.C:
 		case <-end:
-			t.Fatalf("after 20 s there are %v, and not armed are %v", hits, without)
+			t.Fatalf("there are %v, and not armed are %v", hits, without)
 		}
 		b.exec("/bin/events", "again") // where the machine is busy, some are armed late
 		files, err := filepath.Glob(n.cfg.Spool + "/ready/*/*.ndjson")

@@ -47,11 +47,11 @@ func until(t *testing.T, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.After(20 * time.Second); !ok(); {
+	for end := time.After(failsafe); !ok(); {
 		select {
 		case <-tick.C:
 		case <-end:
-			t.Fatal("it did not come")
+			t.Fatal("it does not come")
 		}
 	}
 }

@@ -86,7 +86,7 @@ func TestAnotherFileAtThePath(t *testing.T) {
 	b.copyTo("/opt/new")
 	must(t, os.Rename(b.dir+"/merged/opt/new", b.dir+"/merged/opt/tool"))
 	sites := n.sites()
-	for end := time.Now().Add(20 * time.Second); n.sites() == sites; {
+	for end := time.Now().Add(failsafe); n.sites() == sites; {
 		if time.Now().After(end) {
 			t.Fatal("it was not armed")
 		}
@@ -117,7 +117,7 @@ func TestPathsOfAProgram(t *testing.T) {
 			b.run()
 			must(t, os.WriteFile(fmt.Sprintf("/proc/%d/root/tmp/tool", b.cmd.Process.Pid), bin, 0o755))
 			l := n.onlyRun()
-			for end := time.Now().Add(20 * time.Second); n.sites() == 1; {
+			for end := time.Now().Add(failsafe); n.sites() == 1; {
 				l.checking.Lock() // the process is gone before anybody looks
 				b.exec(path, "hello")
 				if !found {
@@ -178,7 +178,7 @@ func TestManyPrograms(t *testing.T) {
 	}
 	n.mu.Unlock()
 	b.copyTo("/opt/tool")
-	for end := time.Now().Add(20 * time.Second); n.sites() == 1; {
+	for end := time.Now().Add(failsafe); n.sites() == 1; {
 		if time.Now().After(end) {
 			t.Fatal("it was not armed")
 		}
