@@ -53,8 +53,9 @@ func (b *Boot) Step(name string) (StepResult, bool) {
 // Run boots the machine with the job and returns what it told. An error means
 // that the machine did not run the whole job: what was told until then is
 // returned with it. dir is the cache of scripts/kernels.sh, scratch a directory
-// for the initrd. What is on the guest's console goes to console as well, as it comes.
-func (m Machine) Run(ctx context.Context, dir, scratch string, job guest.Job, load Load, console io.Writer) (*Boot, error) {
+// for the initrd. What is on the guest's console goes to console as well, as it
+// comes, and told is called with each line of ours, one after the other.
+func (m Machine) Run(ctx context.Context, dir, scratch string, job guest.Job, load Load, console io.Writer, told func(guest.Line)) (*Boot, error) {
 	own, err := os.MkdirTemp(scratch, m.Name) // two boots of one kernel may go on at once
 	if err != nil {
 		return nil, err
@@ -81,7 +82,7 @@ func (m Machine) Run(ctx context.Context, dir, scratch string, job guest.Job, lo
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
 	b := &Boot{}
-	listened := b.listen(io.TeeReader(out, console), began)
+	listened := b.listen(io.TeeReader(out, console), began, told)
 	ended := cmd.Wait()
 	b.Took = time.Since(began)
 	if ctx.Err() != nil {
@@ -139,7 +140,7 @@ func (m Machine) pack(path, dir string, job guest.Job, load Load) error {
 
 // listen reads the console to its end. The machine ran its whole job if its
 // last word was "down" and it failed at nothing.
-func (b *Boot) listen(console io.Reader, began time.Time) error {
+func (b *Boot) listen(console io.Reader, began time.Time, told func(guest.Line)) error {
 	var failed []error
 	down := false
 	lines := bufio.NewReader(console)
@@ -151,6 +152,7 @@ func (b *Boot) listen(console io.Reader, began time.Time) error {
 			if err := json.Unmarshal([]byte(said), &l); err != nil {
 				failed = append(failed, fmt.Errorf("console line %q: %w", said, err))
 			}
+			told(l)
 			switch l.Kind {
 			case guest.Up:
 				b.Release, b.Up = l.Release, time.Since(began)

@@ -113,7 +113,7 @@ func TestListen(t *testing.T) {
 		guest.Mark + `{"kind":"out","step":"a","text":"hello"}` + "\n" + guest.Mark + `{"kind":"end","step":"a","exit":3,"ms":1500}` + "\n" +
 		guest.Mark + `{"kind":"down"}` + "\n"
 	var b Boot
-	if err := b.listen(strings.NewReader(whole), time.Now()); err != nil {
+	if err := b.listen(strings.NewReader(whole), time.Now(), func(guest.Line) {}); err != nil {
 		t.Fatal(err)
 	}
 	s, ok := b.Step("a")
@@ -126,7 +126,7 @@ func TestListen(t *testing.T) {
 		"garbled": {guest.Mark + "{\"kind\n" + whole, "console line"},
 	} {
 		var b Boot
-		if err := b.listen(strings.NewReader(c.console), time.Now()); err == nil || !strings.Contains(err.Error(), c.want) {
+		if err := b.listen(strings.NewReader(c.console), time.Now(), func(guest.Line) {}); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}

@@ -134,6 +134,22 @@ func Rustc(t testing.TB) string {
 	return path
 }
 
+// Interpreter needs Node.js ("node") or a Java runtime ("java"), and returns the
+// path of its program, without links. Only its name requires it: each takes some
+// 200 MB, so that only make test-full installs it.
+func Interpreter(t testing.TB, name string) string {
+	t.Helper()
+	path, ok := Look(name)
+	if !ok {
+		unmet(t, name, "it is not installed")
+	}
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		t.Fatalf("find %s: %v", name, err)
+	}
+	return path
+}
+
 // QEMU needs one of QEMU's programs, and returns its path. Only its name
 // requires it: no user needs it, and it is large.
 func QEMU(t testing.TB, name string) string {

@@ -18,6 +18,7 @@ const stream = `{"Action":"start","Package":"a"}
 {"Action":"output","Package":"c","Test":"TestLost","Output":"panic: lost\n"}
 {"Action":"output","Package":"c","Output":"FAIL\tc\t0.1s\n"}
 {"Action":"fail","Package":"c","Elapsed":0.1}
+{"Action":"output","Package":"d","Test":"TestBad/sub","Output":"progress: half of it\n"}
 {"Action":"output","Package":"d","Test":"TestBad/sub","Output":"    d_test.go:9: wrong\n"}
 {"Action":"fail","Package":"d","Test":"TestBad/sub","Elapsed":0}
 {"Action":"fail","Package":"d","Test":"TestBad","Elapsed":0}
@@ -37,7 +38,7 @@ func TestTally(t *testing.T) {
 	got := out.String()
 	for _, want := range []string{
 		"needs podman: it is not installed", "skipped for what is not here: podman (1)\n",
-		"b.go:1: broken", "FAIL\tb [build failed]", "panic: lost", "d_test.go:9: wrong", "go: a message",
+		"b.go:1: broken", "FAIL\tb [build failed]", "panic: lost", "\nhalf of it\n", "d_test.go:9: wrong", "go: a message",
 		"ok  \ta\t0.200s\nFAIL\tb", // the packages again, at the end
 	} {
 		if !strings.Contains(got, want) {

@@ -56,6 +56,11 @@ func (t *tally) add(e event) {
 	k := key{e.Package, e.Test}
 	switch e.Action {
 	case "output":
+		// What a test that takes long says on the way.
+		if text, said := strings.CutPrefix(e.Output, "progress: "); said {
+			t.raw(text)
+			return
+		}
 		t.output[k] = append(t.output[k], e.Output)
 		return
 	case "build-output":
