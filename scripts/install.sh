@@ -35,6 +35,8 @@ test /usr/bin/python3 python3 python3
 test /usr/lib/python3/dist-packages/cryptography python3-cryptography python3-cryptography
 test clang-14 clang-14 clang
 full rustc rustc rust
+full node nodejs nodejs
+full java default-jre-headless java-headless
 bench bpftrace bpftrace bpftrace
 check clang-14 clang-14 clang
 check llvm-strip-14 llvm-14 llvm
