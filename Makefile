@@ -3,6 +3,7 @@
 
 RUNTIME ?= podman
 OUT ?=
+PARTS ?=
 
 .PHONY: all generate check test test-kernels test-full bench demo rpm clean help
 
@@ -21,8 +22,8 @@ test: ## all tests; as root those with real runtimes too (sudo make test)
 test-kernels: ## the engine in Debian's kernels, booted in QEMU; writes docs/kernels.md
 	@scripts/test-kernels.sh
 
-test-full: ## the same, with the race detector, fuzzing and all kernels
-	@scripts/test.sh full
+test-full: ## everything, for hours: race detector, fuzzing, all tests, all kernels ([PARTS="race fuzz"])
+	@scripts/test.sh full $(PARTS)
 
 bench: ## measure the budgets of docs/design.md (sudo make bench)
 	@scripts/bench.sh

@@ -3,13 +3,35 @@
 # installing what is missing. Else: what needs none, and the end names what was
 # skipped.
 #
-#	scripts/test.sh [full]
+#	scripts/test.sh
+#	scripts/test.sh full [PART...]
 #
-# full adds the race detector, half a minute of fuzzing per target, and all of
-# the engine's tests in every kernel of tests/kernels. $PROBITY_BOOT=all has the
-# core of them run in every kernel, and not only in one.
+# $PROBITY_BOOT=all has the core of the engine's tests run in every kernel of
+# tests/kernels, and not only in one.
+#
+# full is everything that needs no person, in parts, of which any can be run
+# alone. All of them run even if one fails; the end says how each went and how
+# long it took.
+#
+#	race    every test under the race detector, the agent of tests/runtimes too
+#	fuzz    every fuzz target, half a minute each ($PROBITY_FUZZTIME)
+#	tests   what scripts/test.sh runs, and what needs compilers and interpreters
+#	        that are too large for it
+#	guests  all of the engine's tests in every kernel, or those of $PROBITY_BOOT
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
+
+full=
+parts=()
+if [ $# -gt 0 ]; then
+	[ "$1" = full ] || die "usage: test.sh [full [race|fuzz|tests|guests]...]" 2
+	full=yes
+	parts=("${@:2}")
+	if [ ${#parts[@]} = 0 ]; then parts=(race fuzz tests guests); fi
+	for part in "${parts[@]}"; do
+		case $part in race | fuzz | tests | guests) ;; *) die "full has no part $part: race, fuzz, tests, guests" 2 ;; esac
+	done
+fi
 
 packages=$(go list -e ./...) || die "go list failed"
 mapfile -t quick < <(grep -v '/tests/' <<<"$packages")
@@ -17,39 +39,79 @@ mapfile -t slow < <(grep '/tests/' <<<"$packages")
 boot=${PROBITY_BOOT:-6.12}
 timeout=15m
 machines=("${boot//,/ }" userland-amd64 containers-amd64)
-case $boot/${1:-} in
-all/* | */full)
-	timeout=30m # tests/kernels
-	machines=()
-	;;
-esac
-common=(-count=1 -timeout "$timeout")
+if [ "$boot" = all ]; then timeout=30m; fi # tests/kernels
+if [ "$boot" = all ] || [ -n "$full" ]; then machines=(); fi
+if [ -n "$full" ]; then # tests/kernels is a part of its own
+	mapfile -t slow < <(grep -v '/tests/kernels$' <<<"$(printf '%s\n' "${slow[@]}")")
+fi
 
-command=(go run ./tests/need/report)
+report=(go run ./tests/need/report)
 if [ "$(id -u)" = 0 ]; then
 	scripts/install.sh test
-	if [ "${1:-}" = full ]; then scripts/install.sh full; fi
+	if [ -n "$full" ]; then scripts/install.sh full; fi
 	scripts/peers.sh containerd cosign runsc
 	# Where it cannot be fetched, the test that needs it says so.
 	# shellcheck disable=SC2068 # a list in each
 	scripts/kernels.sh ${machines[@]} || true
-	export PROBITY_REQUIRE=${PROBITY_REQUIRE:-all${1:+,rustc}}
-	command=(scripts/private.sh "${command[@]}")
+	export PROBITY_REQUIRE=${PROBITY_REQUIRE:-all${full:+,rustc,node,java}}
+	report=(scripts/private.sh "${report[@]}")
 fi
-status=0
-if [ "${1:-}" = full ]; then
-	go run ./tests/need/report "${common[@]}" -race "${quick[@]}" || status=1
-	while IFS=: read -r file target; do
-		echo "fuzz $target ($file)"
-		# Go would else spend a minute on making one input smaller.
-		go test -run '^$' -fuzz "^$target\$" -fuzztime 30s -fuzzminimizetime 2s "./$(dirname "$file")" || status=1
-	done < <(grep -rhoE --include='*_test.go' -H '^func Fuzz[A-Za-z0-9_]+' . | sed 's/:func /:/')
-fi
+
 # Scenarios with real runtimes measure time: one package after another, and
 # after the others.
-"${command[@]}" "${common[@]}" "${quick[@]}" -- "${common[@]}" -p 1 "${slow[@]}" || status=1
-if [ "${1:-}" = full ]; then
-	go run ./tests/need/report -count=1 -timeout 170m ./tests/kernels -boot all -whole || status=1
+tests() {
+	"${report[@]}" -count=1 -timeout "$timeout" "${quick[@]}" -- -count=1 -timeout "$timeout" -p 1 "${slow[@]}"
+}
+
+# What the detector slows down are the agent and the tests, not what they measure
+# themselves against: tests/bench is left out.
+race() {
+	local timed
+	mapfile -t timed < <(printf '%s\n' "${slow[@]}" | grep -v '/tests/bench$')
+	"${report[@]}" -race -count=1 -timeout 40m "${quick[@]}" -- -race -count=1 -timeout 60m -p 1 "${timed[@]}"
+}
+
+# One target after the other: each takes all processors.
+fuzz() {
+	local dir target count=0 crashed=()
+	while read -r dir target; do
+		count=$((count + 1))
+		echo "fuzz $target ($dir)"
+		# Go would else spend a minute on making one input smaller.
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "${PROBITY_FUZZTIME:-30s}" -fuzzminimizetime 2s "$dir" || crashed+=("$target ($dir)")
+	done < <(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' ./... | while read -r dir; do
+		sed -nE "s,^func (Fuzz[A-Za-z0-9_]+).*,.${dir#"$PWD"} \\1,p" "$dir"/*_test.go
+	done)
+	echo "$count targets, failed: ${crashed[*]:-none}"
+	[ "$count" -gt 0 ] && [ ${#crashed[@]} = 0 ]
+}
+
+guests() {
+	"${report[@]}" -count=1 -timeout 170m ./tests/kernels -boot "${PROBITY_BOOT:-all}" -whole
+}
+
+if [ -z "$full" ]; then
+	status=0
+	tests || status=1
+	if [ -d bin ]; then give_back bin; fi
+	exit $status
 fi
-if [ -d bin ]; then give_back bin; fi
-exit $status
+
+summary=()
+status=1 # if it does not get to the end
+finish() {
+	printf '\n%s\n' "scripts/test.sh full:"
+	printf '  %s\n' "${summary[@]}"
+	if [ -d bin ]; then give_back bin; fi
+	exit $status
+}
+trap finish EXIT
+failed=0
+for part in "${parts[@]}"; do
+	began=$SECONDS
+	how=ok
+	printf '\n== %s\n' "$part"
+	"$part" || { how=FAIL && failed=1; }
+	summary+=("$(printf '%-6s  %-4s  %4d min %02d s' "$part" $how $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)))")
+done
+status=$failed

@@ -137,7 +137,7 @@ func (a *Agent) launch(t T) {
 		args = append(args, "--nri-socket", "none")
 	}
 	cmd := exec.Command(a.Binaries.Probity, append(args, a.options.Args...)...)
-	cmd.Env = append(os.Environ(), append([]string{"NOTIFY_SOCKET=" + a.notify.LocalAddr().String()}, a.options.Env...)...)
+	cmd.Env = append(os.Environ(), append([]string{atRaces, "NOTIFY_SOCKET=" + a.notify.LocalAddr().String()}, a.options.Env...)...)
 	server, err := start("the agent", a.Scratch.Path("agent.log"), cmd)
 	if err != nil {
 		t.Fatalf("%v", err)

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"sync"
 	"testing"
 )
@@ -51,9 +53,13 @@ func Build(ctx context.Context, root, dir string) (Binaries, error) {
 	b := Binaries{Probity: filepath.Join(dir, "probity"), Hook: filepath.Join(dir, "probity-hook")}
 	for path, pkg := range map[string]string{b.Probity: "./plugin", b.Hook: "./hook"} {
 		out := filepath.Join(fresh, filepath.Base(path))
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", out, pkg)
-		cmd.Dir = root
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", out}
+		env := append(os.Environ(), "CGO_ENABLED=0")
+		if raced() && path == b.Probity { // the hook does one thing after the other
+			args, env = append(args, "-race"), append(os.Environ(), "CGO_ENABLED=1")
+		}
+		cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
+		cmd.Dir, cmd.Env = root, env
 		if _, err := output(cmd); err != nil {
 			return Binaries{}, fmt.Errorf("build %s: %w", pkg, err)
 		}
@@ -63,6 +69,16 @@ func Build(ctx context.Context, root, dir string) (Binaries, error) {
 	}
 	return b, nil
 }
+
+// raced says whether this test was built with the race detector: what it tests
+// is then, too. A program that has a race is to end there and then, so that the
+// test which caused it fails.
+func raced() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
+
+const atRaces = "GORACE=halt_on_error=1"
 
 // moduleRoot returns the root of the source tree, from the directory that a
 // test of it runs in.
