@@ -2,10 +2,12 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,8 +36,9 @@ probes:
 `
 
 // A first hit is on disk within a second: of each probe type that there is here,
-// and of each set, with the node's own times. The wall clock has more, because
-// the machine may be busy.
+// and of each set, with the node's own times. What the machine did for others
+// meanwhile is not the agent's; and where it was slow in what cannot be told apart
+// so, such as its disk, another container is another try. None may miss a hit.
 func TestFirstHitIsOnDisk(t *testing.T) {
 	need.Root(t)
 	need.Command(t, "gcc")
@@ -48,14 +51,58 @@ func TestFirstHitIsOnDisk(t *testing.T) {
 	bin, err := target()
 	must(t, err)
 	n := newNodeWith(t, Config{}, eventsPolicy)
-	b := newBoxOf(t, map[string][]byte{"bin/target": bin, "bin/events": program}, 1, "serve")
-	n.notify(context.Background(), b.notice("c1"), yes)
-	b.run()
-
-	// What is not armed is told in the first lines already.
-	hits, without := map[string]*evidence.Observation{}, map[string]evidence.NotArmedReason{}
-	onDisk := map[string]time.Time{} // when the hit's chunk was found there
+	others := watchOthers(t)
 	read := map[string]bool{}
+	var slow []string
+	for try, end := 1, time.Now().Add(failsafe); try == 1 || len(slow) > 0; try++ {
+		if time.Now().After(end) {
+			t.Fatalf("in %d tries:\n%s", try-1, strings.Join(slow, "\n"))
+		}
+		b := newBoxOf(t, map[string][]byte{"bin/target": bin, "bin/events": program}, 1, "serve")
+		id := fmt.Sprint("c", try)
+		n.notify(context.Background(), b.notice(id), yes)
+		b.run()
+		slow = nil
+		hits, without := n.firstHits(b, id, read)
+		for id, h := range hits {
+			first := h.FirstAt.Std()
+			told, there := h.To.Std().Sub(first), h.found.Sub(first)
+			t.Logf("%s as %s: told after %v, on disk after %v, without others after %v", id, h.ProbeType, told, there, told-others.between(first, h.To.Std()))
+			if told < 0 {
+				t.Errorf("%s: first at %v, told at %v", id, first, h.To.Std())
+			}
+			if told-others.between(first, h.To.Std()) > time.Second || there-others.between(first, h.found) > 2*time.Second {
+				slow = append(slow, fmt.Sprintf("%s: first at %v, told at %v, on disk at %v", id, first, h.To.Std(), h.found))
+			}
+		}
+		for id, reason := range without {
+			t.Logf("%s: %s", id, reason)
+			if reason != evidence.KernelUnsupported || strings.HasPrefix(id, "u") {
+				t.Errorf("%s: %s", id, reason)
+			}
+		}
+		for _, id := range []string{"uprobe", "offset", "duration", "uretprobe", "usdt", "rawTracepoint", "exec", "libraries", "syscalls", "network", "files"} {
+			if _, ok := hits[id]; !ok {
+				t.Errorf("%s: no hit", id)
+			}
+		}
+		b.end()
+	}
+}
+
+// firstHit is the first line that says that a probe was hit, and when its chunk was
+// found on disk.
+type firstHit struct {
+	*evidence.Observation
+	found time.Time
+}
+
+// firstHits runs the box's program until there is a line of each probe on disk: that
+// it was hit, or why it is not armed. Chunks that were read are not read again.
+func (n *node) firstHits(b *box, container string, read map[string]bool) (hits map[string]firstHit, without map[string]evidence.NotArmedReason) {
+	t := n.t
+	t.Helper()
+	hits, without = map[string]firstHit{}, map[string]evidence.NotArmedReason{}
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	want := strings.Count(eventsPolicy, "id:")
@@ -82,32 +129,65 @@ func TestFirstHitIsOnDisk(t *testing.T) {
 				must(t, err)
 				o, ok := l.(*evidence.Observation)
 				switch {
-				case !ok || o.ContainerID != "c1":
+				case !ok || o.ContainerID != container:
 				case o.State == evidence.NotArmed:
 					without[o.ProbeID] = o.Reason
-				case o.State == evidence.Hit && hits[o.ProbeID] == nil:
-					hits[o.ProbeID], onDisk[o.ProbeID] = o, now
+				case o.State == evidence.Hit && hits[o.ProbeID].Observation == nil:
+					hits[o.ProbeID] = firstHit{o, now}
 				}
 			}
 		}
 	}
-	for id, o := range hits {
-		first := o.FirstAt.Std()
-		told, there := o.To.Std().Sub(first), onDisk[id].Sub(first)
-		t.Logf("%s as %s: told after %v, on disk after %v", id, o.ProbeType, told, there)
-		if told < 0 || told > time.Second || there > 5*time.Second {
-			t.Errorf("%s: first at %v, told at %v, on disk at %v", id, first, o.To.Std(), onDisk[id])
+	return hits, without
+}
+
+// others tells how long this process wanted to run and did not, because the machine
+// ran others: by how much later than asked it was woken, again and again.
+type others struct {
+	mu   sync.Mutex
+	late []lateness
+}
+
+type lateness struct{ from, to time.Time }
+
+func watchOthers(t *testing.T) *others {
+	const every = 10 * time.Millisecond
+	w, stop, stopped := &others{}, make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			due := time.Now().Add(every)
+			timer := time.NewTimer(every)
+			select {
+			case <-stop:
+				timer.Stop()
+				return
+			case <-timer.C:
+			}
+			w.mu.Lock()
+			w.late = append(w.late, lateness{due, time.Now()})
+			w.mu.Unlock()
 		}
-	}
-	for id, reason := range without {
-		t.Logf("%s: %s", id, reason)
-		if reason != evidence.KernelUnsupported || strings.HasPrefix(id, "u") {
-			t.Errorf("%s: %s", id, reason)
+	}()
+	t.Cleanup(func() {
+		close(stop)
+		<-stopped
+	})
+	return w
+}
+
+// between is how much of that lies between two times.
+func (w *others) between(from, to time.Time) (sum time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, l := range w.late {
+		if l.from.Before(from) {
+			l.from = from
 		}
-	}
-	for _, id := range []string{"uprobe", "offset", "duration", "uretprobe", "usdt", "rawTracepoint", "exec", "libraries", "syscalls", "network", "files"} {
-		if hits[id] == nil {
-			t.Errorf("%s: no hit", id)
+		if l.to.After(to) {
+			l.to = to
 		}
+		sum += max(0, l.to.Sub(l.from))
 	}
+	return sum
 }
