@@ -29,9 +29,9 @@ type T interface {
 	Context() context.Context
 }
 
-// Patience bounds every single wait of the harness. It is long because two
-// cores may be shared by all packages' tests; nothing waits for it to pass.
-const Patience = 60 * time.Second
+// Patience bounds every single wait of the harness: a failsafe, and no measure of
+// anything. Nothing waits for it to pass.
+const Patience = 3 * time.Minute
 
 // within returns the test's context with a deadline. Cleanup functions, which
 // run when the test's own context is over, pass nil.

@@ -65,11 +65,22 @@ func (s *Scratch) processes() []int {
 			continue
 		}
 		groups, _ := os.ReadFile(filepath.Join("/proc", d.Name(), "cgroup"))
-		if bytes.Contains(cmdline, []byte(s.Dir)) || bytes.Contains(groups, []byte(":"+s.Cgroup+"/")) {
+		if s.named(cmdline) || bytes.Contains(groups, []byte(":"+s.Cgroup+"/")) {
 			pids = append(pids, pid)
 		}
 	}
 	return pids
+}
+
+// named reports whether a command line names the scratch directory, and not
+// another one whose name begins as this one's does.
+func (s *Scratch) named(cmdline []byte) bool {
+	for _, after := range bytes.Split(cmdline, []byte(s.Dir))[1:] {
+		if len(after) == 0 || after[0] < '0' || after[0] > '9' {
+			return true
+		}
+	}
+	return false
 }
 
 // unmount undoes every mount below the scratch directory, last first.
@@ -132,7 +143,7 @@ func (s *Scratch) removeCgroups() error {
 // removeCgroup removes one cgroup. The kernel answers EBUSY for a moment after
 // its last process has been reaped.
 func removeCgroup(dir string) error {
-	for deadline := time.Now().Add(5 * time.Second); ; {
+	for deadline := time.Now().Add(Patience); ; {
 		err := syscall.Rmdir(dir)
 		if err == nil || errors.Is(err, syscall.ENOENT) {
 			return nil

@@ -92,3 +92,16 @@ func TestSweep(t *testing.T) {
 		}
 	}
 }
+
+// What is swept is not what another scratch directory's name begins with.
+func TestNamed(t *testing.T) {
+	s := &Scratch{Dir: "/tmp/probity-123"}
+	for cmdline, want := range map[string]bool{
+		"conmon\x00/tmp/probity-123/podman": true, "x\x00/tmp/probity-123": true, "--root=/tmp/probity-123\x00y": true,
+		"/tmp/probity-1234/x\x00/tmp/probity-123/y": true, "/tmp/probity-1234/x": false, "/tmp/probity-12": false, "": false,
+	} {
+		if s.named([]byte(cmdline)) != want {
+			t.Errorf("%q: %v", cmdline, !want)
+		}
+	}
+}

@@ -31,7 +31,7 @@ func wantLate(t *testing.T, a *Agent, c ran, path, origin string) {
 		return last
 	}
 	c.exec(t, "/bin/target", "copy")
-	for end := time.Now().Add(30 * time.Second); ; {
+	for end := time.Now().Add(Patience); ; {
 		if o := find(a.Evidence(t)); o != nil && o.State == evidence.Hit {
 			break
 		}

@@ -363,6 +363,9 @@ func TestRuntimeRestart(t *testing.T) {
 	targetImage(t, d)
 	before := d.start(t, targetName, "before", "wait", "hello")
 	d.Stop(t)
+	a.WaitLine(t, func(e Evidence) bool { // else it may be taken for connected still
+		return len(e.GapsOf("", evidence.GapRuntimeDisconnected)) == 3 // opened, closed, opened
+	})
 	d.Start(t)
 	a.WaitSources(t)
 	after := d.start(t, targetName, "after", "hello")
