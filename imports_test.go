@@ -96,6 +96,15 @@ var rules = map[string]rule{
 		ours:    []string{"evidence"},
 		modules: []string{"golang.org/x/crypto/ssh", "golang.org/x/sys/unix", "github.com/secure-systems-lab/go-securesystemslib/dsse"},
 	},
+	// A TPM is spoken to by the agent itself, in Go. A token is not: its module needs
+	// the C library, which only the helper, token, is linked against.
+	"evidence/sign/tpm":         {ours: []string{"evidence/sign"}, modules: []string{"github.com/google/go-tpm/tpm2"}},
+	"evidence/sign/pkcs11":      {ours: []string{"evidence/sign", "evidence/sign/pkcs11/wire"}},
+	"evidence/sign/pkcs11/wire": {std: []string{"bytes", "encoding/binary", "encoding/json", "errors", "fmt", "io"}},
+	"token": {
+		ours:    []string{"evidence/sign/pkcs11/wire"},
+		modules: []string{"github.com/miekg/pkcs11", "golang.org/x/sys/unix"},
+	},
 	// It is read on every system that a verifier runs on.
 	"evidence/tlog": {ours: []string{"evidence"}, modules: []string{"golang.org/x/mod/sumdb/"}},
 	"evidence/spool": {
@@ -245,6 +254,7 @@ func TestLinked(t *testing.T) {
 		"evidence/verify": {"github.com/cilium/ebpf", "os/exec", "net/http"}, // verification is offline and needs no kernel
 		"bpf/policy":      {"github.com/cilium/ebpf", "os/exec"},
 		"bpf/symbol":      {"golang.org/", "os/exec", "net"}, // its modules are in its rule
+		"plugin":          {"github.com/miekg/pkcs11", "C"},  // it is static
 		"hook":            {"github.com/", "golang.org/", "fmt", "net/http", "encoding/json", "log"},
 	} {
 		seen := map[string]bool{}

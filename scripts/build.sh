@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Builds both programs into DIR (bin/): static, reproducible from the same
-# sources, with the version that git knows.
+# Builds the programs into DIR (bin/): static, reproducible from the same
+# sources, with the version that git knows. The helper for PKCS#11 tokens loads
+# shared libraries: it is linked against the C library, and built only where there
+# is a C compiler.
 #
 #	scripts/build.sh [DIR]
 # shellcheck source=scripts/env.sh
@@ -10,4 +12,7 @@ out=${1:-bin}
 mkdir -p "$out"
 CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(version)" -o "$out/probity" ./plugin
 CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o "$out/probity-hook" ./hook
+if command -v "${CC:-gcc}" >/dev/null; then
+	CGO_ENABLED=1 go build -trimpath -ldflags "-s -w" -o "$out/probity-pkcs11" ./token
+fi
 give_back "$out"

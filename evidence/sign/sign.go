@@ -1,12 +1,15 @@
 // Package sign makes and checks the signature of a chunk: one node key, one
 // DSSE envelope.
 //
-// In: a payload's bytes and a directory for the key. Out: the envelope line's
+// In: a payload's bytes, and a directory for the key or a [Key] that is kept
+// elsewhere, which only signs. Out: the envelope line's
 // bytes, or, from an envelope line and a public key, the payload that was
 // signed. On return of LoadOrCreate both halves of the key are durable.
 //
 // It trusts the file system it keeps the key on, and whoever is root on the
-// node: they can sign what they like from now on. It is not a control against
+// node: they can sign what they like from now on, also where the key itself is in a
+// TPM or a token and cannot be copied. A signature from there is not believed: it
+// is checked against the public key before it is used. It is not a control against
 // a lie of the node, against deletion of evidence (a signature says nothing of
 // a chunk that is not there), or against time: there is no timestamp here.
 //
@@ -50,10 +53,13 @@ var (
 // MaxKeyFile bounds a key's file.
 const MaxKeyFile = 16 << 10
 
-// Signer holds the node's private key. Its methods may be called concurrently.
+// Signer holds the node's private key, or reaches it. Its methods may be called
+// concurrently.
 type Signer struct {
-	key *ecdsa.PrivateKey
 	pub *PublicKey
+	// One of the two.
+	key    *ecdsa.PrivateKey
+	remote *remote
 }
 
 // PublicKey is the node's public key and its name.
@@ -99,7 +105,7 @@ func newSigner(key *ecdsa.PrivateKey) (*Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Signer{key: key, pub: pub}, nil
+	return &Signer{pub: pub, key: key}, nil
 }
 
 func newPublic(key *ecdsa.PublicKey) (*PublicKey, error) {
@@ -207,15 +213,21 @@ func (s *Signer) Envelope(payload []byte) ([]byte, error) {
 // type. What is signed as one type is no signature of another.
 func (s *Signer) Sign(payloadType string, payload []byte) ([]byte, error) {
 	digest := sha256.Sum256(dsse.PAE(payloadType, payload))
-	r, ss, err := ecdsa.Sign(rand.Reader, s.key, digest[:])
+	var rs pair
+	var err error
+	if s.remote != nil {
+		rs, err = s.remote.sign(digest)
+	} else {
+		rs.R, rs.S, err = ecdsa.Sign(rand.Reader, s.key, digest[:])
+	}
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
 	n := elliptic.P256().Params().N
-	if ss.Cmp(new(big.Int).Rsh(n, 1)) > 0 {
-		ss.Sub(n, ss)
+	if rs.S.Cmp(new(big.Int).Rsh(n, 1)) > 0 {
+		rs.S.Sub(n, rs.S)
 	}
-	sig, err := asn1.Marshal(pair{r, ss})
+	sig, err := asn1.Marshal(rs)
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
