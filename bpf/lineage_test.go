@@ -122,7 +122,7 @@ func (o *Objects) processes(t *testing.T) map[uint32]probesProcess {
 // next reads events until one is of the kind.
 func next(t *testing.T, r *ringbuf.Reader, kind EventKind) Event {
 	t.Helper()
-	r.SetDeadline(time.Now().Add(5 * time.Second))
+	r.SetDeadline(time.Now().Add(3 * time.Minute))
 	for {
 		rec, err := r.Read()
 		must(t, err)
@@ -196,7 +196,7 @@ func until(t *testing.T, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.After(10 * time.Second); !ok(); {
+	for end := time.After(3 * time.Minute); !ok(); {
 		select {
 		case <-tick.C:
 		case <-end:

@@ -57,7 +57,7 @@ func newPodman(t *testing.T, socket string) *podman {
 		// podman that is still cleaning up does so again.
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
-		for deadline := time.Now().Add(10 * time.Second); ; <-tick.C {
+		for deadline := time.Now().Add(3 * time.Minute); ; <-tick.C {
 			if err := unix.Unmount(dir+"/root/overlay", unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 				t.Errorf("unmount the store: %v", err)
 			}

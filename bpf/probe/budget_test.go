@@ -95,7 +95,7 @@ func TestLateSitesAreBounded(t *testing.T) {
 func waitFor(t *testing.T, function string) {
 	t.Helper()
 	buf := make([]byte, 1<<20)
-	for end := time.Now().Add(20 * time.Second); ; runtime.Gosched() {
+	for end := time.Now().Add(3 * time.Minute); ; runtime.Gosched() {
 		if strings.Contains(string(buf[:runtime.Stack(buf, true)]), function) {
 			return
 		}

@@ -37,7 +37,7 @@ func (b *box) start(program string, args ...string) (end func()) {
 // event reads until an event of the kind comes.
 func event(t *testing.T, r *ringbuf.Reader, kind bpf.EventKind) bpf.Event {
 	t.Helper()
-	r.SetDeadline(time.Now().Add(10 * time.Second))
+	r.SetDeadline(time.Now().Add(3 * time.Minute))
 	for {
 		rec, err := r.Read()
 		must(t, err)

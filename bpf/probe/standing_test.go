@@ -215,7 +215,7 @@ func until(t *testing.T, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.After(20 * time.Second); !ok(); {
+	for end := time.After(3 * time.Minute); !ok(); {
 		select {
 		case <-tick.C:
 		case <-end:

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,6 +46,8 @@ var (
 type FS struct {
 	Mode Mode
 	Root string // mount point, "" in mode V1
+
+	backstop time.Duration // of a test that must not be helped by it
 }
 
 // Find looks where the cgroup2 hierarchy is mounted.

@@ -144,13 +144,14 @@ func realFS(t *testing.T) (*FS, string) {
 	if fs.Mode == V1 {
 		t.Fatal("need.Cgroup2 found a mount that Find did not")
 	}
+	fs.backstop = time.Hour
 	base := "/probity-test-" + strings.ToLower(filepath.Base(t.TempDir())) + "-" + strings.ReplaceAll(strings.ToLower(t.Name()), "/", "-")
 	mkCgroup(t, fs, base)
 	return fs, base
 }
 
 func deadline(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -197,15 +198,11 @@ func TestRealProcess(t *testing.T) {
 	l.end()
 	at := time.Now()
 	for range 2 {
-		if err := <-done; err != nil {
+		if err := <-done; err != nil { // by the kernel's notice: the backstop is too late
 			t.Error(err)
 		}
 	}
-	if d := time.Since(at); d > backstop/2 {
-		t.Errorf("told after %s: the kernel's notice was not used", d)
-	} else {
-		t.Logf("told %s after the exit was reaped", d)
-	}
+	t.Logf("told %s after the exit was reaped", time.Since(at))
 	if _, _, err := fs.OfPid(l.cmd.Process.Pid); !errors.Is(err, ErrGone) {
 		t.Errorf("after the exit: %v", err)
 	}
@@ -243,12 +240,8 @@ func TestShortLife(t *testing.T) {
 		if err := syscall.Rmdir(fs.Root + sub); err != nil {
 			t.Fatal(err)
 		}
-		at := time.Now()
-		if err := <-done; err != nil {
+		if err := <-done; err != nil { // the backstop is too late
 			t.Fatal(err)
-		}
-		if d := time.Since(at); d > backstop/2 {
-			t.Errorf("told %s after the removal: only the backstop saw it", d)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,7 +91,7 @@ func (fs *FS) WaitEmptyID(ctx context.Context, path string, id uint64) error {
 		case err == nil:
 			unasked = settle
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			unasked = backstop
+			unasked = cmp.Or(fs.backstop, backstop)
 		default:
 			return fmt.Errorf("watch cgroup %s: %w", path, err)
 		}

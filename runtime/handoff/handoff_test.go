@@ -26,7 +26,7 @@ const askEnv = "PROBITY_TEST_HANDOFF_ASK"
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(askEnv); path != "" {
-		a, err := wire.Ask(wire.Question{Path: path, Stage: wire.CreateRuntime, State: []byte("{}"), Connect: time.Second, Answer: 5 * time.Second})
+		a, err := wire.Ask(wire.Question{Path: path, Stage: wire.CreateRuntime, State: []byte("{}"), Connect: within, Answer: within})
 		json.NewEncoder(os.Stdout).Encode(map[string]any{
 			"verdict": a.Verdict, "message": a.Message,
 			"absent": errors.Is(err, wire.ErrAbsent), "protocol": errors.Is(err, wire.ErrProtocol), "timeout": errors.Is(err, wire.ErrTimeout),
@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-const within = 10 * time.Second // a deadline that is only met when something is broken
+const within = 3 * time.Minute // a deadline that is only met when something is broken
 
 // serve runs a server of its own and returns the path of its socket.
 func serve(t *testing.T, mode os.FileMode, cfg Config) string {
@@ -81,7 +81,7 @@ func publicDir(t *testing.T) string {
 }
 
 func ask(path string, state []byte, answer time.Duration) (wire.Answer, error) {
-	return wire.Ask(wire.Question{Path: path, Stage: wire.CreateRuntime, State: state, Connect: time.Second, Answer: answer})
+	return wire.Ask(wire.Question{Path: path, Stage: wire.CreateRuntime, State: state, Connect: within, Answer: answer})
 }
 
 func receiveOne[T any](t *testing.T, c <-chan T) (v T) {

@@ -164,7 +164,7 @@ address = %q
 			t.Logf("containerd:\n%s", b[max(0, len(b)-4000):])
 		}
 	})
-	until := time.Now().Add(20 * time.Second)
+	until := time.Now().Add(3 * time.Minute)
 	for { // ctr's own call is the wait: it fails at once while there is no socket
 		if _, err := d.try("version"); err == nil {
 			return d
@@ -298,12 +298,16 @@ func TestContainerd(t *testing.T) {
 func TestContainerdAbsent(t *testing.T) {
 	f := New(Config{ContainerdAddress: t.TempDir() + "/none.sock"})
 	n := container.Notice{Identity: container.Identity{Runtime: container.Containerd, ID: "x", Image: container.Image{Name: "n", Digest: digestOf(nil)}}}
-	begin := time.Now()
-	img := f.Identify(t.Context(), n)
-	if img.Digest != "" || img.DigestReason == "" || img.Name != "n" {
-		t.Errorf("%+v", img)
+	var took []time.Duration
+	for range 5 {
+		begin := time.Now()
+		img := f.Identify(t.Context(), n)
+		took = append(took, time.Since(begin))
+		if img.Digest != "" || img.DigestReason == "" || img.Name != "n" {
+			t.Errorf("%+v", img)
+		}
 	}
-	if d := time.Since(begin); d > 2*callTimeout {
+	if d := slices.Min(took); d > 2*callTimeout { // the machine may be busy, but not with each
 		t.Errorf("it took %s to find out that nobody is there", d)
 	}
 	if err := f.Close(); err != nil {

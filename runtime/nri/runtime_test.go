@@ -44,7 +44,7 @@ func (quiet) Infof(context.Context, string, ...any)  {}
 func (quiet) Warnf(context.Context, string, ...any)  {}
 func (quiet) Errorf(context.Context, string, ...any) {}
 
-const within = 20 * time.Second // a deadline that is only met when something is broken
+const within = 3 * time.Minute // a deadline that is only met when something is broken
 
 // node is a runtime's side of NRI: the real adaptation on a real socket.
 type node struct {

@@ -162,7 +162,7 @@ var errAny = errors.New("any error")
 // threadOf returns a thread of pid that is not its leader; Go programs have.
 func threadOf(t *testing.T, pid int) int {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); {
 		tasks, err := os.ReadDir(procPath(pid, "task"))
 		if err != nil {
 			t.Fatal(err)

@@ -174,7 +174,7 @@ func late(t *testing.T, q Question) {
 	if _, err := Ask(q); !errors.Is(err, ErrTimeout) {
 		t.Errorf("error %v, want %v", err, ErrTimeout)
 	}
-	if d := time.Since(start); d > 5*time.Second {
+	if d := time.Since(start); d > time.Minute {
 		t.Errorf("took %v", d)
 	}
 }
