@@ -286,6 +286,12 @@ func (a *Agent) recover() {
 		}
 		a.signNode(gap, func(g *evidence.Gap, now evidence.Time) { g.To = later(g.From, now) })
 	}
+	if from, lost := a.spool.PowerLoss(); lost {
+		a.signNode(&evidence.Gap{
+			GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapPowerLoss, From: from, Count: evidence.Loss{Unknowable: true},
+			Detail: "the last agent was in another boot and did not end in order: what it had not written yet went with the machine",
+		}, func(g *evidence.Gap, now evidence.Time) { g.To = later(g.From, now) })
+	}
 	defer a.spool.Seal() // this must not wait for more
 	for _, r := range found.Runs {
 		a.log.Warn("an earlier agent left a run open", "run", r.Coverage.RunID, "container", r.Coverage.ContainerID, "last", r.To)

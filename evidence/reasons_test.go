@@ -36,12 +36,12 @@ var gapReasons = map[evidence.GapReason]reach{
 	evidence.GapStoodDown:           {reachedBy: "evidence/witness"},
 	evidence.GapAttributionLost:     {reachedBy: "evidence/witness"},
 	evidence.GapUnarmedMapping:      {reachedBy: "agent"},
+	evidence.GapPowerLoss:           {reachedBy: "agent"},
 
 	evidence.GapAdopted:       {broughtBy: "work on runtimes: adoption of running containers"},
 	evidence.GapAttachFailed:  {broughtBy: "probe engine work: attaching again after a change"},
 	evidence.GapLinkLost:      {broughtBy: "probe engine work: health of links"},
 	evidence.GapPolicyChanged: {broughtBy: "policy work: changing the policy while containers run"},
-	evidence.GapPowerLoss:     {broughtBy: "evidence log work: epochs that ended without warning"},
 	evidence.GapSuspended:     {broughtBy: "evidence log work: suspend as a window of its own"},
 	evidence.GapClockStep:     {broughtBy: "evidence log work: steps of the wall clock"},
 }

@@ -124,22 +124,35 @@ func (l oneLog) has(a evidence.Ack) error {
 
 // readLogs reads the logs of a spool, the oldest first.
 func readLogs(ctx context.Context, dir string) ([]oneLog, error) {
+	out, err := retiredLogs(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	l, err := readOne(ctx, dir, filepath.Join(dir, LogDir))
+	switch {
+	case err == nil:
+		out = append(out, l)
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	slices.SortStableFunc(out, func(a, b oneLog) int { return strings.Compare(a.first(), b.first()) })
+	return out, nil
+}
+
+// retiredLogs reads those that are not written any more. One that was put aside
+// because it cannot be read is none.
+func retiredLogs(ctx context.Context, dir string) (out []oneLog, err error) {
 	dirs, err := filepath.Glob(filepath.Join(dir, retiredDir, "*"))
 	if err != nil {
 		return nil, err
 	}
-	var out []oneLog
-	for _, d := range append(dirs, filepath.Join(dir, LogDir)) {
-		l, err := readOne(ctx, dir, d)
-		switch {
-		case errors.Is(err, fs.ErrNotExist), err != nil && filepath.Base(d) != LogDir:
-			continue // put aside because it cannot be read
-		case err != nil:
-			return nil, err
+	for _, d := range dirs {
+		if l, err := readOne(ctx, dir, d); err == nil {
+			out = append(out, l)
+		} else if ctx.Err() != nil {
+			return nil, ctx.Err()
 		}
-		out = append(out, l)
 	}
-	slices.SortStableFunc(out, func(a, b oneLog) int { return strings.Compare(a.first(), b.first()) })
 	return out, nil
 }
 

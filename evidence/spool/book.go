@@ -30,11 +30,20 @@ const epochLasts = 24 * time.Hour
 // Invariant: once a checkpoint over a chunk's leaf is durable, the chunk's bytes
 // are what the leaf says, in tmp/ or in ready/; and a chunk is in ready/ only once
 // such a checkpoint is.
+//
+// The whole log is read once, at the start. After an error it is opened again at
+// the checkpoint that the disk has: at the last one that is known to be durable
+// (sure), or at the one that the commit that failed tried to write (tried). Any
+// other means that somebody else was there, and all of it is read again.
 type book struct {
 	cfg   *Config
 	state *state
 	log   *tlog.Log // nil before it was opened, and after an error
 	live  tlog.Live // as the chunks in this epoch say
+
+	sure  standing  // as of the last durable checkpoint
+	tried standing  // as of the commit that failed
+	gone  *tlog.Log // whose commit that was
 
 	key    *tlog.Key // signs this epoch; nil before it began
 	began  time.Time // when, for its rotation
@@ -46,19 +55,32 @@ type book struct {
 	after tlog.Tree // what the log that begins follows, and why it begins
 	why   string
 
-	// recent are the chunks of the log's last leaves, as they were found when it
-	// was opened.
-	recent map[string]recentChunk
+	// watch, if set, says which chunks somebody asks about: known are those of
+	// them that are in the log. What a process appends itself it knows.
+	watch func(chunk string) bool
+	known map[string]Item
+	added map[string]Item // appended since the last commit
+	last  ending          // as found at the start
 }
 
-type recentChunk struct {
-	leaf   uint64
-	digest string
+// standing is what the book says of a state of the log.
+type standing struct {
+	tree   tlog.Tree
+	epochs uint64
+	closed bool
 }
 
-// lookBack is how many of the last leaves are remembered at opening: more than one
-// commit has.
-const lookBack = 1024
+func (b *book) standing(t tlog.Tree) standing {
+	return standing{tree: t, epochs: b.epochs, closed: b.closed}
+}
+
+// ending is how the log that was found ends.
+type ending struct {
+	at     evidence.Time // of the last leaf; zero if there is none
+	bootID string        // of the last epoch
+	closed bool
+	top    uint64 // the highest number that a chunk of the log's instance has
+}
 
 // errLogLost is wrapped where the log cannot be gone on with: a new one begins,
 // and says why.
@@ -75,12 +97,56 @@ func (b *book) open(ctx context.Context) error {
 	if b.log != nil {
 		return nil
 	}
+	if done, err := b.resume(); done || err != nil {
+		return err
+	}
 	err := b.read(ctx)
 	if errors.Is(err, errLogLost) {
 		b.cfg.Log.Error("the node's log cannot be gone on with: a new one begins", "log", b.origin(), "error", err)
 		return b.startOver(err.Error())
 	}
 	return err
+}
+
+// resume opens the log again after an error, without reading all of it: its right
+// edge proves the checkpoint, and what that one is over was read or written before.
+func (b *book) resume() (done bool, err error) {
+	if b.sure.tree.Origin == "" || b.sure.tree.Origin != b.origin() {
+		return false, nil
+	}
+	log, err := tlog.Open(b.dir(), b.origin())
+	if errors.Is(err, tlog.ErrDamaged) {
+		return false, nil // it is read again, and lost
+	}
+	if err != nil {
+		return false, err
+	}
+	switch log.Checkpointed() {
+	case b.sure.tree:
+		b.epochs, b.closed, b.next = b.sure.epochs, b.sure.closed, nil
+		b.log, b.gone, b.added = log, nil, nil
+		return true, nil
+	case b.tried.tree:
+		if b.gone == nil {
+			return false, nil
+		}
+		// It is visible, and not known to be durable.
+		if err := b.gone.Again(); err != nil {
+			return false, err
+		}
+		b.epochs, b.closed, b.log, b.gone = b.tried.epochs, b.tried.closed, b.gone, nil
+		b.committed()
+		return true, nil
+	}
+	return false, nil
+}
+
+// forget lets go of the log after an error: what was appended and not committed
+// did not happen.
+func (b *book) forget() {
+	if b.log != nil {
+		b.log, b.gone = nil, nil
+	}
 }
 
 func (b *book) read(ctx context.Context) error {
@@ -99,9 +165,10 @@ func (b *book) read(ctx context.Context) error {
 		return fmt.Errorf("%w: it has %d leaves, and %d were written: it was rolled back or removed", errLogLost, tree.Size, known.Size)
 	}
 	e := tlog.Epochs{Origin: b.origin(), NodeKey: b.ownKey}
-	recent := map[string]recentChunk{}
+	b.known, b.last = map[string]Item{}, ending{}
 	if tree.Size > 0 {
-		if err := b.audit(ctx, tree, known, &e, recent); err != nil {
+		if err := b.audit(ctx, tree, known, &e); err != nil {
+			b.known, b.last = nil, ending{}
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -117,21 +184,36 @@ func (b *book) read(ctx context.Context) error {
 		b.key = nil
 	}
 	b.next = nil
-	b.log, b.epochs, b.closed, b.recent = log, uint64(len(e.All())), e.Closed(), recent
+	b.log, b.gone, b.added, b.epochs, b.closed = log, nil, nil, uint64(len(e.All())), e.Closed()
+	b.sure = b.standing(tree)
 	return nil
 }
 
 // audit reads the whole log.
-func (b *book) audit(ctx context.Context, tree, known tlog.Tree, e *tlog.Epochs, recent map[string]recentChunk) error {
+func (b *book) audit(ctx context.Context, tree, known tlog.Tree, e *tlog.Epochs) error {
 	r := tlog.NewReader(os.DirFS(b.dir()))
 	if err := r.Scan(ctx, tree, func(i uint64, entry []byte) error {
 		l, err := e.See(i, entry)
-		if c, ok := l.(*evidence.ChunkLeaf); ok && i+lookBack >= tree.Size {
-			recent[strings.Clone(c.Chunk)] = recentChunk{i, strings.Clone(c.Digest)}
+		if err != nil {
+			return err
 		}
-		return err
+		_, b.last.at = evidence.PlaceOf(l)
+		if c, ok := l.(*evidence.ChunkLeaf); ok {
+			seq, _, _ := evidence.ParseChunkName(c.Chunk)
+			b.last.top = max(b.last.top, seq)
+			_, mine := b.added[c.Chunk]
+			if mine || b.watch != nil && b.watch(c.Chunk) {
+				it := b.item(c)
+				b.known[it.Chunk] = it
+			}
+		}
+		return nil
 	}); err != nil {
 		return err
+	}
+	b.last.closed = e.Closed()
+	if all := e.All(); len(all) > 0 {
+		b.last.bootID = strings.Clone(all[len(all)-1].BootID)
 	}
 	key, _ := e.KeyAt(tree.Size)
 	note, err := r.Checkpoint()
@@ -152,6 +234,15 @@ func (b *book) audit(ctx context.Context, tree, known tlog.Tree, e *tlog.Epochs,
 		return fmt.Errorf("its first %d leaves are not those that were written", known.Size)
 	}
 	return nil
+}
+
+// item is a chunk of this log.
+func (b *book) item(l *evidence.ChunkLeaf) Item {
+	name := strings.Clone(l.Chunk)
+	return Item{
+		Origin: b.origin(), Leaf: l.Index, Chunk: name, Digest: strings.Clone(l.Digest), Bytes: l.Bytes,
+		Path: filepath.Join(b.cfg.Dir, ReadyDir, filepath.FromSlash(evidence.ChunkPath(name))),
+	}
 }
 
 // took makes the key of an epoch that is durable the one that signs.
@@ -178,6 +269,7 @@ func (b *book) startOver(why string) error {
 	if last.Size == 0 {
 		last = b.claimed()
 	}
+	b.log, b.gone, b.sure = nil, nil, standing{}
 	if err := b.state.renew(); err != nil {
 		return err
 	}
@@ -199,8 +291,9 @@ func (b *book) startOver(why string) error {
 	if err != nil {
 		return err
 	}
-	b.log, b.key, b.next, b.epochs, b.closed, b.recent = log, nil, nil, 0, false, nil
+	b.log, b.key, b.next, b.added, b.epochs, b.closed, b.known = log, nil, nil, nil, 0, false, nil
 	b.after, b.why = last, why
+	b.sure = b.standing(log.Checkpointed())
 	return nil
 }
 
@@ -273,11 +366,19 @@ func (b *book) append(l evidence.Leaf, at evidence.Time) error {
 	if err != nil {
 		return err
 	}
-	_, err = b.log.Append(entry)
-	return err
+	if _, err = b.log.Append(entry); err != nil {
+		return err
+	}
+	if c, ok := l.(*evidence.ChunkLeaf); ok {
+		if b.added == nil {
+			b.added = map[string]Item{}
+		}
+		b.added[c.Chunk] = b.item(c)
+	}
+	return nil
 }
 
-// commit makes what was appended durable. After an error the log is read again
+// commit makes what was appended durable. After an error the log is opened again
 // from the disk: what a failed fsync left in memory is not relied on.
 func (b *book) commit() error {
 	key := b.key
@@ -285,14 +386,34 @@ func (b *book) commit() error {
 		key = b.next
 	}
 	if err := b.log.Commit(key.Sign); err != nil {
-		b.log = nil
+		log := b.log
+		b.forget()
+		if t, ok := log.Tried(); ok {
+			b.gone, b.tried = log, b.standing(t)
+		}
 		return err
 	}
+	b.added = nil
+	b.committed()
+	return nil
+}
+
+// committed takes what a commit made durable.
+func (b *book) committed() {
 	if b.next != nil {
 		b.took()
 	}
+	b.sure = b.standing(b.log.Checkpointed())
 	b.state.remember(b.log.Checkpointed())
-	return nil
+}
+
+// has returns the chunk of this name if it is known to be in the log.
+func (b *book) has(chunk string) (Item, bool) {
+	if it, ok := b.added[chunk]; ok && b.log != nil && b.sure.tree.Size > uint64(it.Leaf) {
+		return it, true // of a commit that was thought to have failed
+	}
+	it, ok := b.known[chunk]
+	return it, ok
 }
 
 // see follows a chunk that is in the log.

@@ -23,6 +23,11 @@ type chunk struct {
 	body     []byte // header and lines, each with its newline: what the envelope signs
 	head     int    // of these, the header's, which has the same length wherever the chunk comes to lie
 	placed   *placed
+	closed   time.Time // for the patience with the disk
+	name     string    // of its write-ahead file: the chunk's, as it is known
+	walHead  []byte
+	wal      *walFile // nil if it has none; with keeping held, and kept too
+	kept     int      // so much of the body is durable in it
 	tally    evidence.Tally
 	perRun   map[string]runLines
 	opened   time.Time // for the timer
@@ -37,8 +42,9 @@ type runLines struct {
 	types       map[evidence.ProbeType]uint64 // of these, observations
 }
 
-// newChunk begins a chunk, whose body may take the place of spare.
-func newChunk(h evidence.Header, spare []byte) (*chunk, error) {
+// newChunk begins a chunk, whose body may take the place of spare. Its lines are
+// made by an agent that writes the log of instance.
+func newChunk(h evidence.Header, spare []byte, instance string) (*chunk, error) {
 	line, err := evidence.EncodeHeader(h)
 	if err != nil {
 		return nil, err
@@ -47,7 +53,10 @@ func newChunk(h evidence.Header, spare []byte) (*chunk, error) {
 	if err := h.Validate(); err != nil {
 		return nil, fmt.Errorf("header: %w", err)
 	}
-	return &chunk{header: h, body: append(append(spare[:0], line...), '\n'), head: len(line) + 1, perRun: map[string]runLines{}, opened: time.Now()}, nil
+	return &chunk{
+		header: h, body: append(append(spare[:0], line...), '\n'), head: len(line) + 1, perRun: map[string]runLines{}, opened: time.Now(),
+		name: h.Chunk, walHead: encodeWALHead(h, instance), kept: len(line) + 1,
+	}, nil
 }
 
 // placed is a chunk as it is in the log.

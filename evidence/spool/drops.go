@@ -28,25 +28,39 @@ type drops struct {
 
 func (d *drops) empty() bool { return d.chunks == 0 }
 
-// add counts a chunk. What the chunk itself said was dropped counts again
-// instead of its own lines.
-func (d *drops) add(c *chunk, why error) {
+// add counts a chunk, whose clock here is the chunk's in this boot's time. What the
+// chunk itself said was dropped counts again instead of its own lines.
+func (d *drops) add(c *chunk, here evidence.Clock, why error) {
 	if why != nil {
 		d.why = why.Error()
 	}
+	shift := int64(here.BootNs) - int64(c.header.Clock.BootNs)
 	if !c.carries.empty() {
-		d.merge(c.carries)
+		o := c.carries
+		o.fromNs, o.toNs = o.fromNs+shift, o.toNs+shift
+		d.merge(o)
 		return
 	}
 	d.merge(drops{
 		lines: c.tally.Lines(), chunks: 1, firstSeq: uint64(c.header.Seq), lastSeq: uint64(c.header.Seq),
-		fromNs: int64(c.header.Clock.BootNs), toNs: c.closedNs, perRun: c.perRun,
+		fromNs: int64(here.BootNs), toNs: c.closedNs + shift, perRun: c.perRun,
 	})
 }
 
+// carryOn notes what a chunk whose lines were found again says was dropped.
+func (d *drops) carryOn(g *evidence.Gap, h evidence.Header) {
+	if d.empty() {
+		*d = drops{
+			chunks: 1, firstSeq: uint64(h.Seq), lastSeq: uint64(h.Seq), fromNs: int64(h.Clock.BootNs), toNs: int64(h.Clock.BootNs),
+			why: "dropped before", perRun: map[string]runLines{},
+		}
+	}
+	d.carry(g, h.Clock)
+}
+
 // addFile counts a chunk that was published and is to be removed, as far as its
-// file can be read.
-func (d *drops) addFile(it Item, why error) {
+// file can be read. here gives a chunk's clock in this boot's time.
+func (d *drops) addFile(it Item, here func(evidence.Header) evidence.Clock, why error) {
 	seq, _, _ := evidence.ParseChunkName(it.Chunk)
 	one := drops{chunks: 1, firstSeq: seq, lastSeq: seq, why: why.Error(), perRun: map[string]runLines{}}
 	b, err := readBounded(it.Path)
@@ -59,14 +73,15 @@ func (d *drops) addFile(it Item, why error) {
 		d.merge(one)
 		return
 	}
-	one.fromNs, one.toNs = int64(h.Clock.BootNs), int64(h.Clock.BootNs)
+	clock := here(h)
+	one.fromNs, one.toNs = int64(clock.BootNs), int64(clock.BootNs)
 	for _, row := range rows[1:max(1, len(rows)-1)] {
 		l, err := evidence.Decode(row)
 		if err != nil {
 			continue
 		}
 		if g, ok := l.(*evidence.Gap); ok && g.Reason == evidence.GapSpoolDropped {
-			one.carry(g, h.Clock)
+			one.carry(g, clock)
 			continue
 		}
 		one.lines++

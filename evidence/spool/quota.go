@@ -50,19 +50,29 @@ func (v *inventory) take(i int) Item {
 // count makes the inventory of what is there at the start. A chunk that is in no
 // log, of an agent before there were logs, is not the quota's to remove.
 func (s *Spool) count(ctx context.Context) error {
-	logs, err := readLogs(ctx, s.cfg.Dir)
+	logs, err := retiredLogs(ctx, s.cfg.Dir)
 	if err != nil {
 		return err
 	}
 	s.have = inventory{}
 	for _, l := range logs {
 		for _, it := range l.items {
-			if st, err := os.Lstat(it.Path); err == nil && st.Mode().IsRegular() && !l.gone[it.Chunk] {
-				s.have.add(it)
+			if !l.gone[it.Chunk] {
+				s.countOne(it)
 			}
 		}
 	}
+	for _, it := range s.book.known { // the log was just read
+		s.countOne(it)
+	}
+	slices.SortFunc(s.have.items, func(a, b Item) int { return strings.Compare(a.Chunk, b.Chunk) })
 	return nil
+}
+
+func (s *Spool) countOne(it Item) {
+	if st, err := os.Lstat(it.Path); err == nil && st.Mode().IsRegular() {
+		s.have.add(it)
+	}
 }
 
 // Usage is how much of the spool's quota is used.
@@ -85,7 +95,7 @@ func (s *Spool) Usage() Usage {
 func (s *Spool) Collect(ctx context.Context) (int, error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	if err := s.book.open(ctx); err != nil {
+	if err := s.prepare(ctx, nil); err != nil {
 		return 0, fmt.Errorf("collect acknowledged chunks: %w", err)
 	}
 	acked := s.acknowledged(ctx)
@@ -192,7 +202,7 @@ func (s *Spool) free(ctx context.Context, bytes int64, lose bool, why error) err
 	}
 	d := drops{}
 	for _, it := range lost {
-		d.addFile(it, why)
+		d.addFile(it, s.here, why)
 	}
 	if err := s.bury(lost, evidence.TombstoneQuota); err != nil {
 		return err
@@ -226,7 +236,7 @@ func (s *Spool) bury(list []Item, reason string) error {
 		err = s.book.commit()
 	}
 	if err != nil {
-		s.book.log = nil
+		s.book.forget()
 		if isFull(err) && len(list) > 1 {
 			// There is no room even for a tombstone, not with the reserve gone: one
 			// chunk goes before its tombstone is durable. A crash now would leave it
@@ -284,7 +294,7 @@ func (s *Spool) fullDisk(ctx context.Context, more int64) error {
 	if err := ignoreMissing(os.Remove(filepath.Join(s.cfg.Dir, reserveFile))); err != nil {
 		return err
 	}
-	if err := s.book.open(ctx); err != nil {
+	if err := s.prepare(ctx, nil); err != nil {
 		return err
 	}
 	s.mu.Lock()

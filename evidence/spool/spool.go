@@ -5,16 +5,23 @@
 //
 // True on disk: a name below ready/ holds a whole chunk or does not exist, at
 // every moment and after kill -9 or loss of power; when Flush returns nil
-// everything appended before is durable; a sequence number is never used for two
-// chunks, also not after the shipper has removed them. True in memory: Append
-// never waits for the disk; what cannot be written is kept up to a bound, and
-// what is past the bound is dropped as whole chunks, oldest first, counted, and
-// signed as spoolDropped gaps when writing works again.
+// everything appended before is published, when Sync does it is durable; a sequence
+// number is never used for two chunks, also not after the shipper has removed them.
+// While Run runs, a line that waits for its chunk to close is durable 100 ms after
+// Append, in a write-ahead file below the state directory: the next start publishes
+// what it finds there, once. True in memory: Append never waits for the disk; what
+// cannot be written is kept up to a bound, and what is past the bound is dropped as
+// whole chunks, oldest first, counted, and signed as spoolDropped gaps when writing
+// works again.
+//
+// A file whose write or fsync failed is never written again: what it should hold
+// goes from memory into another.
 //
 // It trusts its directories' file system to keep what fsync accepted, and
 // whoever may write there not to remove what nobody else has: they can delete
-// evidence, and this package cannot stop them. It is not a control against
-// that. It does protect from half of a chunk, from two agents on one state
+// evidence, and this package cannot stop them. It trusts who may write the state
+// directory as it does itself: what is found there is signed. It is not a control
+// against either. It does protect from half of a chunk, from two agents on one state
 // directory, and from its own crash.
 package spool
 
@@ -26,6 +33,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -94,8 +102,16 @@ type Spool struct {
 	// the log, when it is written: until then this one stands there.
 	instance string
 
-	writing sync.Mutex // held over everything that touches the disk; taken before mu
-	synced  string     // the directory below ready/ that is known to be durable
+	writing  sync.Mutex // held over everything that touches the spool; taken before keeping and mu
+	synced   string     // the directory below ready/ that is known to be durable
+	prepared bool       // the spool was found in order, or put in order
+
+	left   []leftover // write-ahead files of earlier processes, as long as the log cannot be read
+	leftAt uint64     // the number of the first
+
+	keeping sync.Mutex // held over everything that touches the write-ahead files; taken before mu
+	keepBuf []byte
+	waits   chan struct{} // capacity 1: keepUp has something to do
 
 	mu       sync.Mutex
 	open     *chunk        // takes lines; nil if no line waits
@@ -104,6 +120,9 @@ type Spool struct {
 	inflight int           // so many of the first pending are being written
 	next     uint64        // sequence number of the next chunk
 	drops    drops         // not yet signed
+	lost     evidence.Time // see PowerLoss
+	due      bool          // keepUp knows that lines wait
+	over     []*chunk      // whose write-ahead files may go
 	spare    []byte        // of the last chunk that was written, if it was a large one
 	failing  error         // why the last attempt to write failed
 	failed   time.Time     // since when they do
@@ -136,22 +155,74 @@ func Open(cfg Config) (*Spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open spool: state: %w", err)
 	}
-	s := &Spool{cfg: cfg, state: st, wake: make(chan struct{}, 1)}
-	inSpool, err := highestSeq(cfg.Dir)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open spool: %w", err), st.close())
-	}
-	s.next = max(st.used, inSpool) + 1
+	s := &Spool{cfg: cfg, state: st, wake: make(chan struct{}, 1), waits: make(chan struct{}, 1)}
 	s.book = book{cfg: &s.cfg, state: st}
-	if err := s.prepareDirs(); err != nil {
-		cfg.Log.Error("the spool cannot be written, evidence waits in memory", "dir", cfg.Dir, "error", err)
-	}
-	s.instance = st.instance
-	// A header that cannot be written would fail every chunk: say so now.
-	if _, err := newChunk(s.header(evidence.Clock{Wall: evidence.TimeOf(time.Unix(0, 0))}, s.next), nil); err != nil {
+	if err := s.begin(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open spool: %w", err), st.close())
 	}
 	return s, nil
+}
+
+// begin finds out where the earlier agent was, and publishes what it left.
+func (s *Spool) begin() error {
+	left, err := s.leftovers()
+	if err != nil {
+		return err
+	}
+	names, top, err := visible(s.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	for _, l := range left {
+		names[l.name] = true
+	}
+	loaded := s.state.instance
+	s.left = left
+	unready := s.prepare(context.Background(), names)
+	s.instance = s.state.instance
+	used, last := s.state.used, s.book.last
+	switch {
+	case unready != nil || s.instance != loaded || last.bootID == "":
+	case last.bootID != s.cfg.BootID && !last.closed:
+		s.lostSince(last.at)
+	case last.bootID == s.cfg.BootID && s.state.tree.Origin == s.book.origin():
+		// Nothing was lost but memory: the log has all numbers that were used.
+		used = min(used, last.top)
+	}
+	s.next = max(used, top) + 1
+	// A header that cannot be written would fail every chunk: say so now.
+	if _, err := newChunk(s.header(evidence.Clock{Wall: evidence.TimeOf(time.Unix(0, 0))}, s.next), nil, s.instance); err != nil {
+		return err
+	}
+	s.leftAt = s.next
+	s.next += uint64(len(s.left))
+	if unready != nil {
+		s.cfg.Log.Error("the spool cannot be written, evidence waits in memory", "dir", s.cfg.Dir, "error", unready)
+		s.foundLost()
+		return nil
+	}
+	return s.adoptFirst()
+}
+
+// adoptFirst publishes what was found in write-ahead files. It is no error that it
+// cannot: then the chunks wait like any other.
+func (s *Spool) adoptFirst() error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	any, err := s.adoptLate()
+	s.book.known = nil
+	if err != nil {
+		return err
+	}
+	s.next = s.leftAt // what was published needs no number
+	if !any {
+		return nil
+	}
+	s.next = uint64(s.pending[len(s.pending)-1].header.Seq) + 1
+	if _, err := s.publishLocked(context.Background()); err != nil {
+		s.cfg.Log.Error("what an earlier agent left cannot be published yet", "error", err)
+	}
+	return nil
 }
 
 // Earlier is when an earlier agent last made room for chunks in this state
@@ -251,7 +322,7 @@ func (s *Spool) take(clock evidence.Clock, e *encoder) error {
 			s.seal()
 		}
 		if s.open == nil {
-			c, err := newChunk(s.header(clock, s.next), s.spare)
+			c, err := newChunk(s.header(clock, s.next), s.spare, s.instance)
 			if err != nil {
 				return err // Open has tried this header
 			}
@@ -261,6 +332,7 @@ func (s *Spool) take(clock evidence.Clock, e *encoder) error {
 		}
 		s.open.add(l)
 	}
+	s.waiting()
 	return nil
 }
 
@@ -322,7 +394,7 @@ func (s *Spool) seal() {
 		return
 	}
 	s.open = nil
-	c.closedNs = int64(s.cfg.Clock().BootNs)
+	c.closed, c.closedNs = time.Now(), int64(s.cfg.Clock().BootNs)
 	s.pending = append(s.pending, c)
 	s.bytes += c.size()
 	s.shed()
@@ -349,7 +421,8 @@ func (s *Spool) drop(i int) {
 	c := s.pending[i]
 	s.pending = slices.Delete(s.pending, i, i+1)
 	s.bytes -= c.size()
-	s.drops.add(c, s.failing)
+	s.drops.add(c, s.here(c.header), s.failing)
+	s.isOver(c)
 	s.cfg.Log.Error("dropped a chunk that could not be written", "chunk", c.header.Chunk, "lines", c.tally.Lines(), "error", s.failing)
 }
 
@@ -364,6 +437,9 @@ func (s *Spool) signal() {
 // line, until ctx ends. It then closes and tries to write what is left, once,
 // and returns what could not be written as an error.
 func (s *Spool) Run(ctx context.Context) error {
+	var keeper sync.WaitGroup
+	keeper.Go(func() { s.keepUp(ctx) })
+	defer keeper.Wait()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var retry time.Time // not before, after an error
@@ -390,7 +466,7 @@ func (s *Spool) Run(ctx context.Context) error {
 		timer.Reset(time.Until(due))
 		select {
 		case <-ctx.Done():
-			return s.flushOnce()
+			return s.flushOrKeep()
 		case <-s.wake:
 		case <-timer.C:
 		}
@@ -405,12 +481,12 @@ func (s *Spool) beat(ctx context.Context) {
 	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	err := s.book.open(ctx)
+	err := s.prepare(ctx, nil)
 	if err == nil {
 		err = s.book.beat(s.cfg.Clock().Wall)
 	}
 	if err != nil && ctx.Err() == nil {
-		s.book.log = nil
+		s.book.forget()
 		s.cfg.Log.Error("no heartbeat could be written into the node's log", "error", err)
 	}
 }
@@ -453,6 +529,15 @@ func (s *Spool) flushOnce() error {
 	return s.publish(context.Background())
 }
 
+// flushOrKeep leaves what cannot be published to the next start.
+func (s *Spool) flushOrKeep() error {
+	err := s.flushOnce()
+	if err != nil {
+		err = errors.Join(err, s.keep(true))
+	}
+	return err
+}
+
 // Close writes what is left, once, and gives up the state directory. It is
 // idempotent. Run should have returned before.
 func (s *Spool) Close() error {
@@ -463,7 +548,7 @@ func (s *Spool) Close() error {
 	if again {
 		return nil
 	}
-	err := s.flushOnce()
+	err := s.flushOrKeep()
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	if err == nil {
@@ -472,6 +557,7 @@ func (s *Spool) Close() error {
 	if err == nil {
 		err = s.book.close(s.cfg.Clock().Wall)
 	}
+	s.closeWALs()
 	return errors.Join(err, s.state.close())
 }
 
@@ -511,6 +597,7 @@ func (s *Spool) publishLocked(ctx context.Context) (lostLines []string, err erro
 			if c.size() >= worthKeeping {
 				s.spare = c.body // nobody has it any more
 			}
+			s.isOver(c)
 		}
 		s.pending = slices.Delete(s.pending, 0, n)
 		switch {
@@ -537,6 +624,9 @@ func (s *Spool) publishLocked(ctx context.Context) (lostLines []string, err erro
 			lostLines = append(lostLines, s.signDrops()...)
 		}
 		s.mu.Unlock()
+		s.keeping.Lock()
+		s.tidy()
+		s.keeping.Unlock()
 	}
 	return lostLines, ctx.Err()
 }
@@ -561,23 +651,54 @@ func (s *Spool) signDrops() (runIDs []string) {
 	return d.runIDs()
 }
 
-// prepareDirs makes the directories, opens the log, and completes what an earlier
-// agent left in tmp/.
-func (s *Spool) prepareDirs() error {
+// prepare makes the directories, opens the log, and completes what an earlier
+// agent left in tmp/, once; later it only opens the log again after an error. names
+// are chunks that somebody asks the log about.
+func (s *Spool) prepare(ctx context.Context, names map[string]bool) error {
+	if s.prepared {
+		return s.openLog(ctx)
+	}
 	for _, d := range []string{tmpDir, ReadyDir} {
 		if err := os.MkdirAll(filepath.Join(s.cfg.Dir, d), 0o750); err != nil {
 			return err
 		}
 	}
-	if err := s.book.open(context.Background()); err != nil {
-		return fmt.Errorf("open the node's log: %w", err)
+	if names == nil {
+		var err error
+		if names, _, err = visible(s.cfg.Dir); err != nil {
+			return err
+		}
+		for _, l := range s.left {
+			names[l.name] = true
+		}
 	}
+	tmp, err := os.ReadDir(filepath.Join(s.cfg.Dir, tmpDir))
+	if err != nil {
+		return err
+	}
+	for _, e := range tmp {
+		name, _ := strings.CutSuffix(e.Name(), ".ndjson")
+		names[name] = true
+	}
+	s.book.watch = func(name string) bool { return names[name] }
+	if err := s.openLog(ctx); err != nil {
+		return err
+	}
+	s.book.watch = nil
 	if err := s.finish(); err != nil {
 		return err
 	}
-	if err := s.count(context.Background()); err != nil {
+	if err := s.count(ctx); err != nil {
 		return err
 	}
 	s.reserve()
+	s.prepared = true
+	return nil
+}
+
+func (s *Spool) openLog(ctx context.Context) error {
+	if err := s.book.open(ctx); err != nil {
+		return fmt.Errorf("open the node's log: %w", err)
+	}
 	return nil
 }

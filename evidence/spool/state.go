@@ -213,14 +213,14 @@ func (s *state) replace(name, text string) error {
 // close gives up the lock.
 func (s *state) close() error { return s.dir.Close() }
 
-// highestSeq returns the highest sequence number below ready/, 0 if there is
-// none. It matters when the state directory was lost: numbers then go on above
-// those of the former instance, so that names still sort by age. A name that is no
-// chunk's is not ours to judge, and one so high that it would use up the numbers
-// is somebody's joke.
-func highestSeq(dir string) (uint64, error) {
-	var top uint64
-	err := filepath.WalkDir(filepath.Join(dir, ReadyDir), func(_ string, e fs.DirEntry, err error) error {
+// visible lists the chunks below ready/ by name, and the highest sequence number
+// of them, 0 if there is none. It matters when the state directory was lost: numbers
+// then go on above those of the former instance, so that names still sort by age. A
+// name that is no chunk's is not ours to judge, and one so high that it would use up
+// the numbers is somebody's joke.
+func visible(dir string) (names map[string]bool, top uint64, err error) {
+	names = map[string]bool{}
+	err = filepath.WalkDir(filepath.Join(dir, ReadyDir), func(_ string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // no spool yet, or a shipper has just removed it
 		}
@@ -229,12 +229,13 @@ func highestSeq(dir string) (uint64, error) {
 		}
 		name, _ := strings.CutSuffix(e.Name(), ".ndjson")
 		if seq, _, ok := evidence.ParseChunkName(name); ok && seq < evidence.MaxSeq/2 {
+			names[name] = true
 			top = max(top, seq)
 		}
 		return nil
 	})
 	if err != nil {
-		return 0, fmt.Errorf("list %s: %w", dir, err)
+		return nil, 0, fmt.Errorf("list %s: %w", dir, err)
 	}
-	return top, nil
+	return names, top, nil
 }

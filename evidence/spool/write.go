@@ -43,8 +43,11 @@ func (s *Spool) write(ctx context.Context, waiting []*chunk) (int, error) {
 	if len(waiting) == 0 {
 		return 0, nil
 	}
-	if err := s.book.open(ctx); err != nil {
-		return 0, fmt.Errorf("open the node's log: %w", err)
+	if err := s.prepare(ctx, nil); err != nil {
+		return 0, err
+	}
+	if first, err := s.adoptLate(); first || err != nil {
+		return 0, err // they are to be written before these
 	}
 	s.settleUnknown(waiting)
 	logged := 0
@@ -95,9 +98,11 @@ func (s *Spool) enterWithRoom(ctx context.Context, waiting []*chunk) (int, error
 func (s *Spool) settleUnknown(waiting []*chunk) {
 	for _, c := range waiting {
 		if p := c.placed; p != nil && !p.logged {
-			at, ok := s.book.recent[p.leaf.Chunk]
-			p.logged = ok && at.leaf == p.index && at.digest == p.leaf.Digest
-			if !p.logged {
+			at, ok := s.book.has(p.leaf.Chunk)
+			p.logged = ok && uint64(at.Leaf) == p.index && at.Digest == p.leaf.Digest
+			if p.logged {
+				s.book.see(c)
+			} else {
 				s.unplace(c)
 			}
 		}
@@ -125,7 +130,7 @@ func (s *Spool) enter(waiting []*chunk) (n int, err error) {
 		if err == nil || committing {
 			return
 		}
-		s.book.log = nil // what was appended and not committed is to be forgotten
+		s.book.forget()
 		for _, c := range waiting {
 			if c.placed != nil {
 				s.unplace(c)
@@ -135,7 +140,7 @@ func (s *Spool) enter(waiting []*chunk) (n int, err error) {
 	bytes := int64(0)
 	for n < len(waiting) && n < maxBatch && (n == 0 || bytes+waiting[n].size() <= maxBatchBytes) {
 		c := waiting[n]
-		if err := s.prepare(c); err != nil {
+		if err := s.ready(c); err != nil {
 			if n > 0 && errors.Is(err, errNever) {
 				break // it is the first of the next batch
 			}
@@ -161,13 +166,16 @@ func (s *Spool) enter(waiting []*chunk) (n int, err error) {
 	return n, nil
 }
 
-// prepare places a chunk and writes it to tmp/.
-func (s *Spool) prepare(c *chunk) error {
+// ready places a chunk and writes it to tmp/.
+func (s *Spool) ready(c *chunk) error {
 	seq := uint64(c.header.Seq)
 	if err := s.state.reserve(seq); err != nil {
 		return fmt.Errorf("reserve sequence number %d: %w", seq, err)
 	}
 	name := evidence.ChunkName(seq, s.state.instance)
+	if err := s.rename(c, name); err != nil {
+		return err
+	}
 	if _, err := os.Lstat(s.readyPath(name)); err == nil {
 		return fmt.Errorf("%w: %s: %w", errNever, s.readyPath(name), errTaken)
 	}
@@ -233,8 +241,8 @@ func (s *Spool) finish() error {
 	}
 	for _, n := range names {
 		name, _ := strings.CutSuffix(n.Name(), ".ndjson")
-		if at, ok := s.book.recent[name]; ok && n.Type().IsRegular() {
-			if have, _ := digestOf(s.tmpPath(name)); have == at.digest {
+		if at, ok := s.book.has(name); ok && n.Type().IsRegular() {
+			if have, _ := digestOf(s.tmpPath(name)); have == at.Digest {
 				ready := s.readyPath(name)
 				if err := s.makeFanOut(filepath.Dir(ready)); err != nil {
 					return err

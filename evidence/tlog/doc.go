@@ -11,7 +11,8 @@
 // kill -9 or loss of power: tiles are durable before the checkpoint over them. When
 // [Log.Commit] returns nil, the checkpoint over everything appended before is
 // durable. After an error the log takes nothing more: what a failed fsync left
-// behind is not relied on, and Open begins again at what it can verify.
+// behind is not relied on. Open begins again at what it can verify, or, where the
+// new checkpoint is visible already, [Log.Again] writes all of it into new files.
 //
 // The tree's arithmetic is golang.org/x/mod/sumdb/tlog, the signatures are those
 // of golang.org/x/mod/sumdb/note. The package trusts its directory's file system

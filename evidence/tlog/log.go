@@ -29,6 +29,7 @@ type Log struct {
 	edge   [][]Hash // at each level, the hashes of the tile that is not full yet
 	bundle []byte   // and the entries of the bundle that is not
 	full   []tile   // became full since the last commit
+	note   []byte   // the checkpoint that a commit tried to write
 	failed error
 }
 
@@ -179,7 +180,11 @@ func (l *Log) root() Hash {
 func (l *Log) Tree() Tree { return Tree{Origin: l.origin, Size: l.size, Root: l.root()} }
 
 // Commit makes everything that was appended durable under a new checkpoint, which
-// sign makes. After an error the Log is of no further use: Open another.
+// sign makes. After an error the Log takes nothing more: what is to be done depends
+// on the checkpoint that the directory has then. If it is the one before, Open
+// another Log, which goes on from there. If it is the one that Commit tried to
+// write (see [Log.Tried]), somebody may have read it, and no other of its size may
+// ever be signed: Again.
 //
 // System calls, in order: for every tile and bundle that changed open(O_EXCL) of
 // a temporary name, write, fsync, rename, and fsync of its directory (and of those
@@ -200,8 +205,33 @@ func (l *Log) Commit(sign func(Tree) ([]byte, error)) error {
 	return nil
 }
 
+// Tried is what the checkpoint of a Commit that failed is over; nothing if there
+// was none, or if it was not signed yet.
+func (l *Log) Tried() (t Tree, ok bool) {
+	if l.failed == nil || l.note == nil {
+		return Tree{}, false
+	}
+	return l.Tree(), true
+}
+
+// Again writes what a failed Commit tried to write, byte for byte, into new files:
+// an fsync that failed may have left the old ones in memory only, and the next one
+// on them would not say so.
+func (l *Log) Again() error {
+	if _, ok := l.Tried(); !ok {
+		return errors.New("commit log again: nothing was tried")
+	}
+	note := l.note
+	if err := l.commit(func(Tree) ([]byte, error) { return note, nil }); err != nil {
+		l.failed = err
+		return fmt.Errorf("commit log again: %w", err)
+	}
+	l.failed = nil
+	return nil
+}
+
 func (l *Log) commit(sign func(Tree) ([]byte, error)) error {
-	files, tree := l.full, l.Tree()
+	files, tree := slices.Clip(l.full), l.Tree()
 	for level, h := range l.edge {
 		if len(h) > 0 {
 			files = append(files, tile{tilePath(level, l.tileOf(level), len(h)), join(h)})
@@ -223,6 +253,7 @@ func (l *Log) commit(sign func(Tree) ([]byte, error)) error {
 	if err != nil {
 		return err
 	}
+	l.note = b
 	clear(dirs)
 	if err := l.replace(CheckpointFile, b, dirs); err != nil {
 		return err
@@ -231,7 +262,7 @@ func (l *Log) commit(sign func(Tree) ([]byte, error)) error {
 		return err
 	}
 	before := l.at
-	l.at, l.full = tree, nil
+	l.at, l.full, l.note = tree, nil, nil
 	l.sweep(before.Size)
 	return nil
 }

@@ -1,0 +1,24 @@
+package spool
+
+import (
+	"os"
+	"testing"
+
+	"probity/evidence"
+)
+
+// ForeignWAL is a write-ahead file like this one, of a version that wrote other
+// lines.
+func ForeignWAL(t testing.TB, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := readWAL(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.head.Lines = "probity-chunk/9"
+	return walOf(encodeWALHead(evidence.Header{Node: c.head.Node, BootID: c.head.BootID, Clock: c.head.Clock}, c.head.Instance), `{"kind":"other"}`+"\n")
+}
