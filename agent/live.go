@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -437,10 +438,16 @@ func (a *Agent) readOut(runs ...*live) {
 // container just now it waits so long; it reports whether it was done within most,
 // past which it goes on by itself.
 func (a *Agent) check(l *live, wait, most time.Duration) bool {
+	return a.checkAsOf(l, wait, most, 0)
+}
+
+// checkAsOf is check as [probe.Handle.CheckAsOf] is Check; 0 is the time when it
+// is its turn.
+func (a *Agent) checkAsOf(l *live, wait, most time.Duration, asOf int64) bool {
 	if !l.isArmed() {
 		return true
 	}
-	begun, done := l.inTurn(wait, most, func() { a.checkNow(l) })
+	begun, done := l.inTurn(wait, most, func() { a.checkInTurn(l, asOf) })
 	if !begun {
 		a.stuck(l)
 	}
@@ -449,8 +456,11 @@ func (a *Agent) check(l *live, wait, most time.Duration) bool {
 
 // troubles is all that is wrong with what is armed of a run. With l.checking
 // held.
-func (a *Agent) troubles(l *live) []probe.Trouble {
-	return slices.Concat(l.handle.Check(), a.covered(l), l.found)
+func (a *Agent) troubles(l *live) []probe.Trouble { return a.troublesAsOf(l, cgroup.BootTime()) }
+
+// troublesAsOf is troubles as [probe.Handle.CheckAsOf] is Check.
+func (a *Agent) troublesAsOf(l *live, asOf int64) []probe.Trouble {
+	return slices.Concat(l.handle.CheckAsOf(asOf), a.covered(l), l.found)
 }
 
 // mountsEvery is how many health checks share one look at a container's mounts:
@@ -494,16 +504,20 @@ func (a *Agent) coveredNow(l *live) []probe.Trouble {
 }
 
 // checkNow is check with l.checking held.
-func (a *Agent) checkNow(l *live) {
+func (a *Agent) checkNow(l *live) { a.checkInTurn(l, 0) }
+
+// checkInTurn is checkAsOf with l.checking held.
+func (a *Agent) checkInTurn(l *live, asOf int64) {
 	if l.disarmed {
 		return
 	}
 	at := cgroup.BootTime()
-	troubles := a.troubles(l)
+	asOf = cmp.Or(asOf, at)
+	troubles := a.troublesAsOf(l, asOf)
 	a.witness.Checked(l.id, at, troubles)
 	a.standings(l)
-	a.changedFiles(l, at, troubles)
-	l.checked.Store(at)
+	a.changedFiles(l, asOf, troubles)
+	l.checked.Store(asOf)
 }
 
 // lastCheck is a check after which nothing more is claimed of the run. What could

@@ -195,6 +195,9 @@ func (a *Agent) sourceBack(name string, at int64) {
 	a.witness.SourceBack(name, at)
 }
 
+// believed is how long one proof of what containers share stands for all of them.
+const believed = time.Second
+
 // health proves every few seconds that what was armed still is, and is the
 // agent's own heartbeat.
 func (a *Agent) health(ctx context.Context) error {
@@ -208,9 +211,15 @@ func (a *Agent) health(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			// What containers share is proven once for all of them, but for who
+			// comes so late that it says little about him.
+			asOf := cgroup.BootTime()
 			for _, l := range a.runs() {
 				a.cfg.Alive()
-				a.check(l, 0, patience)
+				if now := cgroup.BootTime(); now-asOf > int64(believed) {
+					asOf = now
+				}
+				a.checkAsOf(l, 0, patience, asOf)
 				a.tellLosses(l)
 			}
 		case <-hour.C:

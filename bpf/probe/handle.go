@@ -2,6 +2,7 @@ package probe
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"time"
@@ -54,6 +55,7 @@ type held struct {
 	times  []uint32 // those that have a duration
 	armed  []uint32 // those that are attached
 	mended uint32   // sharedFile.mended, as far as it was told
+	proven int64    // boot time after which they were last proven; 0: when they were armed
 }
 
 // heldHook is a reference to a place in the kernel.
@@ -111,50 +113,36 @@ type Trouble struct {
 // most one trouble each, and the probes on the kernel. Links that are dead are
 // made again at once; the trouble is returned all the same, to every container
 // that they served, and not the next time.
-func (h *Handle) Check() []Trouble {
+func (h *Handle) Check() []Trouble { return h.CheckAsOf(h.engine.cfg.BootTime()) }
+
+// CheckAsOf is Check as one of many containers: of what they share, that is the
+// links and the layers' files, it believes a proof that was made after that boot
+// time. A trouble of those begins with the last proof that there was none, and not
+// with the last check that believed it.
+func (h *Handle) CheckAsOf(asOf int64) []Trouble {
 	var out []Trouble
 	done := map[string]bool{}
-	add := func(path string, r evidence.GapReason, detail string) {
-		if !done[path] {
-			done[path] = true
-			out = append(out, Trouble{Path: path, Reason: r, Detail: detail})
-		}
-	}
-	var upper *os.File
-	var upperErr error
-	if h.target.Upper != "" {
-		upper, upperErr = os.OpenFile(h.target.Upper, unix.O_PATH|unix.O_DIRECTORY, 0)
-		if upper != nil {
-			defer upper.Close()
+	add := func(t Trouble) {
+		if !done[t.Path] {
+			done[t.Path] = true
+			out = append(out, t)
 		}
 	}
 	current := h.current()
-	for i := range h.Sites {
-		s := &h.Sites[i]
-		if !s.Armed || s.File == nil || s.File.Match.Origin != "imageLayer" || h.target.Upper == "" || done[s.File.Match.Path] || current[s.File.Match.Path] {
-			continue
-		}
-		path := s.File.Match.Path
-		if upperErr != nil {
-			add(path, evidence.GapFileChanged, "the upper directory was gone before this check: "+upperErr.Error())
-			continue
-		}
-		if covered, detail := inUpper(upper, path); covered {
-			add(path, evidence.GapFileChanged, detail)
-		}
-	}
+	h.copiedUp(current, add)
 	for i := range h.held {
 		held := &h.held[i]
 		path := held.match.Path
-		if held.file.gone() != nil && (current[path] || h.again(held)) {
+		if held.file.gone() != nil && (current[path] || h.again(held, asOf)) {
 			continue // what is there now is armed
 		}
 		if held.match.Origin != image.FromLayer && !done[path] && !current[path] {
 			if why := held.changed(); why != "" {
-				add(path, evidence.GapFileChanged, why)
+				add(Trouble{Path: path, Reason: evidence.GapFileChanged, Detail: why})
 			}
 		}
-		err := held.file.check(h.engine.machine, held.armed)
+		well := true
+		err := held.file.check(h.engine, held.armed, asOf)
 		if errors.Is(err, errRests) && h.quiet(held.armed) {
 			err = nil
 		}
@@ -165,16 +153,22 @@ func (h *Handle) Check() []Trouble {
 					detail += ", and could not be armed again: " + err.Error()
 				}
 			}
-			add(path, evidence.GapLinkLost, detail)
+			add(Trouble{Path: path, Reason: evidence.GapLinkLost, Detail: detail, Since: held.proven})
+			well = false
 		}
 		if n := held.file.mended.Load(); n != held.mended {
 			held.mended = n
-			add(path, evidence.GapLinkLost, "the file's links were lost, and made again")
+			add(Trouble{Path: path, Reason: evidence.GapLinkLost, Detail: "the file's links were lost, and made again", Since: held.proven})
+			well = false
 		}
 		if held.match.Origin == image.FromLayer && !done[path] && !current[path] {
-			if why := held.file.rewritten(h.engine, held); why != "" && !h.again(held) {
-				add(path, evidence.GapFileChanged, why)
+			if why := held.file.rewritten(h.engine, held, asOf); why != "" && !h.again(held, asOf) {
+				add(Trouble{Path: path, Reason: evidence.GapFileChanged, Detail: why, Since: held.proven})
+				well = false
 			}
+		}
+		if well {
+			held.proven = asOf
 		}
 	}
 	for i := range h.hooks {
@@ -202,11 +196,40 @@ func (h *Handle) Check() []Trouble {
 	return out
 }
 
+// copiedUp adds the files of layers that are armed and that the container's upper
+// directory has its own version of.
+func (h *Handle) copiedUp(current map[string]bool, add func(Trouble)) {
+	if h.target.Upper == "" || len(h.held) == 0 {
+		return
+	}
+	upper, upperErr := unix.Open(h.target.Upper, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if upperErr == nil {
+		defer unix.Close(upper)
+	}
+	looked := make(map[string]bool, len(h.held)) // several probes may have a file
+	for i := range h.held {
+		held := &h.held[i]
+		path := held.match.Path
+		if len(held.armed) == 0 || held.match.Origin != image.FromLayer || looked[path] || current[path] {
+			continue
+		}
+		looked[path] = true
+		if upperErr != nil {
+			add(Trouble{Path: path, Reason: evidence.GapFileChanged, Detail: fmt.Sprintf("the upper directory was gone before this check: open %s: %v", h.target.Upper, upperErr)})
+			continue
+		}
+		if covered, detail := inUpper(upper, path); covered {
+			add(Trouble{Path: path, Reason: evidence.GapFileChanged, Detail: detail})
+		}
+	}
+}
+
 // current lists the paths at which the container has a file of its own by now,
 // which is armed and as it was then.
 func (h *Handle) current() map[string]bool {
 	out := map[string]bool{}
-	for _, held := range h.held {
+	for i := range h.held {
+		held := &h.held[i]
 		if held.match.Origin != image.FromLayer && held.file.gone() == nil && held.changed() == "" {
 			out[held.match.Path] = true
 		}
@@ -216,10 +239,10 @@ func (h *Handle) current() map[string]bool {
 
 // again reports whether a file of a layer was armed again as it is now, for the
 // probes that had it armed as it was.
-func (h *Handle) again(old *held) bool {
+func (h *Handle) again(old *held, asOf int64) bool {
 	for i := range h.held {
 		if now := &h.held[i]; old.match.Origin == image.FromLayer && now.match.Origin == image.FromLayer && now.match.Path == old.match.Path &&
-			now.file.key.probe == old.file.key.probe && now.stamp != old.stamp && now.file.gone() == nil && now.file.rewritten(h.engine, now) == "" {
+			now.file.key.probe == old.file.key.probe && now.stamp != old.stamp && now.file.gone() == nil && now.file.rewritten(h.engine, now, asOf) == "" {
 			return true
 		}
 	}
@@ -228,7 +251,7 @@ func (h *Handle) again(old *held) bool {
 
 // changed says what was done to the file since it was armed. The container may
 // write one of its own in place; a layer's only root on the host can.
-func (h held) changed() string {
+func (h *held) changed() string {
 	f, err := h.match.Open()
 	if err != nil {
 		return "the file that was armed is not there any more: " + err.Error()
@@ -243,8 +266,8 @@ func (h held) changed() string {
 // inUpper reports whether the upper directory has its own version of the path,
 // or a whiteout: any write, touch, chmod or chown copies the file up, and what
 // the container runs from then on is the copy.
-func inUpper(upper *os.File, path string) (bool, string) {
-	fd, err := unix.Openat2(int(upper.Fd()), relative(path), &unix.OpenHow{
+func inUpper(upper int, path string) (bool, string) {
+	fd, err := unix.Openat2(upper, relative(path), &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	})

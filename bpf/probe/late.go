@@ -174,7 +174,7 @@ func (h *Handle) InImage(path string, file bpf.File) bool {
 	}
 	defer upper.Close()
 	for _, p := range []string{path, m.Path} { // they differ by symlinks
-		if own, _ := inUpper(upper, p); own {
+		if own, _ := inUpper(int(upper.Fd()), p); own {
 			return false
 		}
 	}

@@ -37,7 +37,8 @@ type sharedFile struct {
 	points []point
 	att    attachment
 	canary *canary // of the lower file: its health is the links' health
-	looked int64   // boot time at which the file was last looked at, of rewritten
+	proven int64   // boot time before the canary last showed that all that is attached still is; 0: since then it was not, or more was attached
+	looked int64   // boot time before the file was last looked at, of rewritten
 	found  string  // what was found
 
 	usage
@@ -107,7 +108,7 @@ func (s *sharedFile) attach(obj *bpf.Objects, lower *os.File, m Machine) (err er
 		return fmt.Errorf("map %s: %w", s.path, err)
 	}
 	s.att = attach(obj, lower, s.points)
-	s.ready = true
+	s.ready, s.proven = true, 0
 	return nil
 }
 
@@ -130,6 +131,7 @@ func (s *sharedFile) again(obj *bpf.Objects, lower *os.File) {
 	for _, p := range points {
 		delete(s.att.refused, p.place)
 	}
+	s.proven = 0
 	more := attach(obj, lower, points)
 	s.att.links, s.att.progs = append(s.att.links, more.links...), append(s.att.progs, more.progs...)
 	maps.Copy(s.att.refused, more.refused)
@@ -161,8 +163,10 @@ func (s *sharedFile) works(e *Engine) {
 // answer: a trouble only for who does.
 var errRests = errors.New("its links were taken away while it awaits an answer")
 
-// check says why not all of these sites are armed, by what the canary reads.
-func (s *sharedFile) check(m Machine, armed []uint32) error {
+// check says why not all of these sites are armed, by what the canary reads. All
+// containers of an image ask for the same files: what it read after the boot time
+// asOf is not read again.
+func (s *sharedFile) check(e *Engine, armed []uint32, asOf int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -173,8 +177,13 @@ func (s *sharedFile) check(m Machine, armed []uint32) error {
 	case !s.ready:
 		return errRests
 	}
-	if lost, err := s.lost(m); err != nil || lost > 0 {
-		return cmp.Or(err, fmt.Errorf("%d of the file's sites do not read as a breakpoint any more", lost))
+	if s.proven == 0 || s.proven < asOf {
+		now := e.cfg.BootTime()
+		s.proven = 0
+		if lost, err := s.lost(e.machine); err != nil || lost > 0 {
+			return cmp.Or(err, fmt.Errorf("%d of the file's sites do not read as a breakpoint any more", lost))
+		}
+		s.proven = now
 	}
 	if left, r := s.left(armed); left > 0 {
 		return fmt.Errorf("%d of the file's sites were not attached again after it rested: %s", left, r.detail)
@@ -211,17 +220,14 @@ func (s *sharedFile) left(armed []uint32) (n int, why refusal) {
 	return n, why
 }
 
-// lookAgain is how long it is believed at health checks that a layer's file is
-// well, in nanoseconds. All containers of an image ask for the same files.
-const lookAgain = 1e9
-
 // rewritten says what somebody on the host did to a file of a layer since it was
-// armed, if he did. The canary does not show that: its pages are its own.
-func (s *sharedFile) rewritten(e *Engine, by *held) string {
+// armed, if he did. The canary does not show that: its pages are its own. AsOf as
+// in check.
+func (s *sharedFile) rewritten(e *Engine, by *held, asOf int64) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := e.cfg.BootTime(); s.looked == 0 || s.found != "" || now-s.looked >= lookAgain {
-		s.looked, s.found = now, by.changed()
+	if s.looked == 0 || s.found != "" || s.looked < asOf {
+		s.looked, s.found = e.cfg.BootTime(), by.changed()
 	}
 	return s.found
 }
