@@ -350,7 +350,7 @@ func TestSynchronizeThousand(t *testing.T) {
 	notices := make(chan container.Notice, 2000)
 	var first atomic.Bool
 	h, _ := listen(t, Config{Socket: socket, Notify: func(_ context.Context, n container.Notice) error {
-		if first.CompareAndSwap(false, true) {
+		if n.Kind == container.Existing && first.CompareAndSwap(false, true) {
 			<-release
 		}
 		notices <- n
