@@ -272,7 +272,7 @@ func (a *Agent) sweep(ctx context.Context) error {
 // known of those runs since their last line, and of containers that lived
 // wholly in the time without an agent nothing at all.
 func (a *Agent) recover() {
-	found, err := spool.Recover(a.cfg.Spool, a.signer.Public())
+	found, err := spool.Recover(a.cfg.Spool, a.signer)
 	if err != nil {
 		a.problem("the spool that was found: %v", err)
 	}

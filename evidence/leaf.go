@@ -11,8 +11,12 @@ import (
 	"unicode"
 )
 
-// LogFormat is the version of the leaves of a node's log.
-const LogFormat = "probity-log/1"
+// The versions of the leaves of a node's log: an epoch says the second exactly if
+// it has successions, so that a reader of the first does not read past them.
+const (
+	LogFormat  = "probity-log/1"
+	LogFormat2 = "probity-log/2"
+)
 
 // EpochType is the DSSE payload type under which an epoch leaf is signed.
 const EpochType = "application/vnd.probity.epoch+json"
@@ -100,9 +104,12 @@ type EpochLeaf struct {
 	PublicKey     string   `json:"publicKey"`     // the node's key: SubjectPublicKeyInfo, base64
 	CheckpointKey string   `json:"checkpointKey"` // verifier key of a signed note
 	After         *LogTree `json:"after,omitempty"`
-	Reason        string   `json:"reason,omitempty"`    // for a person: why a new log began
-	Announced     string   `json:"announced,omitempty"` // signature by the checkpoint key before, base64; exactly on rotation
-	Signature     string   `json:"signature,omitempty"` // by the node's key, DER, base64
+	Reason        string   `json:"reason,omitempty"` // for a person: why a new log began
+	// Successions say how the node's key came to follow those before it, oldest
+	// first.
+	Successions []Succession `json:"successions,omitempty"`
+	Announced   string       `json:"announced,omitempty"` // signature by the checkpoint key before, base64; exactly on rotation
+	Signature   string       `json:"signature,omitempty"` // by the node's key, DER, base64
 }
 
 // ChunkLeaf is a chunk: what it is called and what its bytes are.
@@ -290,8 +297,14 @@ func (l *EpochLeaf) validate() error {
 	); err != nil {
 		return err
 	}
-	if l.Format != LogFormat {
-		return fmt.Errorf("format: %q is not known to this reader, which knows %s", clip(l.Format), LogFormat)
+	if l.Format != LogFormat && l.Format != LogFormat2 {
+		return fmt.Errorf("format: %q is not known to this reader, which knows %s and %s", clip(l.Format), LogFormat, LogFormat2)
+	}
+	if (l.Format == LogFormat2) != (len(l.Successions) > 0) {
+		return fmt.Errorf("successions: there exactly where format is %s", LogFormat2)
+	}
+	if err := followOn(l.Successions, l.PublicKey); err != nil {
+		return fmt.Errorf("successions: %w", err)
 	}
 	if l.Announced != "" {
 		if err := spelled("announced", l.Announced); err != nil {

@@ -60,6 +60,9 @@ type Signer struct {
 	// One of the two.
 	key    *ecdsa.PrivateKey
 	remote *remote
+	// The keys of the node before this one, and how it came to follow them.
+	links  []evidence.Succession
+	before map[string]*PublicKey
 }
 
 // PublicKey is the node's public key and its name.

@@ -51,6 +51,7 @@ type book struct {
 	fresh  bool      // next is no rotation: it begins an epoch without live runs
 	epochs uint64    // in the log
 	closed bool      // the log's last leaf is a close
+	opener string    // key id of who opened the log's last epoch
 
 	after tlog.Tree // what the log that begins follows, and why it begins
 	why   string
@@ -68,10 +69,11 @@ type standing struct {
 	tree   tlog.Tree
 	epochs uint64
 	closed bool
+	opener string
 }
 
 func (b *book) standing(t tlog.Tree) standing {
-	return standing{tree: t, epochs: b.epochs, closed: b.closed}
+	return standing{tree: t, epochs: b.epochs, closed: b.closed, opener: b.opener}
 }
 
 // ending is how the log that was found ends.
@@ -123,7 +125,7 @@ func (b *book) resume() (done bool, err error) {
 	}
 	switch log.Checkpointed() {
 	case b.sure.tree:
-		b.epochs, b.closed, b.next = b.sure.epochs, b.sure.closed, nil
+		b.epochs, b.closed, b.opener, b.next = b.sure.epochs, b.sure.closed, b.sure.opener, nil
 		b.log, b.gone, b.added = log, nil, nil
 		return true, nil
 	case b.tried.tree:
@@ -134,7 +136,7 @@ func (b *book) resume() (done bool, err error) {
 		if err := b.gone.Again(); err != nil {
 			return false, err
 		}
-		b.epochs, b.closed, b.log, b.gone = b.tried.epochs, b.tried.closed, b.gone, nil
+		b.epochs, b.closed, b.opener, b.log, b.gone = b.tried.epochs, b.tried.closed, b.tried.opener, b.gone, nil
 		b.committed()
 		return true, nil
 	}
@@ -185,6 +187,10 @@ func (b *book) read(ctx context.Context) error {
 	}
 	b.next = nil
 	b.log, b.gone, b.added, b.epochs, b.closed = log, nil, nil, uint64(len(e.All())), e.Closed()
+	b.opener = ""
+	if n := len(e.All()); n > 0 {
+		b.opener = strings.Clone(e.All()[n-1].KeyID)
+	}
 	b.sure = b.standing(tree)
 	return nil
 }
@@ -255,11 +261,21 @@ func (b *book) took() {
 
 // ownKey says whether an epoch was opened by this node.
 func (b *book) ownKey(l *evidence.EpochLeaf, public, unsigned, sig []byte) error {
-	own := b.cfg.Signer.Public()
-	if l.KeyID != own.KeyID() || string(public) != string(own.DER()) {
-		return fmt.Errorf("an epoch opened with key %.64s, not %s", l.KeyID, own.KeyID())
+	own := b.cfg.Signer.Key(l.KeyID) // or one that it follows
+	if own == nil || string(public) != string(own.DER()) {
+		return fmt.Errorf("an epoch opened with key %.64s, which is neither %s nor one before it", l.KeyID, b.cfg.Signer.KeyID())
 	}
 	return own.Verify(evidence.EpochType, unsigned, sig)
+}
+
+// successions says how the node's key came to be this one, where the log's readers
+// do not know it: in a log's first epoch, and in the first with this key.
+func (b *book) successions() []evidence.Succession {
+	links := b.cfg.Signer.Successions()
+	if b.opener == b.cfg.Signer.KeyID() {
+		return nil
+	}
+	return links[max(0, len(links)-evidence.MaxSuccessions):]
 }
 
 // startOver begins a log of another name. What is left of the old one is kept
@@ -291,7 +307,7 @@ func (b *book) startOver(why string) error {
 	if err != nil {
 		return err
 	}
-	b.log, b.key, b.next, b.added, b.epochs, b.closed, b.known = log, nil, nil, nil, 0, false, nil
+	b.log, b.key, b.next, b.added, b.epochs, b.closed, b.opener, b.known = log, nil, nil, nil, 0, false, "", nil
 	b.after, b.why = last, why
 	b.sure = b.standing(log.Checkpointed())
 	return nil
@@ -341,6 +357,9 @@ func (b *book) begin(at evidence.Time) error {
 			l.After = &after
 		}
 	}
+	if l.Successions = b.successions(); len(l.Successions) > 0 {
+		l.Format = evidence.LogFormat2
+	}
 	unsigned, err := l.Unsigned()
 	if err != nil {
 		return err
@@ -358,6 +377,7 @@ func (b *book) begin(at evidence.Time) error {
 	}
 	b.next, b.fresh, b.closed = key, start != evidence.StartRotation, false
 	b.epochs++
+	b.opener = own.KeyID()
 	return nil
 }
 

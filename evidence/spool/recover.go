@@ -53,7 +53,7 @@ type Found struct {
 // that do not, or that could not be read, and leaves the rest of the result valid;
 // with any other error the spool could not be listed. A spool that is not there
 // yet has nothing.
-func Recover(dir string, key *sign.PublicKey) (Found, error) {
+func Recover(dir string, keys sign.Keys) (Found, error) {
 	ready := filepath.Join(dir, ReadyDir)
 	var names []string
 	err := filepath.WalkDir(ready, func(path string, e fs.DirEntry, err error) error {
@@ -82,7 +82,7 @@ func Recover(dir string, key *sign.PublicKey) (Found, error) {
 			unsound = append(unsound, fmt.Errorf("%w: %w", ErrUnsound, err))
 			continue
 		}
-		c, findings := verify.Bytes(path, data, key)
+		c, findings := verify.Bytes(path, data, keys)
 		if c == nil {
 			unsound = append(unsound, fmt.Errorf("%w: %s", ErrUnsound, findings[0]))
 			continue

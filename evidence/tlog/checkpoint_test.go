@@ -276,7 +276,25 @@ func TestChain(t *testing.T) {
 		"changed after signing":  {"signature does not match", []func(*history){func(h *history) { h.epoch(evidence.StartFirst, nil, func(l *evidence.EpochLeaf) { l.Agent = "other" }) }}},
 		"announced by nobody":    {"announcement's signature", []func(*history){first, func(h *history) { h.keys[0] = testKey(t) }, func(h *history) { h.epoch(evidence.StartRotation, nil, nil) }}},
 		"signed by another node": {"not the node's key", []func(*history){func(h *history) { own := h.node; h.node = newHistory(t).node; first(h); h.node = own }}},
-		"no leaf":                {"not a JSON object", []func(*history){first, func(h *history) { h.entries = append(h.entries, []byte("x")) }}},
+		"another key of the node": {"no succession leads there", []func(*history){first, func(h *history) {
+			own := h.node
+			h.node = newHistory(t).node
+			h.epoch(evidence.StartUnclean, nil, nil)
+			h.node = own
+		}}},
+		"a succession of others": {"no succession leads there", []func(*history){first, func(h *history) {
+			own, next := h.node, newHistory(t).node
+			link, err := newHistory(t).node.Succeed(next.Public(), h.at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.node = next
+			h.epoch(evidence.StartUnclean, func(l *evidence.EpochLeaf) {
+				l.Format, l.Successions = evidence.LogFormat2, []evidence.Succession{link}
+			}, nil)
+			h.node = own
+		}}},
+		"no leaf": {"not a JSON object", []func(*history){first, func(h *history) { h.entries = append(h.entries, []byte("x")) }}},
 	} {
 		h := newHistory(t)
 		for _, s := range c.steps {

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"probity/evidence"
@@ -20,7 +21,9 @@ type Epochs struct {
 	// Origin is the log's name.
 	Origin string
 	// NodeKey says whether the node's key with this id and SubjectPublicKeyInfo is
-	// trusted and signed these bytes ([evidence.EpochType]).
+	// trusted and signed these bytes ([evidence.EpochType]). Where the key is another
+	// than the last epoch's, the leaf's successions name that one, and are the
+	// caller's to check.
 	NodeKey func(leaf *evidence.EpochLeaf, publicKey, unsigned, signature []byte) error
 
 	next   uint64
@@ -89,6 +92,9 @@ func (e *Epochs) open(l *evidence.EpochLeaf) error {
 		return errors.New("an epoch that starts clean, and nothing was closed")
 	case l.Start == evidence.StartUnclean && e.closed, l.Start == evidence.StartRotation && e.closed:
 		return fmt.Errorf("an epoch that starts %s after a close", l.Start)
+	}
+	if n := len(e.epochs); n > 0 && e.epochs[n-1].PublicKey != l.PublicKey && !slices.ContainsFunc(l.Successions, func(s evidence.Succession) bool { return s.PublicKey == e.epochs[n-1].PublicKey }) {
+		return fmt.Errorf("the node's key changed from %s to %s, and no succession leads there", clip(e.epochs[n-1].KeyID), clip(l.KeyID))
 	}
 	unsigned, err := l.Unsigned()
 	if err != nil {

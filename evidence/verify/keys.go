@@ -1,17 +1,49 @@
 package verify
 
 import (
+	"context"
+	"encoding/base64"
 	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
+	"probity/evidence"
 	"probity/evidence/sign"
+	"probity/evidence/tlog"
 	"probity/evidence/trust"
 )
 
-// ring is whom one verification trusts, and for what.
+// ring is whom one verification trusts, and for what: the keys that it was given,
+// and those that follow them, as the node's logs say.
 type ring struct {
 	keys sign.Keys
 	file *trust.File // keys, where it says more than that it trusts one
+	// links reads the successions in the logs; nil where there are none. It is asked
+	// only if something is signed by a key that is not trusted.
+	links func() []evidence.Succession
+	once  sync.Once
+	heirs map[string]heir
+}
+
+// heir is a key that follows a trusted one.
+type heir struct {
+	key  *sign.PublicKey
+	root string // the trusted key that it follows in the end
+	Followed
+}
+
+// Followed is a key that is trusted because a trusted one signed that it comes
+// after it.
+type Followed struct {
+	KeyID string        `json:"keyId"`
+	After string        `json:"after"` // the key before
+	Since evidence.Time `json:"since"` // as the key before says
 }
 
 func ringOf(keys sign.Keys) *ring {
@@ -20,7 +52,68 @@ func ringOf(keys sign.Keys) *ring {
 	return r
 }
 
-func (r *ring) key(id string) *sign.PublicKey { return r.keys.Key(id) }
+func (r *ring) key(id string) *sign.PublicKey {
+	if k := r.keys.Key(id); k != nil {
+		return k
+	}
+	r.once.Do(r.follow)
+	return r.heirs[id].key
+}
+
+// follow finds the keys that follow trusted ones. A succession needs no log to be
+// believed: whom it is signed by is enough.
+func (r *ring) follow() {
+	if r.links == nil {
+		return
+	}
+	r.heirs = map[string]heir{}
+	type step struct {
+		before, after *sign.PublicKey
+		at            evidence.Time
+	}
+	var steps []step
+	for _, l := range r.links() {
+		if before, after, err := sign.Follow(l); err == nil && r.keys.Key(after.KeyID()) == nil {
+			steps = append(steps, step{before, after, l.At})
+		}
+	}
+	for more := true; more; {
+		more = false
+		for _, s := range steps {
+			if r.heirs[s.after.KeyID()].key != nil {
+				continue
+			}
+			root := s.before.KeyID()
+			if h, ok := r.heirs[root]; ok {
+				root = h.root
+			}
+			if r.keys.Key(root) == nil || r.file != nil && !r.mayName(root, s.before.KeyID(), s.at) {
+				continue
+			}
+			r.heirs[s.after.KeyID()] = heir{s.after, root, Followed{s.after.KeyID(), s.before.KeyID(), s.at}}
+			more = true
+		}
+	}
+}
+
+// mayName reports whether the trust file lets a key, or one that follows it, name
+// the next: not out of its time, and not at all if others have it, who could name
+// one of theirs. Such a node's new key has to be in the file itself.
+func (r *ring) mayName(root, by string, at evidence.Time) bool {
+	e, _ := r.file.Entry(root)
+	if root != by { // of a key that follows, the file says nothing but for which node it is
+		return e.Revoked == nil || e.Revoked.Reason != trust.Compromised
+	}
+	return r.file.Judge(root, e.Node, at.Std()) == nil
+}
+
+// followed lists the keys that follow trusted ones, and were needed.
+func (r *ring) followed() (out []Followed) {
+	for _, id := range slices.Sorted(maps.Keys(r.heirs)) {
+		out = append(out, r.heirs[id].Followed)
+	}
+	return out
+}
 
 // alone is the one key that is trusted, or nil.
 func (r *ring) alone() *sign.PublicKey {
@@ -55,6 +148,12 @@ func (r *ring) doubts(id, node string, at time.Time, anchored bool) (out []doubt
 		return nil
 	}
 	said := r.file.Judge(id, node, at)
+	if r.keys.Key(id) == nil { // it speaks for the node of the key that it follows
+		h := r.heirs[id]
+		if e, _ := r.file.Entry(h.root); e.Node != node {
+			said = map[trust.Doubt]string{trust.OtherNode: fmt.Sprintf("key %s follows %s, which speaks for node %.200q, not for %.200q", id, h.root, e.Node, node)}
+		}
+	}
 	for _, d := range trust.Doubts {
 		if why, ok := said[d]; ok && (d != trust.Unanchored || !anchored) {
 			out = append(out, doubt{doubtKinds[d], why})
@@ -72,4 +171,72 @@ func holds(kept []Kept, log string, leaf uint64) bool {
 		}
 	}
 	return false
+}
+
+// successionsIn reads the successions in the logs of spools. What is wrong with a
+// log is said where it is checked.
+func successionsIn(ctx context.Context, paths []string) (links []evidence.Succession) {
+	for _, p := range paths {
+		root, err := os.OpenRoot(p)
+		if err != nil {
+			continue // a file, or said already
+		}
+		dirs := []string{logDir}
+		old, _ := fs.ReadDir(root.FS(), retiredDir)
+		for _, e := range old {
+			dirs = append(dirs, path.Join(retiredDir, e.Name()))
+		}
+		for _, d := range dirs {
+			if len(links) >= maxLinks {
+				break
+			}
+			links = append(links, successionsOf(ctx, root.FS(), d)...)
+		}
+		root.Close()
+	}
+	return links
+}
+
+func successionsOf(ctx context.Context, fsys fs.FS, dir string) (links []evidence.Succession) {
+	sub, err := fs.Sub(fsys, dir)
+	if err != nil {
+		return nil
+	}
+	r := tlog.NewReader(sub)
+	note, err := r.Checkpoint()
+	if err != nil {
+		return nil
+	}
+	tree, err := tlog.Claim(note)
+	if err != nil {
+		return nil
+	}
+	_ = r.Scan(ctx, tree, func(_ uint64, entry []byte) error {
+		if !strings.HasPrefix(string(entry), `{"leaf":"`+evidence.LeafEpoch+`"`) || len(links) >= maxLinks {
+			return nil
+		}
+		if l, err := evidence.DecodeLeaf(string(entry)); err == nil {
+			links = append(links, l.(*evidence.EpochLeaf).Successions...)
+		}
+		return nil
+	})
+	return links
+}
+
+// maxLinks bounds the successions that are looked at: each costs a signature to
+// check.
+const maxLinks = 1000
+
+// checkSuccessions checks what an epoch says of how its key came to be the node's.
+func checkSuccessions(l *evidence.EpochLeaf) error {
+	for i, s := range l.Successions {
+		_, after, err := sign.Follow(s)
+		if err != nil {
+			return err
+		}
+		if i == len(l.Successions)-1 && base64.StdEncoding.EncodeToString(after.DER()) != l.PublicKey {
+			return fmt.Errorf("the successions do not lead to %.64s", l.KeyID)
+		}
+	}
+	return nil
 }

@@ -330,6 +330,9 @@ func (c *logCheck) nodeKey(l *evidence.EpochLeaf, public, unsigned, sig []byte) 
 	if err := key.Verify(evidence.EpochType, unsigned, sig); err != nil {
 		return err
 	}
+	if err := checkSuccessions(l); err != nil {
+		return err
+	}
 	for _, d := range c.key.doubts(l.KeyID, l.Node, l.At.Std(), holds(c.kept, l.Origin, uint64(l.Index))) {
 		c.say(d.kind, filepath.Join(c.spool, c.dir), "leaf %d, an epoch: %s", l.Index, d.why)
 	}

@@ -72,6 +72,9 @@ func (r Report) WriteTable(w io.Writer) error {
 	if r.KeyID != "" {
 		p.line("key: " + r.KeyID)
 	}
+	for _, f := range r.Followed {
+		p.line(fmt.Sprintf("  and %s, which follows %s since %s", f.KeyID, f.After, second(f.Since)))
+	}
 	r.logs(p)
 	return p.err
 }

@@ -106,6 +106,9 @@ type Report struct {
 	// names one, or LogNotChecked where files were named themselves.
 	Log  string      `json:"log"`
 	Logs []LogReport `json:"logs,omitempty"`
+	// Followed are the keys that were trusted because a trusted one signed that they
+	// come after it.
+	Followed []Followed `json:"followed,omitempty"`
 }
 
 // Hole is a range of sequence numbers that no chunk in a spool has although later
@@ -145,6 +148,7 @@ func ExitCode(r Report, err error) int {
 func Path(ctx context.Context, paths []string, keys sign.Keys, opts Options) (Report, error) {
 	rep := Report{Log: LogNotChecked, Findings: []Finding{}}
 	key := ringOf(keys)
+	key.links = func() []evidence.Succession { return successionsIn(ctx, paths) }
 	if k := key.alone(); k != nil {
 		rep.KeyID = k.KeyID()
 	}
@@ -198,6 +202,7 @@ func Path(ctx context.Context, paths []string, keys sign.Keys, opts Options) (Re
 		errs = append(errs, err)
 	}
 	all.fill(&rep)
+	rep.Followed = key.followed()
 	slices.SortFunc(rep.Findings, func(a, b Finding) int {
 		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Reason, b.Reason))
 	})
