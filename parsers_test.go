@@ -47,6 +47,7 @@ var parsers = map[string]string{
 	"bpf/symbol/demangle.Mangled": "FuzzOf",
 
 	"evidence.Append":                     "takes a buffer to append to",
+	"evidence.Encoder.Append":             "the same",
 	"evidence.Loss.UnmarshalText":         "FuzzDecode",
 	"evidence.Time.UnmarshalText":         "FuzzDecode",
 	"evidence.Uint64.UnmarshalText":       "FuzzDecode",

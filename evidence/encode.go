@@ -17,7 +17,6 @@ import (
 
 // Append appends the canonical bytes of a line to b, without a newline.
 func Append(b []byte, l Line) ([]byte, error) {
-	at := len(b)
 	w := writer{b: b}
 	switch v := l.(type) {
 	case *Coverage:
@@ -33,11 +32,8 @@ func Append(b []byte, l Line) ([]byte, error) {
 		v.Kind = KindGap
 		w.value(gapShape, reflect.ValueOf(v).Elem())
 	}
-	if w.err != nil {
-		return b, fmt.Errorf("encode %s line: %w", l.kind(), w.err)
-	}
-	if n := len(w.b) - at; n >= MaxLineBytes {
-		return b, fmt.Errorf("encode %s line: %d bytes, at most %d are allowed", l.kind(), n, MaxLineBytes-1)
+	if err := w.check(l, len(w.b)-len(b)); err != nil {
+		return b, err
 	}
 	return w.b, nil
 }
@@ -48,13 +44,111 @@ func Encode(l Line) ([]byte, error) {
 	return Append(make([]byte, 0, 1<<10), l)
 }
 
+// Encoder encodes lines one after the other, and checks them. The lines of the
+// entries of a set, of which there may be thousands, begin and end alike: it
+// remembers how the last one did. The zero value is ready to use.
+type Encoder struct {
+	w          writer
+	head, tail []byte      // of the last line of an entry; none if empty
+	last       Observation // which it was: of what is in head and tail
+}
+
+// Append appends a line as [Append] does, if it obeys the rules of the format as
+// [Validate] has them.
+func (e *Encoder) Append(b []byte, l Line) ([]byte, error) {
+	o, ok := l.(*Observation)
+	if !ok || o.Entry == nil {
+		out, err := Append(b, l)
+		if err == nil {
+			err = valid(out[len(b):], Validate(l))
+		}
+		if err != nil {
+			return b, err
+		}
+		return out, nil
+	}
+	o.Kind = KindObservation
+	w := &e.w
+	w.b, w.err = b, nil
+	alike := len(e.head) > 0 && o.alike(&e.last)
+	if alike {
+		w.b = append(w.b, e.head...)
+	} else {
+		w.head(o)
+	}
+	from := len(w.b)
+	w.middle(o)
+	to := len(w.b)
+	if alike {
+		w.b = append(w.b, e.tail...)
+	} else {
+		w.tail(o)
+	}
+	out := w.b
+	w.b = nil
+	err := w.check(o, len(out)-len(b))
+	switch {
+	case err != nil:
+	case alike:
+		err = valid(out[len(b):], o.validateMiddle())
+	default:
+		err = valid(out[len(b):], o.validate())
+	}
+	if err != nil {
+		return b, err
+	}
+	if !alike {
+		e.head, e.tail, e.last = append(e.head[:0], out[len(b):from]...), append(e.tail[:0], out[to:]...), *o
+	}
+	return out, nil
+}
+
+// Forget lets go of the last line.
+func (e *Encoder) Forget() { e.head, e.last = e.head[:0], Observation{} }
+
+func valid(line []byte, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", line[:min(len(line), 200)], err)
+	}
+	return nil
+}
+
+// alike reports whether the line begins and ends as the other one does.
+func (o *Observation) alike(p *Observation) bool {
+	return o.State == p.State && o.ProbeType == p.ProbeType && o.RunID == p.RunID && o.ContainerID == p.ContainerID && o.Runtime == p.Runtime &&
+		o.ImageDigest == p.ImageDigest && o.ImageDigestReason == p.ImageDigestReason && o.ProbeID == p.ProbeID && o.RequestedProbeType == p.RequestedProbeType &&
+		o.Confidence == p.Confidence && len(o.Gaps) == len(p.Gaps) && (len(o.Gaps) == 0 || &o.Gaps[0] == &p.Gaps[0]) &&
+		o.Complete == p.Complete && o.Final == p.Final && o.From == p.From && o.To == p.To
+}
+
 // writer appends to b. It keeps the first error.
 type writer struct {
 	b   []byte
 	err error
+
+	second int64    // the last time's, in Unix time
+	until  [21]byte // what it begins with, to the point
+}
+
+// check returns why a line of so many bytes cannot be written.
+func (w *writer) check(l Line, n int) error {
+	if w.err != nil {
+		return fmt.Errorf("encode %s line: %w", l.kind(), w.err)
+	}
+	if n >= MaxLineBytes {
+		return fmt.Errorf("encode %s line: %d bytes, at most %d are allowed", l.kind(), n, MaxLineBytes-1)
+	}
+	return nil
 }
 
 func (w *writer) observation(o *Observation) {
+	w.head(o)
+	w.middle(o)
+	w.tail(o)
+}
+
+// head writes how the lines of all entries of a set of a run begin.
+func (w *writer) head(o *Observation) {
 	w.b = append(w.b, `{"kind":"`+KindObservation+`"`...)
 	w.text(`,"state":`, string(o.State))
 	w.text(`,"probeType":`, string(o.ProbeType))
@@ -65,6 +159,9 @@ func (w *writer) observation(o *Observation) {
 	w.optional(`,"imageDigestReason":`, o.ImageDigestReason)
 	w.text(`,"probeId":`, o.ProbeID)
 	w.text(`,"requestedProbeType":`, string(o.RequestedProbeType))
+}
+
+func (w *writer) middle(o *Observation) {
 	w.optional(`,"symbol":`, o.Symbol)
 	w.pointer(`,"offset":`, o.Offset)
 	w.optional(`,"path":`, o.Path)
@@ -115,6 +212,10 @@ func (w *writer) observation(o *Observation) {
 	if len(o.Processes) > 0 {
 		w.rare(`,"processes":`, processesShape, &o.Processes)
 	}
+}
+
+// tail writes how they end.
+func (w *writer) tail(o *Observation) {
 	w.b = append(w.b, `,"confidence":{"value":`...)
 	w.float(o.Confidence.Value)
 	w.text(`,"version":`, o.Confidence.Version)
@@ -204,9 +305,23 @@ func (w *writer) boolean(key string, v bool) {
 }
 
 func (w *writer) time(key string, t Time) {
-	var err error
-	if w.b, err = appendTime(append(w.b, key...), t); err != nil && w.err == nil {
-		w.err = err
+	w.b = append(w.b, key...)
+	second, at := t.t.Unix(), len(w.b)
+	if w.until[0] == 0 || second != w.second { // most are of the same second as the one before
+		var err error
+		if w.b, err = appendTime(w.b, t); err != nil {
+			if w.err == nil {
+				w.err = err
+			}
+			return
+		}
+		w.second = second
+		copy(w.until[:], w.b[at:])
+		return
+	}
+	w.b = append(append(w.b, w.until[:]...), `000000000Z"`...)
+	for i, v := len(w.b)-3, t.t.Nanosecond(); v > 0; i, v = i-1, v/10 {
+		w.b[i] = byte('0' + v%10)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -100,6 +101,71 @@ func TestEncodersAgree(t *testing.T) {
 	}
 }
 
+// An Encoder writes what Append does, and takes what Validate does, whatever was
+// written before: each member of a line is changed once.
+func TestEncoder(t *testing.T) {
+	u := Uint64(3)
+	at := func(ns int64) Time { return TimeOf(time.Unix(1700000000, ns)) }
+	entry := Observation{
+		State: Hit, ProbeType: RawTracepoint, RunID: strings.Repeat("0a", 16), ContainerID: "c", Runtime: "crun", ImageDigest: "sha256:" + strings.Repeat("ab", 32),
+		ProbeID: "files", RequestedProbeType: UnknownProbe, Path: "/etc/passwd", Set: SetFiles, Entry: &Entry{Device: "0:5", Inode: 7, Access: "read"},
+		Count: &u, FirstAt: at(5), LastAt: at(999_999_999), Process: &Process{Pid: 1, Comm: "cat"}, Complete: true, From: at(0), To: at(1e9),
+		Confidence: Confidence{Value: 0.5, Version: "1", Inputs: Inputs{ProbeType: "x", Attribution: "y", Symbol: "z", Losses: "none"}},
+	}
+	gaps := []SiteGap{{Reason: GapSetFull, From: at(1)}, {Reason: GapRingFull, From: at(1)}}
+	var e Encoder
+	agree := func(what string, o Observation) {
+		t.Helper()
+		want, err := Append(nil, &o)
+		if err == nil {
+			err = Validate(&o)
+		}
+		got, gotErr := e.Append([]byte("before"), &o)
+		switch {
+		case (err == nil) != (gotErr == nil) || err != nil && !strings.HasSuffix(gotErr.Error(), err.Error()):
+			t.Errorf("%s: %v, want %v", what, gotErr, err)
+		case err == nil && string(got) != "before"+string(want) || err != nil && string(got) != "before":
+			t.Errorf("%s: %s\nwant %s", what, got, want)
+		}
+	}
+	agree("the first", entry)
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range reflect.TypeFor[Observation]().NumField() {
+		name := reflect.TypeFor[Observation]().Field(i).Name
+		for range 50 {
+			o := entry
+			fill(r, reflect.ValueOf(&o).Elem().Field(i), 0)
+			agree(name, o)
+			agree("the same after "+name, o)
+			agree("back after "+name, entry)
+		}
+	}
+	for _, g := range [][]SiteGap{gaps[:1], gaps[1:], gaps, slices.Clone(gaps[1:]), nil} {
+		o := entry
+		o.Gaps, o.Complete = g, false
+		agree("gaps", o)
+	}
+	long := entry
+	long.Path = strings.Repeat("\x01", MaxPath)
+	for range 3 {
+		agree("a path of many escapes", long)
+		long.Entry = &Entry{Argument: long.Path, Access: "read"}
+		long.Detail = strings.Repeat("\x01", MaxText)
+	}
+	for _, l := range []Line{&Gap{}, &Coverage{}, &Observation{}, &Gap{GapID: "g", Scope: ScopeNode, Reason: GapAgentDown, From: at(0)}} {
+		want, err := Append(nil, l)
+		if err == nil {
+			err = Validate(l)
+		}
+		if got, gotErr := e.Append(nil, l); (err == nil) != (gotErr == nil) || err == nil && string(got) != string(want) {
+			t.Errorf("%s: %s, %v", want, got, gotErr)
+		}
+	}
+	agree("after the others", entry)
+	e.Forget()
+	agree("after it was forgotten", entry)
+}
+
 func TestEncodeBounds(t *testing.T) {
 	for n := MaxLineBytes - 700; n < MaxLineBytes; n += 7 {
 		compareEncoders(t, &Observation{Path: strings.Repeat("p", n)})
@@ -157,6 +223,16 @@ func BenchmarkEncode(b *testing.B) {
 		var buf []byte
 		for b.Loop() {
 			if buf, err = Append(buf[:0], l); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.SetBytes(int64(len(buf)))
+	})
+	b.Run("one after the other", func(b *testing.B) {
+		var e Encoder
+		var buf []byte
+		for b.Loop() {
+			if buf, err = e.Append(buf[:0], l); err != nil {
 				b.Fatal(err)
 			}
 		}

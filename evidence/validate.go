@@ -173,6 +173,11 @@ func (o *Observation) validate() error {
 	)
 }
 
+// validateMiddle is validate for a line that is alike with one that was valid.
+func (o *Observation) validateMiddle() error {
+	return firstOf(o.site(), o.code(), o.set(), o.processes(), o.facts())
+}
+
 // site checks what the line says of the file and the instruction.
 func (o *Observation) site() error {
 	if err := firstOf(

@@ -10,8 +10,9 @@ import (
 // encoder holds lines and their bytes on their way into a chunk, which copies
 // them.
 type encoder struct {
-	buf   []byte
-	lines []encoded
+	encoder evidence.Encoder
+	buf     []byte
+	lines   []encoded
 }
 
 type encoded struct {
@@ -27,6 +28,7 @@ const maxKeptBuffer = 256 << 10
 
 func (e *encoder) put() {
 	clear(e.lines)
+	e.encoder.Forget()
 	if cap(e.buf) <= maxKeptBuffer {
 		buffers.Put(e)
 	}
@@ -43,14 +45,10 @@ func (e *encoder) encode(runID string, oneRun bool, lines []evidence.Line) error
 		}
 		at := len(e.buf)
 		var err error
-		if e.buf, err = evidence.Append(e.buf, l); err != nil {
+		if e.buf, err = e.encoder.Append(e.buf, l); err != nil {
 			return err
 		}
-		b := e.buf[at:] // stays as it is where buf grows into another array
-		if err := evidence.Validate(l); err != nil {
-			return fmt.Errorf("%s: %w", b[:min(len(b), 200)], err)
-		}
-		e.lines = append(e.lines, encoded{l, b})
+		e.lines = append(e.lines, encoded{l, e.buf[at:]}) // stays as it is where buf grows into another array
 	}
 	return nil
 }
