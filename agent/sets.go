@@ -30,7 +30,7 @@ type setWork struct {
 // gathered are the new entries that the ring's reader has read and not told.
 // Nobody else has them.
 type gathered struct {
-	entries []witness.Entry
+	entries []*witness.Entry
 	cgroups []uint64         // of each; 0 once it is told
 	one     []*witness.Entry // those of one container
 }
@@ -75,12 +75,13 @@ func (a *Agent) tellGathered() {
 		g.one = g.one[:0]
 		for j := i; j < len(g.cgroups); j++ {
 			if g.cgroups[j] == cgroup {
-				g.one, g.cgroups[j] = append(g.one, &g.entries[j]), 0
+				g.one, g.cgroups[j] = append(g.one, g.entries[j]), 0
 			}
 		}
 		a.tell(cgroup, g.one...)
 	}
-	clear(g.entries) // their texts
+	clear(g.entries)
+	clear(g.one[:cap(g.one)])
 	g.entries, g.cgroups = g.entries[:0], g.cgroups[:0]
 }
 
@@ -110,8 +111,7 @@ func (a *Agent) identifyAll() {
 				id = w.l.handle.Identify(&w.entry)
 				w.l.reading += time.Since(began)
 			}
-			e := entryOf(&w.entry, id, w.l.mountNS)
-			a.tell(w.entry.Cgroup, &e)
+			a.tell(w.entry.Cgroup, entryOf(&w.entry, id, w.l.mountNS))
 		}
 	}
 }
@@ -148,8 +148,8 @@ func (a *Agent) identified() {
 }
 
 // entryOf is an entry as the evidence has it.
-func entryOf(e *bpf.SetEntry, id probe.Identified, mountNS uint32) witness.Entry {
-	w := witness.Entry{
+func entryOf(e *bpf.SetEntry, id probe.Identified, mountNS uint32) *witness.Entry {
+	w := &witness.Entry{
 		Set: e.Set.String(), Key: e.Bytes(), At: e.FirstNs, Last: e.LastNs, Count: e.Count, Process: evidence.Process{Pid: e.Pid, Comm: e.Comm()},
 		FileDigest: id.Digest, BuildID: id.BuildID, Origin: id.Origin, LayerDiffID: id.LayerDiffID,
 	}
@@ -235,7 +235,7 @@ func (a *Agent) sweepSets(l *live) {
 			return true
 		}
 		w := entryOf(e, l.handle.Identified(e.SetKey), l.mountNS)
-		if found = append(found, &w); len(found) == sweptAtOnce {
+		if found = append(found, w); len(found) == sweptAtOnce {
 			a.tell(cg, found...)
 			found = found[:0]
 		}

@@ -2,6 +2,7 @@ package spool
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 
 	"probity/evidence"
@@ -22,6 +23,9 @@ type encoded struct {
 
 var buffers = sync.Pool{New: func() any { return new(encoder) }}
 
+// usualLine is how much room is made for a line before it is known how long it is.
+const usualLine = 900
+
 // maxKeptBuffer is how large a buffer is kept for the next lines: those of a run
 // with ten thousand sites are rare.
 const maxKeptBuffer = 256 << 10
@@ -36,7 +40,7 @@ func (e *encoder) put() {
 
 // encode checks and encodes all lines, instead of those before.
 func (e *encoder) encode(runID string, oneRun bool, lines []evidence.Line) error {
-	e.buf = e.buf[:0]
+	e.buf = slices.Grow(e.buf[:0], min(len(lines)*usualLine, maxKeptBuffer))
 	clear(e.lines)
 	e.lines = e.lines[:0]
 	for _, l := range lines {

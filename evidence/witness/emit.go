@@ -53,10 +53,11 @@ func (r *run) due(now int64) bool {
 type batch struct {
 	lines   []evidence.Line
 	sites   []toldSite
-	entries []*entry
-	grown   bool    // with the gaps that had only grown
-	counted bool    // with sites of which only the count is new
-	later   []int32 // sites of which that is so, and that are not told of now
+	entries []*Entry
+	memory  *entryLines // of the entries' lines
+	grown   bool        // with the gaps that had only grown
+	counted bool        // with sites of which only the count is new
+	later   []int32     // sites of which that is so, and that are not told of now
 }
 
 type toldSite struct {
@@ -74,7 +75,9 @@ func (w *Witness) emit(r *run, to int64, of what) {
 	to = max(to, r.last) // read later than the caller looked at the clock
 	to = max(to, r.said) // a later line never reaches less far
 	var b batch
+	defer func() { b.memory.put() }()
 	err := w.cfg.Sink.Append(r.runID, func(c evidence.Clock) []evidence.Line {
+		b.memory.put()
 		b = w.lines(r, c, to, of)
 		return b.lines
 	})
@@ -83,6 +86,7 @@ func (w *Witness) emit(r *run, to int64, of what) {
 		unwritable := r.unwritable
 		err = w.cfg.Sink.Append(r.runID, func(c evidence.Clock) []evidence.Line {
 			r.unwritable = unwritable
+			b.memory.put()
 			b = w.lines(r, c, to, of)
 			return r.writable(c, b.lines)
 		})
@@ -174,14 +178,15 @@ func (w *Witness) lines(r *run, c evidence.Clock, to int64, of what) (b batch) {
 		}
 	}
 	if b.entries = r.telling(of); len(b.entries) > 0 {
-		b.lines = append(b.lines, r.entryLines(c, b.entries, to)...)
+		b.memory = entryMemory.Get().(*entryLines)
+		b.lines = b.memory.add(b.lines, r, c, b.entries, to)
 	}
 	return b
 }
 
 // telling lists the entries that have lines: the new ones, and, where counts are
 // asked for, those that were seen again.
-func (r *run) telling(of what) (entries []*entry) {
+func (r *run) telling(of what) (entries []*Entry) {
 	if of&(counts|allEntries) == 0 {
 		return r.fresh
 	}

@@ -2,6 +2,8 @@ package witness
 
 import (
 	"encoding/binary"
+	"slices"
+	"sync"
 
 	"probity/bpf"
 	"probity/bpf/probe"
@@ -41,6 +43,8 @@ type Entry struct {
 	Detail                                         string // why there is no digest, for a person
 
 	evidence.Entry
+
+	said uint64 // the count that its last line says
 }
 
 // SystemCalls are the system calls that a container has used so far.
@@ -53,9 +57,9 @@ type SystemCalls struct {
 // set is one set of a run.
 type set struct {
 	sites   []int // the lines about the set itself: one for each probe that wants it
-	entries map[string]*entry
+	entries map[string]*Entry
 	told    map[Key]told // what was taken of the kernel's entries
-	order   []*entry
+	order   []*Entry
 	bytes   int64       // counted against the bounds
 	past    uint64      // seen and not kept here
 	full    uint64      // and not kept in the kernel
@@ -65,15 +69,9 @@ type set struct {
 	calls   SystemCalls
 }
 
-// entry is one distinct entry.
-type entry struct {
-	Entry
-	said uint64 // the count that its last line says
-}
-
 // told is what was taken of an entry of the kernel's.
 type told struct {
-	as    *entry
+	as    *Entry
 	count uint64
 }
 
@@ -88,7 +86,7 @@ func (r *run) findSets(from int) {
 			r.sets = map[string]*set{}
 		}
 		if r.sets[s.Set] == nil {
-			r.sets[s.Set] = &set{entries: map[string]*entry{}, told: map[Key]told{}}
+			r.sets[s.Set] = &set{entries: map[string]*Entry{}, told: map[Key]told{}}
 		}
 		r.sets[s.Set].sites = append(r.sets[s.Set].sites, i)
 	}
@@ -140,11 +138,10 @@ func (r *run) enter(e *Entry, room func(int64) bool) bool {
 		r.again(set, e.Key, told{as: have}, count, e.At, last)
 		return false
 	}
-	have = &entry{Entry: *e}
-	have.Last, have.Count = last, count
-	set.entries[string(key)], set.told[e.Key] = have, told{have, count}
-	set.order = append(set.order, have)
-	r.fresh = append(r.fresh, have)
+	e.Last, e.Count, e.said = last, count, 0
+	set.entries[string(key)], set.told[e.Key] = e, told{e, count}
+	set.order = append(set.order, e)
+	r.fresh = append(r.fresh, e)
 	r.saw(set, &e.Process, e.At, last, count-min(count, before.count))
 	return true
 }
@@ -258,26 +255,48 @@ func (r *run) calls(now SystemCalls) bool {
 	return true
 }
 
-// entryLines makes the lines of entries, one after the other: of each, one for
-// every probe that wants its set. What all of a probe's have alike is found out
-// once: a container makes entries by the thousand.
-func (r *run) entryLines(c evidence.Clock, entries []*entry, to int64) []evidence.Line {
+// entryLines are lines of entries, in memory that is used again: it is the most of
+// what entries cost.
+type entryLines struct {
+	lines  []evidence.Observation
+	counts []evidence.Uint64
+}
+
+var entryMemory = sync.Pool{New: func() any { return new(entryLines) }}
+
+// maxKeptLines is for how many lines memory is kept.
+const maxKeptLines = 512
+
+func (l *entryLines) put() {
+	if l != nil && cap(l.lines) <= maxKeptLines {
+		clear(l.lines)
+		entryMemory.Put(l)
+	}
+}
+
+// add makes the lines of entries, one after the other: of each, one for every
+// probe that wants its set. What all of a probe's have alike is found out once: a
+// container makes entries by the thousand.
+func (l *entryLines) add(lines []evidence.Line, r *run, c evidence.Clock, entries []*Entry, to int64) []evidence.Line {
 	n := 0
 	for _, e := range entries {
 		n += len(r.sets[e.Set].sites)
 	}
-	lines, all, counts := make([]evidence.Line, 0, n), make([]evidence.Observation, n), make([]evidence.Uint64, n)
+	l.lines, l.counts = slices.Grow(l.lines[:0], n)[:n], slices.Grow(l.counts[:0], n)[:n]
+	lines = slices.Grow(lines, n)
+	n = 0
 	alike := map[int]*evidence.Observation{} // by site
 	for _, e := range entries {
 		for _, i := range r.sets[e.Set].sites {
 			if alike[i] == nil {
 				alike[i] = r.observeEntries(c, &r.sites[i], to)
 			}
-			o, count := &all[len(lines)], &counts[len(lines)]
+			o, count := &l.lines[n], &l.counts[n]
+			n++
 			*o, *count = *alike[i], evidence.Uint64(e.Count)
 			o.Count, o.FirstAt, o.LastAt = count, c.Time(e.At), c.Time(e.Last)
 			o.Path, o.FileDigest, o.BuildID, o.Origin, o.LayerDiffID, o.Detail = e.Path, e.FileDigest, e.BuildID, e.Origin, e.LayerDiffID, e.Detail
-			o.Entry = &e.Entry.Entry
+			o.Entry = &e.Entry
 			if e.Process != (evidence.Process{}) {
 				o.Process = &e.Process
 			}

@@ -30,7 +30,9 @@ func (s *strict) Append(_ string, build func(evidence.Clock) []evidence.Line) er
 			return err
 		}
 	}
-	s.lines = append(s.lines, lines...)
+	for _, l := range lines {
+		s.lines = append(s.lines, kept(l))
+	}
 	return nil
 }
 

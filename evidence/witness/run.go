@@ -37,7 +37,7 @@ type run struct {
 	byID     []numbered // armed sites by number
 	stale    []int32    // sites that the next lines look at
 	sets     map[string]*set
-	fresh    []*entry // whose line is not written
+	fresh    []*Entry // whose line is not written
 	searches []probe.Search
 	unhashed map[*probe.File]error // files without a digest, and why
 	first    int64                 // earliest boot time of the container's first instruction

@@ -30,6 +30,7 @@ import (
 
 // Sink takes lines. build is given the clock of the chunk that the lines go
 // into; it may be called again with another one, and then its last lines count.
+// The lines are good until Append returns.
 // A sink that takes lines of several runs at once must not mix up the order of
 // those of one.
 type Sink interface {
@@ -294,7 +295,7 @@ func (w *Witness) Stack(cgroup uint64, site uint32, s *evidence.Stack) {
 }
 
 // Entries takes entries of a container's sets; all that are new are one append to
-// the sink. They are not kept. Of one that was told before it only takes the count, which the next
+// the sink. They are the witness's then. Of one that was told before it only takes the count, which the next
 // hourly lines tell.
 func (w *Witness) Entries(cgroup uint64, entries ...*Entry) {
 	r := w.ofCgroup(cgroup)
