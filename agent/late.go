@@ -322,7 +322,7 @@ func (a *Agent) mapped(l *live, p *process.Process, other []process.Mapping, fro
 		if settled(this.sec, int64(this.nsec)) {
 			l.late.others[this] = true
 		}
-		f, err := image.OpenMapped(p.Pid, p.Link(m), m.Path, m.File.Dev)
+		f, err := openMapped(p, m)
 		switch {
 		case errors.Is(err, image.ErrInRoot):
 			switch own, err := ownRoot(l, p); {
@@ -341,6 +341,28 @@ func (a *Agent) mapped(l *live, p *process.Process, other []process.Mapping, fro
 			a.addMapped(l, f, from)
 		}
 	}
+}
+
+// openMapped opens a file by the process's link to what it had mapped: it is
+// errAnother if the process has called execve since and has another file there, and
+// [process.ErrGone] if the link may have been another process's.
+func openMapped(p *process.Process, m process.Mapping) (*image.Mapped, error) {
+	f, err := image.OpenMapped(p.Pid, p.Link(m), m.Path, m.File.Dev)
+	if err != nil {
+		return nil, err
+	}
+	ino, err := f.Inode()
+	if err == nil {
+		err = p.Alive()
+	}
+	if err == nil && ino != m.File.Ino {
+		err = errAnother
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open %s of process %d: %w", m.Path, p.Pid, err)
+	}
+	return f, nil
 }
 
 // addMapped arms what is wanted of a file, and takes it over. It reports whether

@@ -2,16 +2,23 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"probity/bpf/probe"
 	"probity/evidence"
 	"probity/runtime/cgroup"
+	"probity/runtime/process"
+	"probity/tests/need"
 )
 
 // exec has a box that serves run a program with an argument, and waits for its end.
@@ -212,5 +219,44 @@ func TestIdentifiedIsBounded(t *testing.T) {
 		if got := (&live{since: now.Add(-c.age)}).share(c.reading, now); got != c.want {
 			t.Errorf("%+v: %v", c, got)
 		}
+	}
+}
+
+// The link to what a process has mapped leads elsewhere once it has called execve,
+// and nowhere that is its own once it has ended.
+func TestMappedMeanwhile(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+	bin, err := target()
+	must(t, err)
+	must(t, os.WriteFile(dir+"/target", bin, 0o755))
+	cmd := exec.Command(dir + "/target")
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	end := sync.OnceFunc(func() {
+		in.Close()
+		_ = cmd.Wait()
+	})
+	defer end()
+	p, err := process.Open(cmd.Process.Pid)
+	must(t, err)
+	defer p.Close()
+	maps, err := p.Executable()
+	must(t, err)
+	m := maps[slices.IndexFunc(maps, func(m process.Mapping) bool { return m.Path == dir+"/target" })]
+	f, err := openMapped(p, m)
+	must(t, err)
+	must(t, f.Close())
+	was := m
+	was.File.Ino++ // it was another file when the mappings were read
+	if _, err := openMapped(p, was); !errors.Is(err, errAnother) {
+		t.Errorf("another file: %v", err)
+	}
+	end()
+	if _, err := openMapped(p, m); err == nil {
+		t.Error("opened what was of a process that has ended")
 	}
 }
