@@ -34,6 +34,7 @@ test ld.lld lld lld
 test /usr/bin/python3 python3 python3
 test /usr/lib/python3/dist-packages/cryptography python3-cryptography python3-cryptography
 test clang-14 clang-14 clang
+test strace strace strace
 test swtpm swtpm swtpm
 test softhsm2-util softhsm2 softhsm
 full rustc rustc rust

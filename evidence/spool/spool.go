@@ -29,6 +29,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -39,6 +40,7 @@ import (
 
 	"probity/evidence"
 	"probity/evidence/sign"
+	"probity/evidence/tlog"
 )
 
 // Names below the spool's directory.
@@ -176,11 +178,16 @@ func (s *Spool) begin() error {
 	for _, l := range left {
 		names[l.name] = true
 	}
+	used := s.state.used
+	if _, err := os.Lstat(filepath.Join(s.book.dir(), tlog.CheckpointFile)); used > 0 && s.state.tree.Size == 0 && errors.Is(err, fs.ErrNotExist) {
+		s.state.unused()
+		used = 0
+	}
 	loaded := s.state.instance
 	s.left = left
 	unready := s.prepare(context.Background(), names)
 	s.instance = s.state.instance
-	used, last := s.state.used, s.book.last
+	last := s.book.last
 	switch {
 	case unready != nil || s.instance != loaded || last.bootID == "":
 	case last.bootID != s.cfg.BootID && !last.closed:

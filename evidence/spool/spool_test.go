@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -31,6 +32,17 @@ const bootID = "5b1a7f9e-3c0d-4e2a-9b8c-7d6e5f4a3b2c"
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("SPOOL_TEST_PUBLISH"); dir != "" {
 		publishForEver(dir)
+	}
+	if dir := os.Getenv("SPOOL_TEST_KEEP"); dir != "" {
+		from, err := strconv.Atoi(os.Getenv("SPOOL_TEST_FROM"))
+		if err != nil {
+			panic(err)
+		}
+		keepForEver(dir, from)
+	}
+	if dir := os.Getenv("SPOOL_TEST_SCRIPT"); dir != "" {
+		script(dir)
+		return
 	}
 	goleak.VerifyTestMain(m)
 }

@@ -50,6 +50,10 @@ func openState(dir string) (*state, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, err
 	}
+	// Its name has to outlive a loss of power too: what is written below is.
+	if err := syncPath(filepath.Dir(filepath.Clean(dir))); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return nil, err
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return nil, err
@@ -111,6 +115,12 @@ func (s *state) renew() error {
 	}
 	s.instance, s.kept = instance, true
 	return nil
+}
+
+// unused takes another name where numbers were reserved and no log ever began, or
+// nobody knows of it any more: so they can be counted from the first again.
+func (s *state) unused() {
+	s.instance, s.kept = newInstance(), false
 }
 
 // recall reads the last checkpoint that was remembered. What cannot be read says
