@@ -214,6 +214,16 @@ func parseStrace(t *testing.T, text, dir string) (ops []op, syncs int) {
 			must(t, err)
 			ops = append(ops, op{call: "write", path: o.path, file: o.file, at: o.at, data: b[:n]})
 			o.at += int64(n)
+		case "pwrite64":
+			o := fds[args[0]]
+			if o == nil || !below(o.path) {
+				continue
+			}
+			n, err := strconv.Atoi(result)
+			must(t, err)
+			at, err := strconv.ParseInt(args[3], 10, 64)
+			must(t, err)
+			ops = append(ops, op{call: "write", path: o.path, file: o.file, at: at, data: unhex(1)[:n]})
 		case "fsync", "fdatasync":
 			if o := fds[args[0]]; below(o.path) {
 				ops = append(ops, op{call: "sync", path: o.path, file: o.file})

@@ -31,6 +31,16 @@ type Log struct {
 	full   []tile   // became full since the last commit
 	note   []byte   // the checkpoint that a commit tried to write
 	failed error
+
+	// grown are the partial tiles of the last commit of this Log, by level, which the
+	// next one may append to. What another wrote, or a failed commit, is not.
+	grown map[int]partial
+}
+
+// partial is a tile that is not full, as it is on the disk.
+type partial struct {
+	path string
+	size int64
 }
 
 // tile is a file of the log.
@@ -96,7 +106,7 @@ func (l *Log) load() error {
 	if err != nil {
 		return err
 	}
-	list, err := splitBundle(bundle)
+	list, err := splitBundle(bundle, w)
 	if err != nil {
 		return err
 	}
@@ -188,8 +198,10 @@ func (l *Log) Tree() Tree { return Tree{Origin: l.origin, Size: l.size, Root: l.
 //
 // System calls, in order: for every tile and bundle that changed open(O_EXCL) of
 // a temporary name, write, fsync, rename, and fsync of its directory (and of those
-// above that were made for it); then the same for the checkpoint. Partial tiles
-// that a wider one has replaced are removed at the end, which C2SP tlog-tiles
+// above that were made for it); then the same for the checkpoint. A partial tile
+// that this Log wrote is appended to instead, fsynced, and renamed to its new width:
+// a log that grows by one leaf a minute would else write its last bundle each time.
+// Partial tiles that a wider one has replaced are gone then, which C2SP tlog-tiles
 // does not allow a log that serves readers over HTTP: here they are read on disk.
 func (l *Log) Commit(sign func(Tree) ([]byte, error)) error {
 	if l.failed != nil {
@@ -231,20 +243,37 @@ func (l *Log) Again() error {
 }
 
 func (l *Log) commit(sign func(Tree) ([]byte, error)) error {
-	files, tree := slices.Clip(l.full), l.Tree()
-	for level, h := range l.edge {
-		if len(h) > 0 {
-			files = append(files, tile{tilePath(level, l.tileOf(level), len(h)), join(h)})
-		}
-	}
-	if len(l.bundle) > 0 {
-		files = append(files, tile{tilePath(entries, l.tileOf(0), int(l.size%width)), l.bundle})
-	}
+	tree := l.Tree()
 	dirs := map[string]bool{}
-	for _, f := range files {
+	for _, f := range l.full {
 		if err := l.replace(f.path, f.data, dirs); err != nil {
 			return err
 		}
+	}
+	before := l.grown
+	l.grown = nil // until all of it is durable
+	grown := map[int]partial{}
+	write := func(level int, path string, data []byte) error {
+		if len(data) == 0 {
+			return nil
+		}
+		grown[level] = partial{path, int64(len(data))}
+		was, ok := before[level]
+		switch {
+		case ok && was == grown[level]:
+			return nil // nothing came to it
+		case ok && was.size < int64(len(data)) && filepath.Dir(was.path) == filepath.Dir(path):
+			return l.extend(was, path, data[was.size:], dirs)
+		}
+		return l.replace(path, data, dirs)
+	}
+	for level, h := range l.edge {
+		if err := write(level, tilePath(level, l.tileOf(level), len(h)), join(h)); err != nil {
+			return err
+		}
+	}
+	if err := write(entries, tilePath(entries, l.tileOf(0), int(l.size%width)), l.bundle); err != nil {
+		return err
 	}
 	if err := l.syncDirs(dirs); err != nil {
 		return err
@@ -261,10 +290,36 @@ func (l *Log) commit(sign func(Tree) ([]byte, error)) error {
 	if err := l.syncDirs(dirs); err != nil {
 		return err
 	}
-	before := l.at
-	l.at, l.full, l.note = tree, nil, nil
-	l.sweep(before.Size)
+	last := l.at
+	l.at, l.full, l.note, l.grown = tree, nil, nil, grown
+	l.sweep(last.Size)
 	return nil
+}
+
+// extend appends to a tile and gives it the name of its new width. What it had
+// before stays what it was, under either name: a reader of an earlier checkpoint
+// takes only so much, and what lies behind is not part of its log.
+func (l *Log) extend(was partial, name string, more []byte, dirs map[string]bool) error {
+	at := filepath.Join(l.dir, filepath.FromSlash(was.path))
+	f, err := os.OpenFile(at, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err == nil && st.Size() != was.size {
+		err = fmt.Errorf("it has %d bytes, and was written with %d", st.Size(), was.size)
+	}
+	if err == nil {
+		_, err = f.WriteAt(more, was.size)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("append to %s: %w", was.path, err)
+	}
+	dirs[path.Dir(name)] = true
+	return os.Rename(at, filepath.Join(l.dir, filepath.FromSlash(name)))
 }
 
 // tileOf is the index of the tile at the right edge of a level.

@@ -44,7 +44,7 @@ func (r *Reader) Scan(ctx context.Context, t Tree, see func(index uint64, entry 
 		if err != nil {
 			return err
 		}
-		list, err := splitBundle(bundle)
+		list, err := splitBundle(bundle, w)
 		if err != nil {
 			return fmt.Errorf("%s: %w", tilePath(entries, n, w), err)
 		}
@@ -198,7 +198,7 @@ func readTile(fsys fs.FS, level int, n int64, w int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(b) < w*tlog.HashSize || len(b)%tlog.HashSize != 0 {
+	if len(b) < w*tlog.HashSize || w == width && len(b) > w*tlog.HashSize {
 		return nil, fmt.Errorf("%w: %s has %d bytes, %d hashes have %d", ErrDamaged, tilePath(level, n, w), len(b), w, w*tlog.HashSize)
 	}
 	return b[:w*tlog.HashSize], nil
@@ -210,7 +210,7 @@ func readBundle(fsys fs.FS, n int64, w int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := splitBundle(b)
+	list, err := splitBundle(b, w)
 	if err == nil && len(list) < w {
 		err = fmt.Errorf("%d entries of %d", len(list), w)
 	}
@@ -218,8 +218,11 @@ func readBundle(fsys fs.FS, n int64, w int) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, tilePath(entries, n, w), err)
 	}
 	size := 0
-	for _, e := range list[:w] {
+	for _, e := range list {
 		size += 2 + len(e)
+	}
+	if w == width && len(b) > size {
+		return nil, fmt.Errorf("%w: %s: %d bytes too many", ErrDamaged, tilePath(entries, n, w), len(b)-size)
 	}
 	return b[:size], nil
 }

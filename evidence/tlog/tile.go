@@ -81,19 +81,17 @@ func appendEntry(bundle, entry []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(bundle, uint16(len(entry))), entry...)
 }
 
-// splitBundle returns a bundle's entries, which are parts of it.
-func splitBundle(bundle []byte) ([][]byte, error) {
+// splitBundle returns a bundle's first w entries, which are parts of it. What lies
+// behind them was appended later, and perhaps not to its end.
+func splitBundle(bundle []byte, w int) ([][]byte, error) {
 	var out [][]byte
-	for len(bundle) > 0 {
+	for len(out) < w && len(bundle) > 0 {
 		if len(bundle) < 2 {
 			return nil, fmt.Errorf("entry %d of the bundle: its length is cut off", len(out))
 		}
 		n := int(binary.BigEndian.Uint16(bundle))
 		if len(bundle)-2 < n {
 			return nil, fmt.Errorf("entry %d of the bundle: %d bytes, and %d are left", len(out), n, len(bundle)-2)
-		}
-		if len(out) == width {
-			return nil, fmt.Errorf("more than %d entries in a bundle", width)
 		}
 		out = append(out, bundle[2:2+n])
 		bundle = bundle[2+n:]
