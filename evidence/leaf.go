@@ -122,7 +122,8 @@ type ChunkLeaf struct {
 	Bytes  Uint64 `json:"bytes"`  // of the whole file
 }
 
-// GapLeaf records a loss that no chunk could carry.
+// GapLeaf records a loss before a chunk can: that of the lines of chunks that the
+// node removes, under one checkpoint with their tombstones.
 type GapLeaf struct {
 	Leaf   string    `json:"leaf"`
 	Index  Uint64    `json:"index"`

@@ -17,6 +17,7 @@
 #	fuzz    every fuzz target, half a minute each ($PROBITY_FUZZTIME)
 #	tests   what scripts/test.sh runs, and what needs compilers and interpreters
 #	        that are too large for it
+#	crashes thousands of crashes of the spool, and a day of its life
 #	guests  all of the engine's tests in every kernel, or those of $PROBITY_BOOT
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
@@ -24,12 +25,12 @@
 full=
 parts=()
 if [ $# -gt 0 ]; then
-	[ "$1" = full ] || die "usage: test.sh [full [race|fuzz|tests|guests]...]" 2
+	[ "$1" = full ] || die "usage: test.sh [full [race|fuzz|tests|crashes|guests]...]" 2
 	full=yes
 	parts=("${@:2}")
-	if [ ${#parts[@]} = 0 ]; then parts=(race fuzz tests guests); fi
+	if [ ${#parts[@]} = 0 ]; then parts=(race fuzz tests crashes guests); fi
 	for part in "${parts[@]}"; do
-		case $part in race | fuzz | tests | guests) ;; *) die "full has no part $part: race, fuzz, tests, guests" 2 ;; esac
+		case $part in race | fuzz | tests | crashes | guests) ;; *) die "full has no part $part: race, fuzz, tests, crashes, guests" 2 ;; esac
 	done
 fi
 
@@ -86,6 +87,10 @@ fuzz() {
 	[ "$count" -gt 0 ] && [ ${#crashed[@]} = 0 ]
 }
 
+crashes() {
+	PROBITY_CRASHES=${PROBITY_CRASHES:-3000} "${report[@]}" -count=1 -timeout 120m -run 'TestKillAnywhere|TestLostWrites|TestFailedSync|TestIdleDay' ./evidence/spool
+}
+
 guests() {
 	"${report[@]}" -count=1 -timeout 170m ./tests/kernels -boot "${PROBITY_BOOT:-all}" -whole
 }
@@ -112,6 +117,6 @@ for part in "${parts[@]}"; do
 	how=ok
 	printf '\n== %s\n' "$part"
 	"$part" || { how=FAIL && failed=1; }
-	summary+=("$(printf '%-6s  %-4s  %4d min %02d s' "$part" $how $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)))")
+	summary+=("$(printf '%-7s  %-4s  %4d min %02d s' "$part" $how $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)))")
 done
 status=$failed

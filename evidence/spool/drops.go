@@ -147,16 +147,26 @@ func (d *drops) merge(o drops) {
 
 func (d *drops) runIDs() []string { return slices.Sorted(maps.Keys(d.perRun)) }
 
+// leaf says how much was lost, for the log.
+func (d *drops) leaf(clock evidence.Clock) *evidence.GapLeaf {
+	return &evidence.GapLeaf{
+		Reason: evidence.GapSpoolDropped, From: clock.Time(d.fromNs), To: clock.Time(max(d.fromNs, d.toNs)), Count: evidence.Loss{N: d.lines}, Detail: d.detail(),
+	}
+}
+
+func (d *drops) detail() string {
+	return clipRunes(fmt.Sprintf("%d chunks, sequence %d to %d: %s", d.chunks, d.firstSeq, d.lastSeq, d.why), evidence.MaxText)
+}
+
 // gaps returns one gap of the node with the count of all lost lines, and of each
 // run one for each probe type with the count of its observations, and one for the
 // rest; of at most as many runs as one chunk holds: what they say can only be
 // carried back together (see signDrops).
 func (d *drops) gaps(clock evidence.Clock, instance string) []evidence.Line {
 	from, to := clock.Time(d.fromNs), clock.Time(d.toNs)
-	detail := clipRunes(fmt.Sprintf("%d chunks, sequence %d to %d: %s", d.chunks, d.firstSeq, d.lastSeq, d.why), evidence.MaxText)
 	id := "spoolDropped-" + evidence.ChunkName(d.firstSeq, instance)
 	lines := []evidence.Line{&evidence.Gap{
-		GapID: id, Scope: evidence.ScopeNode, Reason: evidence.GapSpoolDropped, From: from, To: to, Count: evidence.Loss{N: d.lines}, Detail: detail,
+		GapID: id, Scope: evidence.ScopeNode, Reason: evidence.GapSpoolDropped, From: from, To: to, Count: evidence.Loss{N: d.lines}, Detail: d.detail(),
 	}}
 	for i, run := range d.runIDs() {
 		if i == evidence.MaxChunkRuns {

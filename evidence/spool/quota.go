@@ -107,7 +107,7 @@ func (s *Spool) Collect(ctx context.Context) (int, error) {
 		}
 		i++
 	}
-	if err := s.bury(gone, evidence.TombstoneAcknowledged); err != nil {
+	if err := s.bury(gone, evidence.TombstoneAcknowledged, nil); err != nil {
 		return 0, fmt.Errorf("collect acknowledged chunks: %w", err)
 	}
 	return len(gone), nil
@@ -197,14 +197,14 @@ func (s *Spool) free(ctx context.Context, bytes int64, lose bool, why error) err
 		lost = append(lost, it)
 		freed += int64(it.Bytes)
 	}
-	if err := s.bury(known, evidence.TombstoneAcknowledged); err != nil {
+	if err := s.bury(known, evidence.TombstoneAcknowledged, nil); err != nil {
 		return err
 	}
 	d := drops{}
 	for _, it := range lost {
 		d.addFile(it, s.here, why)
 	}
-	if err := s.bury(lost, evidence.TombstoneQuota); err != nil {
+	if err := s.bury(lost, evidence.TombstoneQuota, &d); err != nil {
 		return err
 	}
 	if len(lost) > 0 {
@@ -216,12 +216,16 @@ func (s *Spool) free(ctx context.Context, bytes int64, lose bool, why error) err
 	return nil
 }
 
-// bury puts tombstones of chunks into the log, and then removes their files.
-func (s *Spool) bury(list []Item, reason string) error {
+// bury puts tombstones of chunks into the log, and then removes their files. What
+// is lost with them is said by a gap leaf under the same checkpoint: the gap lines,
+// which say it by run and probe type, come in a later chunk, and a crash may come
+// before it.
+func (s *Spool) bury(list []Item, reason string, lost *drops) error {
 	if len(list) == 0 {
 		return nil
 	}
-	at := s.cfg.Clock().Wall
+	clock := s.cfg.Clock()
+	at := clock.Wall
 	err := s.book.begin(at)
 	for _, it := range list {
 		if err == nil {
@@ -231,6 +235,9 @@ func (s *Spool) bury(list []Item, reason string) error {
 			}
 			err = s.book.append(l, at)
 		}
+	}
+	if err == nil && lost != nil {
+		err = s.book.append(lost.leaf(clock), at)
 	}
 	if err == nil {
 		err = s.book.commit()
@@ -243,7 +250,7 @@ func (s *Spool) bury(list []Item, reason string) error {
 			// removed by nobody.
 			if rmErr := os.Remove(list[0].Path); rmErr == nil {
 				if err := s.book.open(context.Background()); err == nil {
-					return s.bury(slices.Concat(list[1:], list[:1]), reason)
+					return s.bury(slices.Concat(list[1:], list[:1]), reason, lost)
 				}
 			}
 		}

@@ -51,6 +51,28 @@ func TestQuota(t *testing.T) {
 	if len(tombs) == 0 || rep.Logs[0].Removed != len(tombs) || rep.Logs[0].Chunks != len(tombs)+len(n.ready(t)) {
 		t.Errorf("%d tombstones, the report has %+v", len(tombs), rep.Logs[0])
 	}
+	// Behind each removal the log says at once how much went with it.
+	removed, said := 0, uint64(0)
+	leaves := n.logs(t)[0].leaves
+	for i, l := range leaves {
+		if _, ok := l.(*evidence.TombstoneLeaf); !ok {
+			continue
+		}
+		removed++
+		switch next := leaves[i+1].(type) {
+		case *evidence.TombstoneLeaf:
+		case *evidence.GapLeaf:
+			if next.Reason != evidence.GapSpoolDropped || next.Count.N < 10 || !strings.Contains(next.Detail, "quota") {
+				t.Errorf("gap leaf %+v", next)
+			}
+			said += next.Count.N
+		default:
+			t.Errorf("a tombstone, and then %T", next)
+		}
+	}
+	if removed != len(tombs) || said == 0 {
+		t.Errorf("%d tombstones, the log says that %d lines are lost", removed, said)
+	}
 	lost := map[string]uint64{}
 	for _, g := range rep.Gaps {
 		if g.Reason == evidence.GapSpoolDropped && g.Scope == evidence.ScopeRun && g.ProbeType == evidence.Uprobe {
@@ -71,6 +93,9 @@ func TestQuota(t *testing.T) {
 		if g.Reason == evidence.GapSpoolDropped && g.Scope == evidence.ScopeNode {
 			nodes += g.Count.N
 		}
+	}
+	if said < nodes {
+		t.Errorf("the log says that %d lines are lost, the chunks %d", said, nodes)
 	}
 	if want := uint64(10 * len(lost)); nodes != want {
 		t.Errorf("%d lines are signed as lost of the node, %d of its runs", nodes, want)
