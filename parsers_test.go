@@ -86,6 +86,13 @@ var parsers = map[string]string{
 	"evidence/trust.Parse":                "FuzzParse",
 	"evidence/verify.Bytes":               "FuzzBytes",
 	"evidence/verify.ParseKept":           "FuzzKept",
+	"evidence/verify.ParseWitnesses":      "FuzzWitnesses",
+	"evidence/verify.archive.read":        "FuzzStdin",
+	"evidence/verify.ending.Read":         "it fills a buffer",
+	"evidence/verify.measured.Read":       "the same",
+	"evidence/verify.source.Read":         "the same",
+	"evidence/verify.isArchive":           "compares the first bytes",
+	"evidence/verify.isGzip":              "the same",
 
 	"runtime/cgroup.parseEvents":        "FuzzParseEvents",
 	"runtime/cgroup.parseProc":          "FuzzParseProc",

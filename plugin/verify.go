@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,19 +17,23 @@ import (
 
 func (c *cli) verify() *cobra.Command {
 	var keyFile, trustFile, bundles string
-	var checkpoints []string
+	var checkpoints, images []string
+	var witnesses, since string
+	var complete bool
 	cmd := &cobra.Command{
-		Use: "verify SPOOL|FILE... --key FILE|--trust FILE", Short: "Verify evidence and say what it says",
+		Use: "verify SPOOL|ARCHIVE|FILE|-... --key FILE|--trust FILE", Short: "Verify evidence and say what it says",
 		Long: `Verify recomputes every digest and signature, offline, and prints one row per
 site of each container. Of a spool it checks the node's log too: that nothing in
 it was changed, exchanged or removed. Whom to trust is one node's public key, or a
 trust file with those of many nodes, for which node each speaks and when, and which
-was revoked (docs/keys.md). That the newest part of a log was cut off
+was revoked (docs/keys.md). An archive is a spool in a tar file, which gzip may have
+packed; - is standard input, with an archive, or with chunks one behind another.
+Docs/trust.md says what is promised, and what each option adds. That the newest part of a log was cut off
 shows only against a checkpoint of it that somebody kept: see --checkpoint.
 
 It exits with 0 if all is sound, with 1 if anything is wrong with a file that it
 could read, and with 3 if it could not look.`,
-		Args: files("spool or chunk file"),
+		Args: files("spool, archive or chunk file"),
 		RunE: func(cmd *cobra.Command, paths []string) error {
 			if (keyFile == "") == (trustFile == "") {
 				return exitError{exitUsage, errors.New("verify: --key FILE (the node's public key) or --trust FILE (a fleet's) is required, one of the two")}
@@ -42,7 +47,21 @@ could read, and with 3 if it could not look.`,
 					return blind(fmt.Errorf("make the bundles' directory: %w", err))
 				}
 			}
-			opts := verify.Options{Bundles: bundles}
+			opts := verify.Options{Bundles: bundles, Images: images, RequireComplete: complete, Stdin: cmd.InOrStdin()}
+			if since != "" {
+				if opts.Since, err = sinceWhen(since, time.Now()); err != nil {
+					return exitError{exitUsage, err}
+				}
+			}
+			if witnesses != "" {
+				b, err := readUpTo(witnesses, maxWitnessFile)
+				if err != nil {
+					return blind(fmt.Errorf("read the witnesses: %w", err))
+				}
+				if opts.Witnesses, err = verify.ParseWitnesses(b); err != nil {
+					return blind(fmt.Errorf("read the witnesses %s: %w", witnesses, err))
+				}
+			}
 			for _, name := range checkpoints {
 				b, err := readCheckpoint(name)
 				if err != nil {
@@ -67,8 +86,27 @@ could read, and with 3 if it could not look.`,
 	cmd.Flags().StringVar(&keyFile, "key", "", "the node's public key, PEM `file`")
 	cmd.Flags().StringVar(&trustFile, "trust", "", "the keys of a fleet, trust `file` (docs/keys.md)")
 	cmd.Flags().StringArrayVar(&checkpoints, "checkpoint", nil, "a checkpoint of the node's log (SPOOL/log/checkpoint as it was then) or an acknowledgement, which somebody kept: the log must have grown out of it. May be given more than once")
+	cmd.Flags().StringVar(&witnesses, "witness", "", "the verifier keys of witnesses, one a line, in this `file`: one of them must have cosigned a state of each log, its own checkpoint or one of --checkpoint (C2SP tlog-cosignature)")
+	cmd.Flags().StringVar(&since, "since", "", "list only what did not end before this `time`, as 2026-01-02T15:04:05Z, or that long ago, as 36h; everything is checked all the same")
+	cmd.Flags().StringArrayVar(&images, "image", nil, "list only containers of the image with this manifest `digest`, or with this name, which is no identity. May be given more than once")
+	cmd.Flags().BoolVar(&complete, "require-complete", false, "make a finding of whatever is missing, was not covered or not searched in what is listed")
 	cmd.Flags().StringVar(&bundles, "bundles", "", "write NAME.sigstore.json and NAME.blob of each sound chunk to this `directory`")
 	return cmd
+}
+
+// maxWitnessFile bounds a file of witnesses.
+const maxWitnessFile = 64 << 10
+
+// sinceWhen reads a time, or how long ago it was.
+func sinceWhen(s string, now time.Time) (time.Time, error) {
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		return t, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 {
+		return time.Time{}, fmt.Errorf("verify: --since %.64q: want a time, as 2026-01-02T15:04:05Z, or how long ago, as 36h", s)
+	}
+	return now.Add(-d), nil
 }
 
 // readKeys reads whichever of the two was named.

@@ -19,7 +19,11 @@ const AckDir = "ack"
 // Acks reads what all consumers of a spool say. What is no acknowledgement is
 // returned by its name, with the reason: who writes there is not the agent.
 func Acks(spool *os.Root) (acks []evidence.Ack, bad map[string]error, err error) {
-	names, err := fs.ReadDir(spool.FS(), AckDir)
+	return acksIn(mindfulFS{spool})
+}
+
+func acksIn(spool fs.FS) (acks []evidence.Ack, bad map[string]error, err error) {
+	names, err := fs.ReadDir(spool, AckDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, nil
 	}
@@ -32,7 +36,7 @@ func Acks(spool *os.Root) (acks []evidence.Ack, bad map[string]error, err error)
 		if !ok || strings.HasPrefix(consumer, ".") {
 			continue // on its way
 		}
-		a, err := Ack(spool, consumer)
+		a, err := ackIn(spool, consumer)
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // taken back since
 		case err != nil:
@@ -46,7 +50,11 @@ func Acks(spool *os.Root) (acks []evidence.Ack, bad map[string]error, err error)
 
 // Ack reads what one consumer says; fs.ErrNotExist if it has said nothing.
 func Ack(spool *os.Root, consumer string) (evidence.Ack, error) {
-	f, err := spool.OpenFile(path.Join(AckDir, consumer+".json"), os.O_RDONLY|mindful, 0)
+	return ackIn(mindfulFS{spool}, consumer)
+}
+
+func ackIn(spool fs.FS, consumer string) (evidence.Ack, error) {
+	f, err := spool.Open(path.Join(AckDir, consumer+".json"))
 	if err != nil {
 		return evidence.Ack{}, err
 	}

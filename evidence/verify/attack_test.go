@@ -633,6 +633,12 @@ func TestAttacks(t *testing.T) {
 			seen[k] = true
 		}
 	}
+	for _, a := range hostileArchives { // TestHostileArchives
+		for _, k := range a.want {
+			seen[k] = true
+		}
+	}
+	seen[verify.Unwitnessed], seen[verify.Incomplete] = true, true // TestWitnesses, TestRequireComplete
 	for _, k := range verify.Kinds {
 		if !seen[k] {
 			t.Errorf("no attack is found as %s", k)

@@ -28,27 +28,52 @@ type file struct {
 	spool string
 }
 
+// stdin is the path of standard input.
+const stdin = "-"
+
+// paths is what there is to look at.
+type paths struct {
+	files   []file
+	streams []string // archives, and standard input
+	spools  []spool  // directories
+	found   []Finding
+}
+
 // find lists what paths name, each file once. What is wrong with the names in a
 // spool is a finding; what cannot be listed is part of the error.
-func find(paths []string) (files []file, found []Finding, err error) {
+func find(list []string) (in paths, err error) {
 	var errs []error
 	seen := map[string]bool{}
-	add := func(f file) {
-		if !seen[filepath.Clean(f.path)] {
-			seen[filepath.Clean(f.path)] = true
-			files = append(files, f)
+	once := func(path string) bool {
+		path = filepath.Clean(path)
+		if seen[path] {
+			return false
 		}
+		seen[path] = true
+		return true
 	}
-	for _, p := range paths {
+	for _, p := range list {
+		if p == stdin {
+			if once(p) {
+				in.streams = append(in.streams, p)
+			}
+			continue
+		}
 		st, err := os.Stat(p)
 		switch {
 		case err != nil:
 			errs = append(errs, fmt.Errorf("%w: %w", ErrLook, err))
 			continue
+		case !once(p):
+			continue
+		case !st.IsDir() && looksLikeArchive(p):
+			in.streams = append(in.streams, p)
+			continue
 		case !st.IsDir():
-			add(file{path: p})
+			in.files = append(in.files, file{path: p})
 			continue
 		}
+		in.spools = append(in.spools, spool{name: p})
 		n, failed := 0, len(errs)
 		root := filepath.Join(p, readyDir)
 		err = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
@@ -66,14 +91,16 @@ func find(paths []string) (files []file, found []Finding, err error) {
 			}
 			n++
 			if !e.Type().IsRegular() {
-				found = append(found, Finding{Kind: Misplaced, File: path, Reason: fmt.Sprintf("not a regular file (%v)", e.Type())})
+				in.found = append(in.found, Finding{Kind: Misplaced, File: path, Reason: fmt.Sprintf("not a regular file (%v)", e.Type())})
 				return nil
 			}
 			rel, err := filepath.Rel(root, path)
 			if err != nil {
 				return err
 			}
-			add(file{path: path, rel: rel, spool: p})
+			if once(path) {
+				in.files = append(in.files, file{path: path, rel: rel, spool: p})
+			}
 			return nil
 		})
 		if err != nil {
@@ -82,7 +109,23 @@ func find(paths []string) (files []file, found []Finding, err error) {
 			errs = append(errs, fmt.Errorf("%w: %s: a spool without any chunk", ErrLook, p))
 		}
 	}
-	return files, found, errors.Join(errs...)
+	return in, errors.Join(errs...)
+}
+
+// looksLikeArchive looks at how a file begins. What cannot be read is left to who
+// reads it as a chunk.
+func looksLikeArchive(path string) bool {
+	f, err := openFile(path, false)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return false
+	}
+	head := make([]byte, tarBlock)
+	n, err := io.ReadFull(f, head)
+	return (err == nil || errors.Is(err, io.ErrUnexpectedEOF)) && isArchive(head[:n])
 }
 
 // read returns the file's bytes, bounded by what a chunk can have. They lie in
@@ -125,9 +168,9 @@ func (f file) named(c *Chunk) []Finding {
 	if f.rel == "" {
 		return nil
 	}
-	if want := filepath.FromSlash(evidence.ChunkPath(c.Header.Chunk)); f.rel != want {
+	if want := evidence.ChunkPath(c.Header.Chunk); filepath.ToSlash(f.rel) != want {
 		if strings.TrimSuffix(filepath.Base(f.rel), ".ndjson") == c.Header.Chunk {
-			return []Finding{{Kind: Misplaced, File: f.path, Reason: fmt.Sprintf("not where the chunk belongs, %s", filepath.Join(readyDir, want))}}
+			return []Finding{{Kind: Misplaced, File: f.path, Reason: fmt.Sprintf("not where the chunk belongs, %s", readyDir+"/"+want)}}
 		}
 		return []Finding{{Kind: Misplaced, File: f.path, Line: 1, Reason: fmt.Sprintf("the file's name is not its chunk's, %s", c.Header.Chunk)}}
 	}

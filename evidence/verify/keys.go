@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -177,22 +178,44 @@ func holds(kept []Kept, log string, leaf uint64) bool {
 // log is said where it is checked.
 func successionsIn(ctx context.Context, paths []string) (links []evidence.Succession) {
 	for _, p := range paths {
-		root, err := os.OpenRoot(p)
-		if err != nil {
-			continue // a file, or said already
+		if root, err := os.OpenRoot(p); err == nil {
+			links = append(links, successionsOfSpool(ctx, mindfulFS{root})...)
+			root.Close()
+			continue // else a file, or said already
 		}
-		dirs := []string{logDir}
-		old, _ := fs.ReadDir(root.FS(), retiredDir)
-		for _, e := range old {
-			dirs = append(dirs, path.Join(retiredDir, e.Name()))
+		for _, s := range spoolsIn(ctx, p) {
+			links = append(links, successionsOfSpool(ctx, s.fsys)...)
 		}
-		for _, d := range dirs {
-			if len(links) >= maxLinks {
-				break
-			}
-			links = append(links, successionsOf(ctx, root.FS(), d)...)
+	}
+	return links[:min(len(links), maxLinks)]
+}
+
+// spoolsIn reads an archive for its logs alone. Standard input cannot be read twice.
+func spoolsIn(ctx context.Context, p string) []spool {
+	if p == stdin || !looksLikeArchive(p) {
+		return nil
+	}
+	f, err := openFile(p, false)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	a := newArchive(p)
+	_ = a.read(ctx, f, func(file, io.Reader, int64) error { return nil }) // it is read again, and then it is said
+	return a.spools()
+}
+
+func successionsOfSpool(ctx context.Context, fsys fs.FS) (links []evidence.Succession) {
+	dirs := []string{logDir}
+	old, _ := fs.ReadDir(fsys, retiredDir)
+	for _, e := range old {
+		dirs = append(dirs, path.Join(retiredDir, e.Name()))
+	}
+	for _, d := range dirs {
+		if len(links) >= maxLinks {
+			break
 		}
-		root.Close()
+		links = append(links, successionsOf(ctx, fsys, d)...)
 	}
 	return links
 }

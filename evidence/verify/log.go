@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"probity/evidence"
 	"probity/evidence/tlog"
@@ -50,6 +51,8 @@ type LogReport struct {
 	Begins string            `json:"begins,omitempty"`
 	After  *evidence.LogTree `json:"after,omitempty"`
 	Closed bool              `json:"closed"` // the last agent stopped in order
+	// Witnessed are the states of the log that witnesses who were named have cosigned.
+	Witnessed []Witnessed `json:"witnessed,omitempty"`
 	// Acknowledged is what consumers say that they have carried away.
 	Acknowledged []evidence.Ack `json:"acknowledged,omitempty"`
 }
@@ -75,15 +78,40 @@ func (f *fold) inLogOf(c *Chunk) inLog {
 	return p
 }
 
+// spool is a spool whose logs are checked: a directory, or a part of an archive.
+type spool struct {
+	name string
+	fsys fs.FS // of the archive; nil for a directory
+}
+
+// spools are those in an archive that was read.
+func (a *archive) spools() (out []spool) {
+	for _, root := range slices.Sorted(maps.Keys(a.roots)) {
+		out = append(out, spool{a.spool(root), a.side.below(root)})
+	}
+	return out
+}
+
+// mindfulFS is a directory that others may have put anything into.
+type mindfulFS struct{ *os.Root }
+
+// Open implements fs.FS.
+func (m mindfulFS) Open(name string) (fs.File, error) {
+	return m.OpenFile(name, os.O_RDONLY|mindful, 0)
+}
+
 // checkLogs checks the logs of a spool, and its chunks against them. It runs after
 // the chunks were read: a chunk is visible only once its log is.
-func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *ring, kept []Kept) (out []LogReport, found []Finding, err error) {
-	root, err := os.OpenRoot(spool)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", ErrLook, err)
+func (s spool) checkLogs(ctx context.Context, chunks map[string]inLog, key *ring, opts Options) (out []LogReport, found []Finding, err error) {
+	spool, fsys := s.name, s.fsys
+	if fsys == nil {
+		root, err := os.OpenRoot(spool)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%w: %w", ErrLook, err)
+		}
+		defer root.Close()
+		fsys = mindfulFS{root}
 	}
-	defer root.Close()
-	fsys := root.FS()
 	dirs := []string{logDir}
 	old, err := fs.ReadDir(fsys, retiredDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -92,7 +120,7 @@ func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *
 	for _, e := range old {
 		dirs = append(dirs, path.Join(retiredDir, e.Name()))
 	}
-	acks, bad, err := Acks(root)
+	acks, bad, err := acksIn(fsys)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrLook, err)
 	}
@@ -102,7 +130,7 @@ func checkLogs(ctx context.Context, spool string, chunks map[string]inLog, key *
 	origins := map[string]bool{}
 	tomb := map[grave]bool{}
 	for _, dir := range dirs {
-		c := logCheck{spool: spool, dir: dir, fsys: fsys, chunks: chunks, key: key, kept: kept, acks: acks, tomb: tomb}
+		c := logCheck{spool: spool, dir: dir, fsys: fsys, chunks: chunks, key: key, kept: opts.Kept, witnesses: opts.Witnesses, acks: acks, tomb: tomb}
 		rep, err := c.check(ctx)
 		switch {
 		case errors.Is(err, errNoLog) && dir == logDir:
@@ -151,7 +179,8 @@ type logCheck struct {
 	fsys       fs.FS
 	chunks     map[string]inLog
 	key        *ring
-	kept       []Kept         // what somebody kept
+	kept       []Kept // what somebody kept
+	witnesses  []*tlog.Witness
 	acks       []evidence.Ack // what consumers say that they saw
 	found      []Finding
 
@@ -218,8 +247,12 @@ func (c *logCheck) check(ctx context.Context) (LogReport, error) {
 	}); err != nil {
 		return LogReport{}, err // it changed between the two
 	}
+	c.cosigned(tree, note, []string{key}, "its own checkpoint")
 	if err := c.grown(r, tree, &e); err != nil {
 		return LogReport{}, err
+	}
+	if len(c.witnesses) > 0 && len(c.rep.Witnessed) == 0 {
+		c.say(Unwitnessed, filepath.Join(c.spool, c.dir), "none of the %d witnesses that were named has cosigned a state of it", len(c.witnesses))
 	}
 	for name, p := range c.chunks {
 		_, instance, _ := evidence.ParseChunkName(name)
@@ -245,7 +278,7 @@ func (c *logCheck) grown(r *tlog.Reader, tree tlog.Tree, e *tlog.Epochs) error {
 		if k.Origin != tree.Origin {
 			continue
 		}
-		was := tlog.Tree{}
+		var was tlog.Tree
 		if k.ack != nil {
 			var err error
 			if was, err = tlog.TreeOf(k.ack.LogTree()); err != nil {
@@ -259,8 +292,12 @@ func (c *logCheck) grown(r *tlog.Reader, tree tlog.Tree, e *tlog.Epochs) error {
 			}
 			was = signed.Tree
 		}
-		if err := c.grownFrom(r, tree, was, k.Name); err != nil {
+		grew, err := c.grownFrom(r, tree, was, k.Name)
+		if err != nil {
 			return err
+		}
+		if grew && k.ack == nil {
+			c.cosigned(was, k.note, keys, k.Name)
 		}
 	}
 	for _, a := range c.acks {
@@ -271,7 +308,7 @@ func (c *logCheck) grown(r *tlog.Reader, tree tlog.Tree, e *tlog.Epochs) error {
 		if err != nil {
 			return err
 		}
-		if err := c.grownFrom(r, tree, was, "the acknowledgement of "+a.Consumer); err != nil {
+		if _, err := c.grownFrom(r, tree, was, "the acknowledgement of "+a.Consumer); err != nil {
 			return err
 		}
 		c.rep.Acknowledged = append(c.rep.Acknowledged, a)
@@ -279,20 +316,86 @@ func (c *logCheck) grown(r *tlog.Reader, tree tlog.Tree, e *tlog.Epochs) error {
 	return nil
 }
 
-func (c *logCheck) grownFrom(r *tlog.Reader, tree, was tlog.Tree, whose string) error {
+// grownFrom reports whether a log grew out of a state of it.
+func (c *logCheck) grownFrom(r *tlog.Reader, tree, was tlog.Tree, whose string) (bool, error) {
 	dir := filepath.Join(c.spool, c.dir)
 	if was.Size > tree.Size {
 		c.say(RolledBack, dir, "it has %d leaves, and %s is over %d", tree.Size, whose, was.Size)
-		return nil
+		return false, nil
 	}
 	at, err := r.At(tree, was.Size)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if at != was {
 		c.say(RolledBack, dir, "its first %d leaves have the root %s, and %s says %s: it has another history", was.Size, at.Root, whose, was.Root)
+		return false, nil
 	}
-	return nil
+	return true, nil
+}
+
+// cosigned notes which witnesses vouch for a state of the log that was checked. One
+// that did not make the signature that is said to be its own is a finding.
+func (c *logCheck) cosigned(tree tlog.Tree, note []byte, keys []string, whose string) {
+	if len(c.witnesses) == 0 {
+		return
+	}
+	signed, err := tlog.OpenCheckpoint(note, keys, c.witnesses)
+	if err != nil {
+		c.say(Unwitnessed, filepath.Join(c.spool, c.dir), "%s: %v", whose, err)
+		return
+	}
+	for _, s := range signed.Cosignatures {
+		if s.Time > maxUnix {
+			c.say(Unwitnessed, filepath.Join(c.spool, c.dir), "%s: %s cosigned it at second %d, which is no time", whose, s.Witness, s.Time)
+			continue
+		}
+		c.rep.Witnessed = append(c.rep.Witnessed, Witnessed{Witness: s.Witness, At: evidence.TimeOf(time.Unix(int64(s.Time), 0)), Leaves: tree.Size})
+	}
+}
+
+// Witnessed is a witness's word: at this time it knew this state of the log, and no
+// other history of it.
+type Witnessed struct {
+	Witness string        `json:"witness"`
+	At      evidence.Time `json:"at"`
+	Leaves  uint64        `json:"leaves"`
+}
+
+// maxUnix is the last second that the format can write.
+const maxUnix = 253402300799
+
+// maxWitnesses bounds a file of witnesses.
+const maxWitnesses = 64
+
+// ParseWitnesses reads the verifier keys of witnesses (C2SP tlog-cosignature), one a
+// line. Empty lines, and those that begin with #, say nothing.
+func ParseWitnesses(b []byte) (list []*tlog.Witness, err error) {
+	seen := map[string]bool{}
+	n := 0
+	for line := range strings.Lines(string(b)) {
+		n++
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		w, err := tlog.NewWitness(line)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", n, err)
+		}
+		if key := fmt.Sprintf("%s %x", w.Name(), w.KeyHash()); seen[key] {
+			return nil, fmt.Errorf("line %d: the witness %s is there twice", n, w.Name())
+		} else {
+			seen[key] = true
+		}
+		if list = append(list, w); len(list) > maxWitnesses {
+			return nil, fmt.Errorf("more than %d witnesses", maxWitnesses)
+		}
+	}
+	if len(list) == 0 {
+		return nil, errors.New("there is no witness in it")
+	}
+	return list, nil
 }
 
 // Kept is a state of a log that somebody kept where the node cannot change it: a

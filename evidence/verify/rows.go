@@ -106,6 +106,7 @@ type latestRun struct {
 	name   string
 	pod    string
 	image  string
+	digest string
 	to     evidence.Time
 	final  bool
 }
@@ -141,6 +142,7 @@ type fold struct {
 	chunks map[string][]string // name -> files
 	spools map[string]bool     // chunks, sound or not, that lie in a spool
 	lines  int
+	loose  int // sound chunks that are in no log, or whose log is not looked at
 	sites  sites
 	runs   map[string]*latestRun
 	gaps   map[string]*latestGap
@@ -169,6 +171,9 @@ func (f *fold) found(file file, c *Chunk) {
 	}
 	if c == nil {
 		return
+	}
+	if file.rel == "" || c.Header.Log == "" {
+		f.loose++
 	}
 	if file.rel != "" {
 		spool := filepath.Clean(file.spool)
@@ -217,7 +222,7 @@ func (f *fold) run(at position, c *evidence.Coverage) {
 		return
 	}
 	have.at, have.to, have.final = at, c.To, c.Final
-	have.name, have.image, have.pod = f.keep(c.ContainerName), f.keep(c.Image), ""
+	have.name, have.image, have.digest, have.pod = f.keep(c.ContainerName), f.keep(c.Image), f.keep(c.ImageDigest), ""
 	have.probes = have.probes[:0]
 	for _, p := range c.Probes {
 		p.ProbeID, p.State, p.SearchReason = f.keep(p.ProbeID), evidence.State(f.keep(string(p.State))), f.keep(p.SearchReason)

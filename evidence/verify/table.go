@@ -3,6 +3,7 @@ package verify
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -56,15 +57,28 @@ func (r Report) WriteTable(w io.Writer) error {
 		}
 		p.line("")
 	}
+	for _, image := range r.Images {
+		if !slices.ContainsFunc(r.Rows, func(x Row) bool { return x.ImageDigest == image || x.Image == image }) {
+			p.line("No container of the image " + clean(image) + " is in this evidence.")
+			p.line("")
+		}
+	}
 	if len(r.Findings) > 0 {
-		p.line("FINDINGS: this evidence is not sound")
+		if r.onlyIncomplete() {
+			p.line("FINDINGS: this evidence is sound, and it is not complete")
+		} else {
+			p.line("FINDINGS: this evidence is not sound")
+		}
 		for _, f := range r.Findings {
 			p.line("  " + clean(f.String()))
 		}
 		p.line("")
 	}
 	verdict := "sound"
-	if !r.Sound() {
+	switch {
+	case r.onlyIncomplete():
+		verdict = "NOT COMPLETE"
+	case !r.Sound():
 		verdict = "NOT SOUND"
 	}
 	p.line(fmt.Sprintf("%s: %s of %s, %s of %s, %s", verdict,
@@ -81,11 +95,17 @@ func (r Report) WriteTable(w io.Writer) error {
 
 // logs says what the logs are worth, and how far they reach.
 func (r Report) logs(p *printer) {
+	if !r.Since.IsZero() {
+		p.line("since: " + second(r.Since) + "; what ended before is checked and not listed")
+	}
 	p.line("log: " + r.Log)
 	for _, l := range r.Logs {
 		p.line(fmt.Sprintf("  %s: %s up to %s, %s, %s", clean(l.Origin), leaves(l.Leaves), second(l.Last), plural(l.Chunks, "chunk"), plural(l.Heartbeats, "heartbeat")))
 		if l.Removed > 0 {
 			p.line(fmt.Sprintf("    %s removed by the node itself, which signed that it did", plural(l.Removed, "chunk")))
+		}
+		for _, w := range l.Witnessed {
+			p.line(fmt.Sprintf("    witnessed by %s at %s, up to %s", clean(w.Witness), second(w.At), leaves(w.Leaves)))
 		}
 		if l.Unchecked > 0 {
 			p.line(fmt.Sprintf("    %s stand over chunks that are not here any more", plural(l.Unchecked, "heartbeat")))

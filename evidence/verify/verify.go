@@ -1,7 +1,7 @@
 // Package verify checks evidence offline: chunk files against a node's public
 // key.
 //
-// In: paths of spools or chunk files, and the key. Out: a [Report] with every
+// In: spools, archives of them, chunk files or a stream of chunks, and whom to trust. Out: a [Report] with every
 // finding (file, line, reason), and the rows that the sound chunks say. All is
 // computed again from the bytes: the chunk's digest, the statement with the
 // writer's own Tally, the signature over exactly the payload bytes that are
@@ -12,8 +12,8 @@
 // that a chunk that was changed, exchanged, moved or removed shows. Of files that
 // are named one by one it is not, and the report says so.
 //
-// The package trusts the key that it is given and nothing else; a file may be
-// anything and of any size. It is not a control against who removes the newest
+// The package trusts the keys that it is given and nothing else; a file may be
+// anything and of any size, and nothing is ever unpacked to disk. It is not a control against who removes the newest
 // chunks together with the newest leaves and puts an older checkpoint in place:
 // only somebody who has seen a later one knows. Nor is it a control against a node
 // that lied before it signed.
@@ -24,14 +24,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"io"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"probity/evidence"
 	"probity/evidence/sign"
+	"probity/evidence/tlog"
 )
 
 // Options of Path. The zero value checks and writes nothing.
@@ -43,6 +45,20 @@ type Options struct {
 	// verification. What a log in a spool says must have grown out of them. One of
 	// a log that is in no spool is a finding.
 	Kept []Kept
+	// Witnesses, if there are any: each log must have a state that one of them
+	// cosigned, among Kept or as its own checkpoint.
+	Witnesses []*tlog.Witness
+	// Since leaves out of the report what ended before; it is checked all the same.
+	Since time.Time
+	// Images leaves out of the report what is not about containers of one of these
+	// images, each a manifest digest, or a name as the runtime was told it.
+	Images []string
+	// RequireComplete makes a finding of everything for which what is reported may
+	// not be all that happened: see Incomplete.
+	RequireComplete bool
+	// Stdin is what the path "-" stands for: an archive, or chunks one behind
+	// another.
+	Stdin io.Reader
 	// Workers is how many chunks are checked at once; GOMAXPROCS if 0.
 	Workers int
 }
@@ -70,22 +86,28 @@ const (
 	WrongNode   Kind = "wrongNode"   // signed with a trusted key, and it is another node's
 	KeyNotValid Kind = "keyNotValid" // signed, as it says, when the key did not speak yet or not any more
 	KeyRevoked  Kind = "keyRevoked"  // signed, as it says, after the key was revoked
+	Unwitnessed Kind = "unwitnessed" // no witness that was named has cosigned a state of the log
+	Incomplete  Kind = "incomplete"  // sound, and it was asked that it is complete too
+	BadArchive  Kind = "archive"     // an archive that is none, is past a bound, or has what no spool has
 	Unanchored  Kind = "unanchored"  // others have the key, and no kept state of the log shows that it is from before
 )
 
 // Kinds lists them all.
-var Kinds = []Kind{Malformed, Truncated, NewerFormat, KeyUnknown, Forged, Modified, Misplaced, Duplicated, Reordered, RolledBack, Removed, NotInLog, LogMissing, LogDamaged, Heartbeat, WrongNode, KeyNotValid, KeyRevoked, Unanchored}
+var Kinds = []Kind{Malformed, Truncated, NewerFormat, KeyUnknown, Forged, Modified, Misplaced, Duplicated, Reordered, RolledBack, Removed, NotInLog, LogMissing, LogDamaged, Heartbeat, WrongNode, KeyNotValid, KeyRevoked, Unanchored, Unwitnessed, Incomplete, BadArchive}
 
 // Finding is one thing that is wrong.
 type Finding struct {
 	Kind   Kind   `json:"kind"`
-	File   string `json:"file"`
+	File   string `json:"file,omitempty"` // absent where the report as a whole is meant
 	Line   int    `json:"line,omitempty"` // from 1; absent where the whole file is meant
 	Reason string `json:"reason"`
 }
 
 func (f Finding) String() string {
-	if f.Line == 0 {
+	switch {
+	case f.File == "":
+		return fmt.Sprintf("%s: %s", f.Kind, f.Reason)
+	case f.Line == 0:
 		return fmt.Sprintf("%s: %s: %s", f.File, f.Kind, f.Reason)
 	}
 	return fmt.Sprintf("%s:%d: %s: %s", f.File, f.Line, f.Kind, f.Reason)
@@ -109,6 +131,9 @@ type Report struct {
 	// Followed are the keys that were trusted because a trusted one signed that they
 	// come after it.
 	Followed []Followed `json:"followed,omitempty"`
+	// Since and Images say what Rows and Gaps were asked to be about.
+	Since  evidence.Time `json:"since,omitzero"`
+	Images []string      `json:"images,omitempty"`
 }
 
 // Hole is a range of sequence numbers that no chunk in a spool has although later
@@ -139,7 +164,8 @@ func ExitCode(r Report, err error) int {
 	return 0
 }
 
-// Path checks spools (directories with ready/ in them) and chunk files. The
+// Path checks spools (directories with ready/ in them), archives of them (tar, or
+// tar in gzip), and chunk files; "-" is opts.Stdin. The
 // report is valid also with an error, which wraps ErrLook and names everything
 // that could not be looked at: a path that is missing or unreadable, a directory
 // that is no spool, a spool without a chunk. Anything wrong inside a readable file
@@ -152,57 +178,39 @@ func Path(ctx context.Context, paths []string, keys sign.Keys, opts Options) (Re
 	if k := key.alone(); k != nil {
 		rep.KeyID = k.KeyID()
 	}
-	files, found, err := find(paths)
-	rep.Findings = append(rep.Findings, found...)
+	in, err := find(paths)
+	rep.Findings = append(rep.Findings, in.found...)
 	if opts.Workers <= 0 {
 		opts.Workers = runtime.GOMAXPROCS(0)
 	}
-
-	var (
-		mu   sync.Mutex
-		next int
-		all  = newFold()
-		wg   sync.WaitGroup
-		errs = []error{err}
-	)
-	for range min(opts.Workers, len(files)) {
-		wg.Go(func() {
-			var w worker
-			for ctx.Err() == nil {
-				mu.Lock()
-				i := next
-				next++
-				mu.Unlock()
-				if i >= len(files) {
-					break
-				}
-				res, err := w.check(files[i], key, opts, all)
-				mu.Lock()
-				if err != nil {
-					errs = append(errs, err)
-				}
-				if res.looked {
-					rep.Files++
-				}
-				rep.Findings = append(rep.Findings, res.findings...)
-				mu.Unlock()
-			}
-		})
+	c := newCrew(key, opts)
+	var wg sync.WaitGroup
+	for range opts.Workers {
+		wg.Go(c.work)
 	}
+	trees, listErr := c.list(ctx, in)
+	close(c.jobs)
 	wg.Wait()
+	errs := append(c.errs, err, listErr)
 	if err := ctx.Err(); err != nil {
 		errs = append(errs, fmt.Errorf("%w: %w", ErrLook, err))
 	}
-	if len(files) > 0 && rep.Files == 0 && errors.Join(errs...) == nil {
+	rep.Files = c.files
+	rep.Findings = append(rep.Findings, c.findings...)
+	if len(in.files) > 0 && rep.Files == 0 && errors.Join(errs...) == nil {
 		// A shipper took them all meanwhile. Nothing is wrong, but nothing was looked at either.
-		errs = append(errs, fmt.Errorf("%w: %d chunks, all removed while we looked", ErrLook, len(files)))
+		errs = append(errs, fmt.Errorf("%w: %d chunks, all removed while we looked", ErrLook, len(in.files)))
 	}
-	rep.Findings = append(rep.Findings, all.repeated()...)
-	if err := rep.checkLogs(ctx, paths, all.inLog, key, opts); err != nil {
+	rep.Findings = append(rep.Findings, c.all.repeated()...)
+	if err := rep.checkLogs(ctx, append(in.spools, trees...), c.all.inLog, key, opts); err != nil {
 		errs = append(errs, err)
 	}
-	all.fill(&rep)
+	c.all.fill(&rep)
 	rep.Followed = key.followed()
+	rep.narrow(c.all, opts)
+	if opts.RequireComplete {
+		rep.Findings = append(rep.Findings, rep.incompletes(c.all)...)
+	}
 	slices.SortFunc(rep.Findings, func(a, b Finding) int {
 		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Reason, b.Reason))
 	})
@@ -210,17 +218,12 @@ func Path(ctx context.Context, paths []string, keys sign.Keys, opts Options) (Re
 	return rep, errors.Join(errs...)
 }
 
-// checkLogs checks the logs of the paths that are spools.
-func (r *Report) checkLogs(ctx context.Context, paths []string, chunks map[string]map[string]inLog, key *ring, opts Options) error {
+// checkLogs checks the logs of the spools.
+func (r *Report) checkLogs(ctx context.Context, spools []spool, chunks map[string]map[string]inLog, key *ring, opts Options) error {
 	var errs []error
 	before := len(r.Findings)
-	spools := 0
-	for _, p := range paths {
-		if st, err := os.Stat(p); err != nil || !st.IsDir() || slices.ContainsFunc(paths[:slices.Index(paths, p)], func(q string) bool { return q == p }) {
-			continue
-		}
-		spools++
-		logs, found, err := checkLogs(ctx, p, chunks[filepath.Clean(p)], key, opts.Kept)
+	for _, s := range spools {
+		logs, found, err := s.checkLogs(ctx, chunks[filepath.Clean(s.name)], key, opts)
 		r.Logs = append(r.Logs, logs...)
 		r.Findings = append(r.Findings, found...)
 		if err != nil {
@@ -232,8 +235,11 @@ func (r *Report) checkLogs(ctx context.Context, paths []string, chunks map[strin
 			r.Findings = append(r.Findings, Finding{Kind: LogMissing, File: k.Name, Reason: fmt.Sprintf("its log, %.200s, is in none of the spools", k.Origin)})
 		}
 	}
+	if len(opts.Witnesses) > 0 && len(r.Logs) == 0 {
+		r.Findings = append(r.Findings, Finding{Kind: Unwitnessed, Reason: "no log was checked, so there is nothing that a witness could speak for"})
+	}
 	switch {
-	case spools == 0 && len(opts.Kept) == 0:
+	case len(spools) == 0 && len(opts.Kept) == 0:
 	case len(r.Findings) > before:
 		r.Log = LogUnsound
 	case len(r.Logs) == 0:
@@ -242,51 +248,4 @@ func (r *Report) checkLogs(ctx context.Context, paths []string, chunks map[strin
 		r.Log = LogSound
 	}
 	return errors.Join(errs...)
-}
-
-type result struct {
-	looked   bool
-	findings []Finding
-}
-
-// worker checks one file after another. Nothing of a file is kept, so that the next
-// one is read into the same memory.
-type worker struct {
-	buf   []byte
-	lines evidence.Decoder
-}
-
-// check reads and checks one file and folds it into all if it is sound.
-func (w *worker) check(f file, key *ring, opts Options, all *fold) (result, error) {
-	data, err := f.read(&w.buf)
-	switch {
-	case errors.Is(err, errVanished):
-		return result{}, nil
-	case errors.Is(err, errNotChunk):
-		return result{looked: true, findings: []Finding{{Kind: Malformed, File: f.path, Reason: err.Error()}}}, nil
-	case err != nil:
-		return result{}, fmt.Errorf("%w: %w", ErrLook, err)
-	}
-	var kept []Kept
-	if f.rel != "" { // of a file that is named itself no log is checked
-		kept = opts.Kept
-	}
-	defer w.lines.Reset()
-	c, findings := checkBytes(f.path, data, key, kept, &w.lines)
-	if c != nil {
-		findings = append(findings, f.named(c)...)
-	}
-	res := result{looked: true, findings: findings}
-	if len(findings) > 0 {
-		all.found(f, nil)
-		return res, nil
-	}
-	all.found(f, c)
-	if opts.Bundles == "" {
-		return res, nil
-	}
-	if err := WriteBundle(opts.Bundles, c); err != nil {
-		return res, fmt.Errorf("%w: bundle of %s: %w", ErrLook, f.path, err)
-	}
-	return res, nil
 }
