@@ -28,7 +28,7 @@ it was changed, exchanged or removed. Whom to trust is one node's public key, or
 trust file with those of many nodes, for which node each speaks and when, and which
 was revoked (docs/keys.md). An archive is a spool in a tar file, which gzip may have
 packed; - is standard input, with an archive, or with chunks one behind another.
-Docs/trust.md says what is promised, and what each option adds. That the newest part of a log was cut off
+The page docs/trust.md says what is promised, and what each option adds. That the newest part of a log was cut off
 shows only against a checkpoint of it that somebody kept: see --checkpoint.
 
 It exits with 0 if all is sound, with 1 if anything is wrong with a file that it
