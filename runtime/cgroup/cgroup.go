@@ -74,6 +74,15 @@ func find(base string) (*FS, error) {
 	return &FS{Mode: V1}, nil
 }
 
+// PathOf returns the cgroup2 path of a process alone, whosever else's it is: for who
+// compares it with another.
+func (fs *FS) PathOf(pid int) (string, error) {
+	if fs.Mode == V1 {
+		return "", fmt.Errorf("cgroup of pid %d: %w: no cgroup2 hierarchy is mounted", pid, ErrShared)
+	}
+	return ofProc(pid)
+}
+
 // OfPid returns the cgroup2 path of a process, as /proc/PID/cgroup has it, and
 // the id of that cgroup, which is the inode number of its directory. With
 // [ErrShared] path and id are still returned where there are any.

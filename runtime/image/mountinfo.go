@@ -8,6 +8,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Bounds on a mount table. A mount namespace holds 100,000 mounts by default
@@ -30,10 +32,12 @@ type mount struct {
 // eachMount calls f for every line until f returns false. The value is valid
 // only during the call.
 func eachMount(path string, f func(*mount) bool) error {
-	file, err := os.Open(path)
+	// Not os.Open, which has the poller watch the table for changes.
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
+	file := os.NewFile(uintptr(fd), path)
 	defer file.Close()
 	if err := readMounts(file, f); err != nil {
 		return fmt.Errorf("read %s: %w", path, err)

@@ -112,16 +112,13 @@ func createRuntime(s specs.State, peerPid int) (n container.Notice, err error) {
 	if err := onHost(hook); err != nil {
 		return n, fmt.Errorf("look at the hook: %w", err)
 	}
-	line, err := ancestry(hook)
-	if err != nil {
-		return n, fmt.Errorf("look at the hook: %w", err)
-	}
 	init, err := hold(s.Pid)
 	if err != nil {
 		return n, fmt.Errorf("%w: %w", ErrPid, err)
 	}
 	defer init.release()
-	if line, err = checkInit(init, line); err != nil {
+	line, err := checkInit(hook, init)
+	if err != nil {
 		return n, err
 	}
 	bundle, err := openTrusted(s.Bundle)
@@ -196,8 +193,8 @@ func ownCgroup(pid, peer int) (path string, id uint64, err error) {
 	if err != nil {
 		return "", 0, err
 	}
-	theirs, _, err := fs.OfPid(peer)
-	if err != nil && !errors.Is(err, cgroup.ErrShared) {
+	theirs, err := fs.PathOf(peer)
+	if err != nil {
 		return "", 0, err
 	}
 	if theirs == path {

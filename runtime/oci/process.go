@@ -119,17 +119,28 @@ func sameFile(a, b string) (bool, error) {
 // runtime, monitor.
 const maxLine = 8
 
-// ancestry returns the hook, its parent, and so on, up to pid 1 or this very
-// process: neither is a runtime.
-func ancestry(hook *process) ([]int, error) {
+// ancestry returns the hook, its parent, and so on, up to the runtime that is the
+// parent of init. That is neither pid 1 nor this very process.
+func ancestry(hook, init *process) ([]int, error) {
+	runtime, err := parentOf(init.pid)
+	if err != nil {
+		return nil, fmt.Errorf("%w: pid %d: %w", ErrPid, init.pid, err)
+	}
+	foreign := fmt.Errorf("%w: pid %d is a child of %d, which did not start the hook", ErrPid, init.pid, runtime)
+	if runtime <= 1 || runtime == os.Getpid() {
+		return nil, foreign
+	}
 	line := []int{hook.pid}
-	for len(line) < maxLine {
+	for len(line) == 1 || line[len(line)-1] != runtime {
+		if len(line) == maxLine {
+			return nil, foreign
+		}
 		parent, err := parentOf(line[len(line)-1])
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("look at the hook: %w", err)
 		}
 		if parent <= 1 || parent == os.Getpid() {
-			break
+			return nil, foreign
 		}
 		line = append(line, parent)
 	}
@@ -137,29 +148,25 @@ func ancestry(hook *process) ([]int, error) {
 	// ended, its children would have a new parent by now.
 	for i, pid := range line[:len(line)-1] {
 		if parent, err := parentOf(pid); err != nil || parent != line[i+1] {
-			return nil, errors.New("its ancestors change")
+			return nil, errors.New("look at the hook: its ancestors change")
 		}
 	}
 	return line, nil
 }
 
 // checkInit checks that init can be the init of the container that the runtime
-// above the hook is creating, and returns the line from the hook up to init's
-// parent.
-func checkInit(init *process, line []int) ([]int, error) {
+// above the hook is creating, and returns the line from the hook up to that
+// runtime.
+func checkInit(hook, init *process) ([]int, error) {
 	if init.pid == os.Getpid() {
 		return nil, fmt.Errorf("%w: pid %d is the agent's own", ErrPid, init.pid)
 	}
-	if slices.Contains(line, init.pid) {
-		return nil, fmt.Errorf("%w: pid %d is the hook's or an ancestor's of it", ErrPid, init.pid)
-	}
-	parent, err := parentOf(init.pid)
+	line, err := ancestry(hook, init)
 	if err != nil {
-		return nil, fmt.Errorf("%w: pid %d: %w", ErrPid, init.pid, err)
+		return nil, err
 	}
-	i := slices.Index(line[1:], parent)
-	if i < 0 {
-		return nil, fmt.Errorf("%w: pid %d is a child of %d, which did not start the hook", ErrPid, init.pid, parent)
+	if slices.Contains(line, init.pid) { // all that can be both are below its parent
+		return nil, fmt.Errorf("%w: pid %d is the hook's or an ancestor's of it", ErrPid, init.pid)
 	}
 	// Monitors, shims and shells have further children. Init is told from
 	// those of the host by its mount namespace, which it has by this stage,
@@ -187,7 +194,7 @@ func checkInit(init *process, line []int) ([]int, error) {
 	if !os.SameFile(theirs, root) {
 		return nil, fmt.Errorf("%w: pid %d has entered a container already", ErrPid, init.pid)
 	}
-	return line[:i+2], nil
+	return line, nil
 }
 
 // runtimeOf names the runtime: the engine whose store the bundle is in, else
@@ -227,11 +234,14 @@ func runtimeAt(exe, comm string) container.Runtime {
 	return ""
 }
 
+// readBounded reads a file of the kernel's. Not by os.Open, which asks the poller
+// whether it wants the file: that is more calls than reading it, and the hook waits.
 func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
+	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
 	return readAllBounded(f, limit)
 }

@@ -43,11 +43,13 @@ type Process struct {
 
 // Open holds on to a process.
 func Open(pid int) (*Process, error) {
-	dir, err := os.OpenFile("/proc/"+strconv.Itoa(pid), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	name := "/proc/" + strconv.Itoa(pid)
+	// Not os.OpenFile, which asks the poller whether it wants the directory.
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("look at process %d: %w", pid, gone(err))
+		return nil, fmt.Errorf("look at process %d: %w", pid, gone(&os.PathError{Op: "open", Path: name, Err: err}))
 	}
-	return &Process{Pid: pid, Thread: pid, dir: dir}, nil
+	return &Process{Pid: pid, Thread: pid, dir: os.NewFile(uintptr(fd), name)}, nil
 }
 
 // Close lets go of it. It is idempotent.

@@ -9,12 +9,34 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"probity/tests/need"
 	"probity/tests/runtimes"
 )
+
+// created makes what a runtime has made by createRuntime: a bundle, and a process
+// that waits in a mount namespace and a cgroup of its own. It is a container as
+// docker would start it, which no policy is for.
+func created(b *testing.B) (bundle, state string) {
+	b.Helper()
+	const id = "bench"
+	bundle = filepath.Join(b.TempDir(), "io.containerd.runtime.v2.task", "moby", id)
+	rootfs := filepath.Join(bundle, "rootfs")
+	must(b, os.MkdirAll(rootfs, 0o755))
+	must(b, os.WriteFile(filepath.Join(bundle, "config.json"), []byte(`{"ociVersion":"1.0.2","root":{"path":"rootfs"},"process":{"args":["/bin/true"],"cwd":"/"}}`), 0o600))
+	cg, _ := room(b, "hook")
+	init := exec.Command("cat") // until its pipe is closed, however that comes
+	init.Dir = rootfs
+	init.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, UseCgroupFD: true, CgroupFD: int(cg.Fd())}
+	pipe, err := init.StdinPipe()
+	must(b, err)
+	must(b, init.Start())
+	b.Cleanup(func() { must(b, pipe.Close()); must(b, init.Wait()) })
+	return bundle, fmt.Sprintf(`{"ociVersion":"1.0.2","id":%q,"status":"creating","pid":%d,"bundle":%q}`, id, init.Process.Pid, bundle)
+}
 
 // BenchmarkHook measures the hook as a whole process, with an agent that answers,
 // with none, and while it restarts. Beside it are the fork and exec of a program
@@ -23,11 +45,14 @@ func BenchmarkHook(b *testing.B) {
 	need.Root(b)
 	agent := runtimes.StartAgent(b, runtimes.AgentOptions{})
 	bins := runtimes.Programs(b)
+	bundle, state := created(b)
 	hook := func(socket string) *exec.Cmd {
 		cmd := exec.Command(bins.Hook, "createRuntime", "--socket", socket)
-		// A container that is not there: the agent looks, and answers.
-		cmd.Stdin = strings.NewReader(`{"ociVersion":"1.0.2","id":"bench","status":"creating","pid":1,"bundle":"/nowhere"}`)
+		cmd.Dir, cmd.Stdin = bundle, strings.NewReader(state)
 		return cmd
+	}
+	if out, err := hook(agent.HookSocket).CombinedOutput(); err != nil || len(out) > 0 {
+		b.Fatalf("the agent does not believe the container: %v\n%s", err, out)
 	}
 	dir := b.TempDir()
 	empty := filepath.Join(dir, "empty")
