@@ -207,6 +207,7 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 		a.armedIn[run.Notice.Identity.CgroupID] = l
 	}
 	released := l.released
+	a.table.Armed(l.id, l.handle != nil)
 	a.mu.Unlock()
 	if released == 0 && !held {
 		// Who held it has gone, nobody knows when: it may have run all the time.
@@ -217,7 +218,13 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 		released = most
 	}
 
-	// The container may be on its way: what takes time comes now.
+	ended := make(chan end, 1)
+	go func() { ended <- a.waitEnd(l, run.Notice) }()
+	var e end
+	if released == 0 { // else it runs already
+		e = waitStarted(l.ctx, ended)
+	}
+	// What takes time comes now.
 	a.witness.NotHashed(l.id, a.hashers.digest(start.Sites, time.Now().Add(digestFor), digestBytes))
 	a.witness.Publish(l.id, released)
 	a.tellDeaf(l)
@@ -235,20 +242,42 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	if l.handle != nil {
 		a.learn(run.Notice.Identity.Image.Digest)
 	}
-	a.mu.Lock()
-	a.table.Armed(l.id, l.handle != nil)
-	a.mu.Unlock()
-
-	at, err := a.waitEnd(l, run.Notice)
+	if !e.seen {
+		e = <-ended
+	}
 	if l.ctx.Err() != nil {
 		return // the agent stops
 	}
-	if err != nil {
-		a.problem("the end of container %s could not be watched: %v", run.Notice.Identity.ID, err)
+	if e.err != nil {
+		a.problem("the end of container %s could not be watched: %v", run.Notice.Identity.ID, e.err)
 		<-l.ctx.Done()
 		return
 	}
-	a.seal(l, at)
+	a.seal(l, e.at)
+}
+
+// ownStart is how long a container that was let go has the processors for its own
+// start, before the first lines about it are written: making them takes as long as
+// arming it. A first hit is on disk within a second, half of which is the spool's.
+const ownStart = 100 * time.Millisecond
+
+// end is how the watching of a run came to its end.
+type end struct {
+	seen bool
+	at   int64 // boot time
+	err  error
+}
+
+// waitStarted returns after ownStart, or when the run has ended or is to stop.
+func waitStarted(ctx context.Context, ended <-chan end) (e end) {
+	t := time.NewTimer(ownStart)
+	defer t.Stop()
+	select {
+	case e = <-ended:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return e
 }
 
 // armNow does what must happen before the container's first instruction.
@@ -380,14 +409,14 @@ func (a *Agent) level(path string) int {
 
 // waitEnd returns when nothing of the run executes any more, with the boot
 // time at which that was seen.
-func (a *Agent) waitEnd(l *live, n container.Notice) (int64, error) {
+func (a *Agent) waitEnd(l *live, n container.Notice) end {
 	if n.Identity.CgroupID == 0 {
 		// Without a cgroup of its own, init's end is all that can be seen.
 		err := waitPid(l.ctx, l.init)
-		return cgroup.BootTime(), err
+		return end{true, cgroup.BootTime(), err}
 	}
 	err := a.cgroups.WaitEmptyID(l.ctx, n.Identity.CgroupPath, n.Identity.CgroupID)
-	return cgroup.BootTime(), err
+	return end{true, cgroup.BootTime(), err}
 }
 
 // seal writes the last lines of a run whose cgroup is empty.
