@@ -480,7 +480,7 @@ func TestLostWrites(t *testing.T) {
 	ops, syncs := record(t, recorded)
 	seed := rand.Uint64()
 	random := rand.New(rand.NewPCG(seed, 2))
-	states := crashes(t, len(ops)+len(ops)/2)
+	states := crashes(t, len(ops))
 	t.Logf("%d operations, %d fsyncs, %d states, seed %d", len(ops), syncs, states, seed)
 	key, err := os.ReadFile(filepath.Join(recorded, "node.key"))
 	must(t, err)
@@ -514,7 +514,7 @@ func TestFailedSync(t *testing.T) {
 	dir := filepath.Join(memoryDir(t), "node")
 	newKey(t, dir)
 	_, syncs := record(t, dir)
-	step := max(1, syncs/crashes(t, 12))
+	step := max(1, syncs/crashes(t, 8))
 	random := rand.New(rand.NewPCG(rand.Uint64(), 3))
 	for which := 1 + random.IntN(step); which <= syncs; which += step {
 		t.Run(strconv.Itoa(which), func(t *testing.T) {

@@ -89,7 +89,7 @@ func TestKillAnywhere(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
-	kills, recovered := crashes(t, 40), 0
+	kills, recovered := crashes(t, 25), 0
 	for kills > 0 {
 		n := nodeIn(t, memoryDir(t))
 		durable, next := map[string]bool{}, 1

@@ -30,7 +30,7 @@ const (
 	walFormat    = "probity-wal/1"
 	frameHead    = 8
 	stampBytes   = 8
-	maxWALHead   = 4 << 10
+	maxWALHead   = 16 << 10                   // a node's name may need six bytes for each of its own
 	maxWALBytes  = 2 * evidence.MaxChunkBytes // of a file: its lines, and what frames them
 	walExtension = ".wal"
 )

@@ -91,6 +91,11 @@ func TestWALHead(t *testing.T) {
 	if c, err := readWAL(walOf(someHead(), "one\n")); err != nil || c.head.Seq != 7 || c.head.BootID != "b" || c.head.Clock.BootNs != 5 {
 		t.Errorf("%+v, %v", c.head, err)
 	}
+	// The longest that a header can have.
+	longest := encodeWALHead(evidence.Header{Node: strings.Repeat("<", 1000), BootID: strings.Repeat("&", 1000)}, "0123456789abcdef")
+	if c, err := readWAL(walOf(longest, "one\n")); err != nil || len(c.head.Node) != 1000 {
+		t.Errorf("a long name: %v", err)
+	}
 	// Whole frames that we do not write.
 	for _, w := range []string{"", "no newline"} {
 		if c, err := readWAL(walOf(someHead(), "one\n", w, "two\n")); err != nil || string(c.lines) != "one\n" || c.cut == 0 {
