@@ -177,6 +177,13 @@ func newBox(t *testing.T, depth int, args ...string) *box {
 // newBoxOf starts one with these files, of which it runs bin/target.
 func newBoxOf(t testing.TB, files map[string][]byte, depth int, args ...string) *box {
 	t.Helper()
+	return newBoxWith(t, files, func(string) {}, depth, args...)
+}
+
+// newBoxWith is newBoxOf, with what is done to the box, by its directory, before
+// its process begins.
+func newBoxWith(t testing.TB, files map[string][]byte, prepare func(dir string), depth int, args ...string) *box {
+	t.Helper()
 	var err error
 	b := &box{t: t, dir: t.TempDir()}
 	for _, d := range []string{"lower/bin", "lower/tmp", "upper", "work", "merged"} {
@@ -187,6 +194,7 @@ func newBoxOf(t testing.TB, files map[string][]byte, depth int, args ...string) 
 	}
 	must(t, unix.Mount("overlay", b.dir+"/merged", "overlay", 0, fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", b.dir)))
 	t.Cleanup(func() { must(t, unix.Unmount(b.dir+"/merged", unix.MNT_DETACH)) })
+	prepare(b.dir)
 	b.cmd = exec.Command("/bin/target", args...)
 	b.cmd.Dir = "/"
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: b.dir + "/merged", Unshareflags: syscall.CLONE_NEWNS}
