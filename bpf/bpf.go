@@ -86,7 +86,8 @@ type object struct {
 	spec *ebpf.CollectionSpec
 	maps map[string]*ebpf.Map // the shared ones
 
-	types *btf.Spec // Options.KernelTypes
+	types *btf.Spec  // Options.KernelTypes
+	cache *btf.Cache // of the kernel's own types, for several loads; nil: each reads them
 }
 
 // ErrUnsupported is wrapped by Load when the kernel refuses what every probe
@@ -161,9 +162,9 @@ func Load(o Options) (*Objects, error) {
 		obj.progs.shared[sharedKey{name: name}] = p
 	}
 	coll.Programs = nil
-	obj.sites = object{spec, coll.Maps, o.KernelTypes}
-	obj.pairs = object{pairs, maps.Clone(coll.Maps), o.KernelTypes}
-	obj.lineage = object{lineage, coll.Maps, o.KernelTypes}
+	obj.sites = object{spec: spec, maps: coll.Maps, types: o.KernelTypes}
+	obj.pairs = object{spec: pairs, maps: maps.Clone(coll.Maps), types: o.KernelTypes}
+	obj.lineage = object{spec: lineage, maps: coll.Maps, types: o.KernelTypes}
 	obj.sets.init(coll.Maps, o)
 	return obj, nil
 }
@@ -215,7 +216,7 @@ func (o object) load(name string, adjust func(*ebpf.CollectionSpec) error) (*ebp
 			spec.Maps[n].MaxEntries, spec.Maps[n].Flags = m.MaxEntries(), m.Flags() // as Load made it
 		}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps, Programs: ebpf.ProgramOptions{KernelTypes: o.types}})
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps, Cache: o.cache, Programs: ebpf.ProgramOptions{KernelTypes: o.types}})
 	if err != nil {
 		return nil, fmt.Errorf("load %s: %w", name, err)
 	}

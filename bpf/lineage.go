@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 )
 
@@ -53,23 +54,27 @@ func (o *Objects) AttachLineage() *Lineage {
 		l.ExecErr, l.ProcessErr, l.MoveErr = errOff, errOff, errOff
 		return l
 	}
+	// Each program asks for the kernel's types, which take a processor 30 ms to
+	// read: they are read once for all of them, and not kept.
+	from := o.lineage
+	from.cache = btf.NewCache()
 	// At a tracepoint's record the kernel runs no program while another one, or a
 	// change of a map, was preempted on the processor: an execve goes unseen. At a
 	// raw tracepoint it does. Through their arguments more can be told, too: which
 	// file was executed, whether a child was born into another cgroup, and which
 	// of a process's threads is the last.
-	byArgs, byRecord := o.rawTracepoint(lineageProgExecRaw, "sched_process_exec"), o.tracepoint(lineageProgExecTracepoint, "sched_process_exec", "")
+	byArgs, byRecord := from.rawTracepoint(lineageProgExecRaw, "sched_process_exec"), from.tracepoint(lineageProgExecTracepoint, "sched_process_exec", "")
 	if l.ExecErr = l.either(byArgs, byRecord); l.ExecErr == nil {
 		l.Exec = ExecRawTracepoint
 		if byArgs.err != nil {
 			l.Exec = ExecTracepoint
 		}
 	}
-	fork := l.either(o.rawTracepoint(lineageProgForkRaw, "sched_process_fork"), o.tracepoint(lineageProgForkTracepoint, "sched_process_fork", "child_pid"))
-	end := l.either(o.both(o.rawTracepoint(lineageProgFreeRaw, "sched_process_free"), o.rawTracepoint(lineageProgExitRaw, "sched_process_exit")), o.tracepoint(lineageProgFreeTracepoint, "sched_process_free", "pid"))
+	fork := l.either(from.rawTracepoint(lineageProgForkRaw, "sched_process_fork"), from.tracepoint(lineageProgForkTracepoint, "sched_process_fork", "child_pid"))
+	end := l.either(both(from.rawTracepoint(lineageProgFreeRaw, "sched_process_free"), from.rawTracepoint(lineageProgExitRaw, "sched_process_exit")), from.tracepoint(lineageProgFreeTracepoint, "sched_process_free", "pid"))
 	l.ProcessErr = errors.Join(fork, end)
 	if l.MoveErr = errOff; !o.noMoves {
-		l.MoveErr = l.either(o.rawTracepoint(lineageProgMoveRaw, "cgroup_attach_task"))
+		l.MoveErr = l.either(from.rawTracepoint(lineageProgMoveRaw, "cgroup_attach_task"))
 	}
 	return l
 }
@@ -126,7 +131,7 @@ func (l *Lineage) either(ways ...*way) error {
 }
 
 // both is a way that takes two events; neither is attached without the other.
-func (o *Objects) both(a, b *way) *way {
+func both(a, b *way) *way {
 	return &way{attach: func() (link.Link, []*ebpf.Program, error) {
 		first, p, err := a.attach()
 		if err != nil {
@@ -150,7 +155,7 @@ func (p pair) Close() error { return errors.Join(p.Link.Close(), p.second.Close(
 
 // tracepoint is the tracepoint of an event of the scheduler. field is the
 // member of its record that the program reads at an offset of its own, or "".
-func (o *Objects) tracepoint(prog, event, field string) *way {
+func (o object) tracepoint(prog, event, field string) *way {
 	return &way{attach: func() (link.Link, []*ebpf.Program, error) {
 		var offset uint32
 		if field != "" {
@@ -159,7 +164,7 @@ func (o *Objects) tracepoint(prog, event, field string) *way {
 				return nil, nil, fmt.Errorf("attach tracepoint sched:%s: %w", event, err)
 			}
 		}
-		p, err := o.lineage.load(prog, func(s *ebpf.CollectionSpec) error { return s.Variables[lineageVarPidOffset].Set(offset) })
+		p, err := o.load(prog, func(s *ebpf.CollectionSpec) error { return s.Variables[lineageVarPidOffset].Set(offset) })
 		if err != nil {
 			return nil, nil, err
 		}
@@ -172,9 +177,9 @@ func (o *Objects) tracepoint(prog, event, field string) *way {
 }
 
 // rawTracepoint is the raw tracepoint of an event.
-func (o *Objects) rawTracepoint(prog, event string) *way {
+func (o object) rawTracepoint(prog, event string) *way {
 	return &way{attach: func() (link.Link, []*ebpf.Program, error) {
-		p, err := o.lineage.load(prog, nil)
+		p, err := o.load(prog, nil)
 		if err != nil {
 			return nil, nil, err
 		}

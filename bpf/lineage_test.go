@@ -145,9 +145,9 @@ func TestLineage(t *testing.T) {
 			must(t, obj.SetLevels(1<<r.level))
 			l := &Lineage{}
 			if way == "by records" {
-				must(t, l.either(obj.tracepoint(lineageProgExecTracepoint, "sched_process_exec", "")))
-				must(t, l.either(obj.tracepoint(lineageProgForkTracepoint, "sched_process_fork", "child_pid")))
-				must(t, l.either(obj.tracepoint(lineageProgFreeTracepoint, "sched_process_free", "pid")))
+				must(t, l.either(obj.lineage.tracepoint(lineageProgExecTracepoint, "sched_process_exec", "")))
+				must(t, l.either(obj.lineage.tracepoint(lineageProgForkTracepoint, "sched_process_fork", "child_pid")))
+				must(t, l.either(obj.lineage.tracepoint(lineageProgFreeTracepoint, "sched_process_free", "pid")))
 			} else {
 				l = obj.AttachLineage()
 				must(t, errors.Join(l.ExecErr, l.ProcessErr, l.MoveErr))
