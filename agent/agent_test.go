@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"probity/bpf"
@@ -27,10 +26,11 @@ import (
 	"probity/runtime/cgroup"
 	"probity/runtime/container"
 	"probity/runtime/lifecycle"
+	"probity/tests/leak"
 	"probity/tests/need"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 const wanted = `name: test
 probes:

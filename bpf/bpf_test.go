@@ -10,12 +10,12 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
-	"go.uber.org/goleak"
 
+	"probity/tests/leak"
 	"probity/tests/need"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 func load(t testing.TB, o Options) *Objects {
 	t.Helper()

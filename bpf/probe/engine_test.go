@@ -17,7 +17,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"probity/bpf"
@@ -26,10 +25,11 @@ import (
 	"probity/evidence"
 	"probity/runtime/cgroup"
 	"probity/runtime/image"
+	"probity/tests/leak"
 	"probity/tests/need"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // target is the compiled testdata/target.c, built once.
 var target = sync.OnceValues(func() (string, error) { return compile("target") })
