@@ -12,5 +12,5 @@
 scripts/install.sh kernels
 scripts/kernels.sh
 export PROBITY_REQUIRE=${PROBITY_REQUIRE:-kernel}
-go test -count=1 -v -timeout 170m ./tests/kernels -boot all -write "$@"
+go test -count=1 -v -timeout 6h ./tests/kernels -boot all -write "$@"
 give_back docs

@@ -18,7 +18,8 @@
 #	tests   what scripts/test.sh runs, and what needs compilers and interpreters
 #	        that are too large for it
 #	crashes thousands of crashes of the spool, and a day of its life
-#	guests  all of the engine's tests in every kernel, or those of $PROBITY_BOOT
+#	guests  all of the engine's tests in every kernel, or those of $PROBITY_BOOT:
+#	        an hour of a processor each
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
 
@@ -92,7 +93,7 @@ crashes() {
 }
 
 guests() {
-	"${report[@]}" -count=1 -timeout 170m ./tests/kernels -boot "${PROBITY_BOOT:-all}" -whole
+	"${report[@]}" -count=1 -timeout 6h ./tests/kernels -boot "${PROBITY_BOOT:-all}" -whole
 }
 
 if [ -z "$full" ]; then

@@ -199,12 +199,12 @@ func TestKernels(t *testing.T) {
 func try(t *testing.T, m Machine, k *Kernel, expected Expect) {
 	dir := need.Kernel(t, m.QEMU(), m.Name)
 	want := expected.Machines[m.Name]
-	tests, load := engineSteps(programs(t, m.Arch))
+	tests, load := engineSteps(t, programs(t, m.Arch))
 	if *onlyFlag != "" {
-		boot := bootOrFail(t, m, dir, guest.Job{Cgroups: guest.V2, Steps: tests}, load)
+		boot := bootOrFail(t, m, dir, guest.Job{Cgroups: guest.V2, Steps: asSteps(tests)}, load)
 		for _, s := range tests {
 			r, _ := boot.Step(s.Name)
-			judgeTests(t, r, m, expected)
+			judgeTests(t, s, r, m, expected)
 		}
 		return
 	}
@@ -212,14 +212,19 @@ func try(t *testing.T, m Machine, k *Kernel, expected Expect) {
 	if want.WithoutTypes != nil {
 		steps = append(steps, withoutTypes, givenTypes)
 	}
-	boot := bootOrFail(t, m, dir, guest.Job{Cgroups: guest.V2, Steps: append(steps, tests...)}, load)
+	boot := bootOrFail(t, m, dir, guest.Job{Cgroups: guest.V2, Steps: append(steps, asSteps(tests)...)}, load)
 	k.Release, k.TookS = boot.Release, boot.Took.Seconds()
 	if want, err := m.Release(dir); err != nil || boot.Release != want {
 		t.Errorf("the kernel is %s, its package says %s (%v)", boot.Release, want, err)
 	}
 	for _, s := range tests {
 		r, _ := boot.Step(s.Name)
-		k.Tests[s.Name] = judgeTests(t, r, m, expected)
+		k.Tests[s.pkg] += judgeTests(t, s, r, m, expected)
+	}
+	for _, pkg := range engine {
+		if k.Tests[pkg] == 0 {
+			t.Errorf("%s: no test passed", pkg)
+		}
 	}
 	k.Report = report(t, boot, conformance.Name)
 	judge(t, "", want, k.Report)
@@ -262,31 +267,77 @@ func commit(t *testing.T) string {
 	return strings.TrimSpace(string(out))
 }
 
+// engineStep is one run of the tests of one package.
+type engineStep struct {
+	guest.Step
+	pkg   string
+	tests []string // that must end in it; nil if it is not said
+}
+
+func asSteps(all []engineStep) (out []guest.Step) {
+	for _, s := range all {
+		out = append(out, s.Step)
+	}
+	return out
+}
+
+// With -whole a package's tests run so many at a time: one that hangs, or ends
+// the process, takes no more than these with it.
+const atATime = 12
+
 // engineSteps are the tests of the engine as steps of a job, with the files
 // that they need.
-func engineSteps(dir string) ([]guest.Step, Load) {
+func engineSteps(t *testing.T, dir string) ([]engineStep, Load) {
+	t.Helper()
 	load := Load{"/init": filepath.Join(dir, "init"), "/bin/conformance": filepath.Join(dir, "conformance")}
-	var steps []guest.Step
+	var steps []engineStep
 	for _, pkg := range engine {
 		binary := "/tests/" + testBinary(pkg)
 		load[binary] = filepath.Join(dir, testBinary(pkg))
 		load["/src/"+pkg] = filepath.Join("../..", pkg) // its sources: some tests read them
-		limit := 300
-		if *wholeFlag {
-			limit = 3000
+		add := func(name, run string, limit int, tests []string) {
+			steps = append(steps, engineStep{pkg: pkg, tests: tests, Step: guest.Step{
+				Name: name, Dir: "/src/" + pkg, Limit: limit,
+				Args: []string{binary, "-test.v", fmt.Sprintf("-test.timeout=%ds", limit-10), "-test.run=" + run},
+				Env:  []string{need.Require + "=root,bpf,tracefs,cgroup2,runc,fuse,libc,command:gcc,command:sh"},
+			}})
 		}
-		args := []string{binary, "-test.v", fmt.Sprintf("-test.timeout=%ds", limit-10)}
-		if *onlyFlag != "" {
-			args = append(args, "-test.run="+*onlyFlag)
-		} else if run := quick[pkg]; run != "" && !*wholeFlag {
-			args = append(args, "-test.run="+run)
+		switch {
+		case *onlyFlag != "":
+			add(pkg, *onlyFlag, 1500, nil)
+		case *wholeFlag:
+			tests := testsOf(t, pkg)
+			parts := (len(tests) + atATime - 1) / atATime
+			for i := range parts {
+				of := tests[i*atATime : min(len(tests), (i+1)*atATime)]
+				add(fmt.Sprintf("%s %d/%d", pkg, i+1, parts), "^("+strings.Join(of, "|")+")$", 1500, of)
+			}
+		default:
+			add(pkg, quick[pkg], 300, nil)
 		}
-		steps = append(steps, guest.Step{
-			Name: pkg, Dir: "/src/" + pkg, Limit: limit, Args: args,
-			Env: []string{need.Require + "=root,bpf,tracefs,cgroup2,runc,fuse,libc,command:gcc,command:sh"},
-		})
 	}
 	return steps, load
+}
+
+var testFunction = regexp.MustCompile(`(?m)^func (Test[A-Z0-9]\w*)\(\w+ \*testing\.T\)`)
+
+// testsOf lists the tests of a package, in the order of its files.
+func testsOf(t *testing.T, pkg string) (names []string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join("../..", pkg, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range testFunction.FindAllSubmatch(b, -1) {
+			names = append(names, string(m[1]))
+		}
+	}
+	return names
 }
 
 // quick are the tests that a run without -whole leaves it at, by package: the
@@ -365,9 +416,9 @@ var (
 // was skipped but for what the guests are allowed to lack, and for what is of
 // another architecture. It returns how many
 // passed.
-func judgeTests(t *testing.T, r StepResult, machine Machine, expected Expect) (passed int) {
+func judgeTests(t *testing.T, s engineStep, r StepResult, machine Machine, expected Expect) (passed int) {
 	t.Helper()
-	why := ""
+	why, ended := "", map[string]bool{}
 	for _, line := range r.Output {
 		if m := wanted.FindStringSubmatch(line); m != nil {
 			why = m[1]
@@ -376,25 +427,31 @@ func judgeTests(t *testing.T, r StepResult, machine Machine, expected Expect) (p
 		if m == nil {
 			continue
 		}
+		ended[m[2]] = true
 		switch m[1] {
 		case "PASS":
 			passed++
-			if why := expected.Skips[machine.Name+" "+r.Name+"."+m[2]]; why != "" {
+			if why := expected.Skips[machine.Name+" "+s.pkg+"."+m[2]]; why != "" {
 				t.Errorf("%s: %s passes, and expect.json says that it is skipped (%s)", r.Name, m[2], why)
 			}
 		case "FAIL":
 			t.Errorf("%s: %s fails", r.Name, m[2])
 		case "SKIP":
 			foreign := strings.HasPrefix(why, "machine:") && why != "machine:"+machine.Arch
-			if !foreign && expected.Absent[why] == "" && expected.Skips[machine.Name+" "+r.Name+"."+m[2]] == "" {
+			if !foreign && expected.Absent[why] == "" && expected.Skips[machine.Name+" "+s.pkg+"."+m[2]] == "" {
 				t.Errorf("%s: %s is skipped (%q), and expect.json does not allow for it", r.Name, m[2], why)
 			}
 			why = ""
 		}
 	}
-	if !r.Ended || r.Exit != 0 || passed == 0 && *onlyFlag == "" {
-		t.Errorf("%s: ended %v, exit code %d, %d tests passed\n\t%s", r.Name, r.Ended, r.Exit, passed, strings.Join(r.Output, "\n\t"))
+	for _, name := range s.tests {
+		if !ended[name] {
+			t.Errorf("%s: %s has not ended", s.Name, name)
+		}
 	}
-	t.Logf("%s: %d tests passed in %.1f s", r.Name, passed, r.Took.Seconds())
+	if !r.Ended || r.Exit != 0 {
+		t.Errorf("%s: ended %v, exit code %d, %d tests passed\n\t%s", s.Name, r.Ended, r.Exit, passed, strings.Join(r.Output, "\n\t"))
+	}
+	t.Logf("%s: %d tests passed in %.1f s", s.Name, passed, r.Took.Seconds())
 	return passed
 }
