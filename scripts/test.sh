@@ -79,8 +79,9 @@ fuzz() {
 	while read -r dir target; do
 		count=$((count + 1))
 		echo "fuzz $target ($dir)"
-		# Go would else spend a minute on making one input smaller.
-		go test -run '^$' -fuzz "^$target\$" -fuzztime "${PROBITY_FUZZTIME:-30s}" -fuzzminimizetime 2s "$dir" || crashed+=("$target ($dir)")
+		# Go would else spend a minute on making one input smaller, and most of the
+		# time on doing so with each input that reaches new code.
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "${PROBITY_FUZZTIME:-30s}" -fuzzminimizetime 50x "$dir" || crashed+=("$target ($dir)")
 	done < <(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' ./... | while read -r dir; do
 		sed -nE "s,^func (Fuzz[A-Za-z0-9_]+).*,.${dir#"$PWD"} \\1,p" "$dir"/*_test.go
 	done)
