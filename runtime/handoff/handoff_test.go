@@ -100,7 +100,7 @@ func TestRoundTrip(t *testing.T) {
 		body := bytes.Repeat([]byte("s"), size)
 		got := make(chan Request, 1)
 		alive := make(chan bool, 1)
-		path := serve(t, 0, Config{Handle: func(_ context.Context, r Request) Answer {
+		path := serve(t, 0, Config{Transfer: within, Deadline: within, Handle: func(_ context.Context, r Request) Answer {
 			alive <- r.Peer.Alive()
 			got <- r
 			return Answer{Message: "seen"}

@@ -87,7 +87,7 @@ func TestBudgetIsKept(t *testing.T) {
 	}
 	held := time.Since(begin)
 	t.Logf("30 starts that hang held the lock for %v more", held)
-	if held > 1500*time.Millisecond { // 150 ms were left; without a budget it is 3 s
+	if held > 2500*time.Millisecond { // 150 ms were left, and the machine may be slow; without a budget it is 3 s at least
 		t.Errorf("held for %v", held)
 	}
 	for range 30 {

@@ -330,6 +330,9 @@ func TestEndBeforeConfigure(t *testing.T) {
 // A thousand containers, with more about them than one message holds, and a
 // Notify that takes its time.
 func TestSynchronizeThousand(t *testing.T) {
+	// How long the runtime waits for 8 MiB to be taken is the machine's affair.
+	adaptation.SetPluginRequestTimeout(within)
+	t.Cleanup(func() { adaptation.SetPluginRequestTimeout(adaptation.DefaultPluginRequestTimeout) })
 	socket := socketPath(t)
 	var (
 		pods []*api.PodSandbox
