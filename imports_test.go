@@ -105,6 +105,11 @@ var rules = map[string]rule{
 		ours:    []string{"evidence/sign/pkcs11/wire"},
 		modules: []string{"github.com/miekg/pkcs11", "golang.org/x/sys/unix"},
 	},
+	// Where a key can be, in one place: the agent and the command open the same.
+	"evidence/nodekey": {
+		ours:    []string{"evidence", "evidence/sign", "evidence/sign/pkcs11", "evidence/sign/tpm"},
+		modules: []string{"golang.org/x/sys/unix"},
+	},
 	// It is read on every system that a verifier runs on.
 	"evidence/tlog": {ours: []string{"evidence"}, modules: []string{"golang.org/x/mod/sumdb/"}},
 	"evidence/spool": {
@@ -127,13 +132,13 @@ var rules = map[string]rule{
 	// What wires.
 	"agent": {
 		ours: []string{
-			"bpf", "bpf/kernel", "bpf/policy", "bpf/probe", "evidence", "evidence/sign", "evidence/spool", "evidence/witness",
+			"bpf", "bpf/kernel", "bpf/policy", "bpf/probe", "evidence", "evidence/nodekey", "evidence/sign", "evidence/sign/pkcs11", "evidence/spool", "evidence/witness",
 			"runtime/cgroup", "runtime/container", "runtime/handoff", "runtime/handoff/wire", "runtime/image", "runtime/lifecycle", "runtime/nri", "runtime/oci", "runtime/process", "runtime/sandbox",
 		},
 		modules: []string{"github.com/cilium/ebpf/ringbuf", "go.yaml.in/yaml/", "golang.org/x/sync/errgroup", "golang.org/x/sys/unix"},
 	},
 	"plugin": {
-		ours:    []string{"agent", "bpf/kernel", "bpf/policy", "evidence", "evidence/sign", "evidence/spool", "evidence/tlog", "evidence/trust", "evidence/verify", "evidence/witness"},
+		ours:    []string{"agent", "bpf/kernel", "bpf/policy", "evidence", "evidence/nodekey", "evidence/sign", "evidence/spool", "evidence/tlog", "evidence/trust", "evidence/verify", "evidence/witness"},
 		modules: []string{"github.com/coreos/go-systemd/v22/daemon", "github.com/spf13/cobra", "golang.org/x/sys/unix"},
 	},
 }

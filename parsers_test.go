@@ -54,6 +54,8 @@ var parsers = map[string]string{
 	"evidence.ParseAck":                   "FuzzAck",
 	"evidence/sign.LoadPublic":            "FuzzLoadPublic",
 	"evidence/sign.Open":                  "FuzzOpen",
+	"evidence/sign.ParseChain":            "FuzzChain",
+	"evidence/sign.Place":                 "writes them",
 	"evidence/sign.ParsePrivate":          "the agent's own key",
 	"evidence/sign.ParsePublic":           "FuzzLoadPublic",
 	"evidence/sign.PublicKey.Verify":      "FuzzOpen",

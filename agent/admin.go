@@ -19,9 +19,12 @@ import (
 
 // Status is what `probity status` shows.
 type Status struct {
-	Version  string            `json:"version"`
-	Node     string            `json:"node"`
-	KeyID    string            `json:"keyId"`
+	Version string `json:"version"`
+	Node    string `json:"node"`
+	KeyID   string `json:"keyId"`
+	// Unsigned is why nothing can be signed now, if so: what the key is kept in cannot
+	// be reached, and evidence waits.
+	Unsigned string            `json:"unsigned,omitempty"`
 	BootID   string            `json:"bootId"`
 	Spool    string            `json:"spool"`
 	Stored   spool.Usage       `json:"stored"` // in the spool
@@ -48,10 +51,14 @@ type PolicyStatus struct {
 // Status returns what the agent is doing.
 func (a *Agent) Status() Status {
 	stored := a.spool.Usage()
+	unsigned := ""
+	if err := a.signer.Failing(); err != nil {
+		unsigned = err.Error()
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := Status{
-		Version: a.cfg.Version, Node: a.cfg.Node, KeyID: a.signer.KeyID(), BootID: a.bootID, Spool: a.cfg.Spool, Stored: stored,
+		Version: a.cfg.Version, Node: a.cfg.Node, KeyID: a.signer.KeyID(), Unsigned: unsigned, BootID: a.bootID, Spool: a.cfg.Spool, Stored: stored,
 		Policies: PolicyStatus{Dir: a.cfg.Policies, Digest: a.policies.Digest, Policies: len(a.policies.Policies)},
 		Kernel:   a.kernel, Sources: map[string]string{}, Seen: a.seen, Live: len(a.live), Waiting: a.busy, Problems: append([]string{}, a.problems...),
 	}

@@ -34,6 +34,7 @@ import (
 	"probity/bpf/policy"
 	"probity/bpf/probe"
 	"probity/evidence"
+	"probity/evidence/nodekey"
 	"probity/evidence/sign"
 	"probity/evidence/spool"
 	"probity/evidence/witness"
@@ -142,8 +143,15 @@ func New(cfg Config) (_ *Agent, err error) {
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
-	if a.signer, err = sign.LoadOrCreate(cfg.State); err != nil {
+	key, _, err := cfg.NodeKey()
+	if err != nil {
+		return nil, err
+	}
+	if a.signer, err = nodekey.Open(key); err != nil {
 		return nil, fmt.Errorf("open the node's key: %w", err)
+	}
+	if err := a.signer.Ready(); err != nil {
+		a.problem("no evidence can be signed now, it waits in memory: %v", err)
 	}
 	if a.spool, err = spool.Open(spool.Config{
 		Dir: cfg.Spool, State: cfg.State, Node: cfg.Node, BootID: a.bootID, Signer: a.signer,
@@ -151,6 +159,9 @@ func New(cfg Config) (_ *Agent, err error) {
 		Dropped: func(runIDs []string) { a.witness.Restate(runIDs) }, Quota: max(0, cfg.SpoolQuotaMiB) << 20,
 	}); err != nil {
 		return nil, fmt.Errorf("open the spool: %w", err)
+	}
+	if err := sign.Published(cfg.State, a.signer); err != nil { // now nobody can change it any more
+		return nil, fmt.Errorf("open the node's key: %w", err)
 	}
 	a.witness = witness.New(witness.Config{Sink: a.spool, BootTime: cgroup.BootTime, Policies: a.policies.Digest, Log: a.log.With("in", "witness")})
 	a.finder = image.New(image.Config{ContainerdAddress: cfg.ContainerdAddress, PodmanRoot: cfg.PodmanRoot, Log: a.log.With("in", "image")})
@@ -297,6 +308,9 @@ func (a *Agent) Close() error {
 	}
 	if a.spool != nil {
 		errs = append(errs, a.spool.Close())
+	}
+	if a.signer != nil {
+		errs = append(errs, a.signer.Close())
 	}
 	return errors.Join(errs...)
 }

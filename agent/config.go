@@ -13,6 +13,8 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"probity/bpf"
+	"probity/evidence/nodekey"
+	"probity/evidence/sign/pkcs11"
 )
 
 // Config configures an Agent. The zero value of a field is the default in
@@ -24,6 +26,15 @@ type Config struct {
 	// State holds the node's key, the sequence and the instance
 	// (/var/lib/probity).
 	State string `yaml:"state"`
+	// Key is where the node's key is: "file" (node.key in the state directory),
+	// "credential:NAME" of systemd, "tpm" or "tpm:/PATH" (node.tpm in the state
+	// directory), or a pkcs11: URI (file).
+	Key string `yaml:"key"`
+	// KeyHelper is probity-pkcs11, for a key on a token
+	// (/usr/libexec/probity/probity-pkcs11); KeyHelperUser the user that it runs as
+	// (the agent's own; another takes CAP_SETUID, CAP_SETGID and CAP_KILL).
+	KeyHelper     string `yaml:"keyHelper"`
+	KeyHelperUser string `yaml:"keyHelperUser"`
 	// Spool is where evidence is published (the state directory's "spool").
 	Spool string `yaml:"spool"`
 	// SpoolQuotaMiB bounds the chunks in the spool, in MiB (1024; -1: no bound).
@@ -108,6 +119,16 @@ func inFile(err error) string {
 	return text
 }
 
+// NodeKey says where the node's key is, and the node's name in evidence.
+func (c Config) NodeKey() (nodekey.Config, string, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		return nodekey.Config{}, "", err
+	}
+	source, err := nodekey.ParseSource(c.Key)
+	return nodekey.Config{State: c.State, Source: source, Helper: c.KeyHelper, HelperUser: c.KeyHelperUser}, c.Node, err
+}
+
 // withDefaults fills in what is not set.
 func (c Config) withDefaults() (Config, error) {
 	if c.Node == "" {
@@ -123,6 +144,10 @@ func (c Config) withDefaults() (Config, error) {
 		}
 	}
 	set(&c.State, "/var/lib/probity")
+	set(&c.KeyHelper, pkcs11.DefaultHelper)
+	if _, err := nodekey.ParseSource(c.Key); err != nil {
+		return c, fmt.Errorf("key: %w", err)
+	}
 	set(&c.Spool, c.State+"/spool")
 	set(&c.Policies, "/etc/probity/policies.d")
 	set(&c.HookSocket, "/run/probity/hook.sock")

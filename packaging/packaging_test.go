@@ -52,6 +52,7 @@ func TestRPM(t *testing.T) {
 		"/usr/share/doc/probity/README.md",
 		"/usr/share/doc/probity/docs",
 		"/usr/share/doc/probity/docs/design.md",
+		"/usr/share/doc/probity/docs/keys.md",
 		"/usr/share/doc/probity/evidence",
 		"/usr/share/doc/probity/evidence/FORMAT.md",
 		"/usr/share/licenses/probity",
@@ -61,6 +62,15 @@ func TestRPM(t *testing.T) {
 	slices.Sort(files)
 	if !slices.Equal(files, want) {
 		t.Errorf("rpm -qlp lists\n%s\nwant\n%s", strings.Join(files, "\n"), strings.Join(want, "\n"))
+	}
+	// What needs the C library is in a package of its own.
+	need.Command(t, "gcc")
+	helper, err := filepath.Glob(filepath.Join(filepath.Dir(path), "probity-pkcs11-*.rpm"))
+	if err != nil || len(helper) != 1 {
+		t.Fatalf("the helper's package: %q, %v", helper, err)
+	}
+	if got := strings.Fields(command(t, "rpm", "-qlp", helper[0])); !slices.Equal(got, []string{"/usr/libexec/probity/probity-pkcs11"}) {
+		t.Errorf("rpm -qlp lists %q", got)
 	}
 	// An upgrade must not overwrite what an operator wrote.
 	config := strings.Fields(command(t, "rpm", "-qcp", path))

@@ -145,6 +145,9 @@ func printStatus(w io.Writer, st agent.Status) error {
 	}
 	row("agent", "probity %s on node %s", st.Version, st.Node)
 	row("key", "%s", st.KeyID)
+	if st.Unsigned != "" {
+		row("", "it cannot sign now, and evidence waits: %s", verify.Printable(st.Unsigned))
+	}
 	row("spool", "%s", st.Spool)
 	row("policies", "%d with %d probes, from %s", st.Policies.Policies, st.Policies.Probes, st.Policies.Dir)
 	row("kernel", "%s %s, execs by: %s", st.Kernel.Release, st.Kernel.Machine, st.Exec)

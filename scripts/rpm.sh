@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds one RPM with both programs, the unit, the hook files and the default
-# policy into DIR, and prints its path.
+# policy into DIR, and prints its path. Beside it, where there is a C compiler, is
+# one with the helper for PKCS#11 tokens.
 #
 #	scripts/rpm.sh [DIR]
 # shellcheck source=scripts/env.sh
@@ -19,10 +20,12 @@ case $(go env GOARCH) in amd64) arch=x86_64 ;; arm64) arch=aarch64 ;; *) arch=$(
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 scripts/build.sh "$build/programs"
+pkcs11=0
+if [ -x "$build/programs/probity-pkcs11" ]; then pkcs11=1; fi
 rpmbuild -bb --quiet --target "$arch" \
 	--define "_topdir $build" --define "_rpmdir $build/out" \
 	--define "repository $PWD" --define "programs $build/programs" \
-	--define "package_version $package" --define "package_arch $arch" \
+	--define "with_pkcs11 $pkcs11" --define "package_version $package" --define "package_arch $arch" \
 	packaging/rpm/probity.spec >&2 # only the path goes to stdout
 mkdir -p "$out"
 mv "$build"/out/*/probity-*.rpm "$out/"

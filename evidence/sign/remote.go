@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/big"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -62,6 +63,8 @@ type remote struct {
 	failing error         // why it was not reached, or did not sign
 	wait    time.Duration // before the next attempt
 	next    time.Time     // not before
+
+	told atomic.Pointer[error] // failing, for who does not wait
 }
 
 func (r *remote) sign(digest [32]byte) (pair, error) {
@@ -75,6 +78,7 @@ func (r *remote) sign(digest [32]byte) (pair, error) {
 		return pair{}, r.fail(err)
 	}
 	r.failing, r.wait = nil, 0
+	r.told.Store(nil)
 	return rs, nil
 }
 
@@ -109,6 +113,7 @@ func (r *remote) reach() error {
 		return r.fail(err)
 	}
 	r.key = k
+	r.told.Store(nil)
 	return nil
 }
 
@@ -120,6 +125,7 @@ func (r *remote) fail(err error) error {
 	}
 	r.wait = min(max(2*r.wait, firstWait), mostWait)
 	r.failing, r.next = err, time.Now().Add(r.wait)
+	r.told.Store(&err)
 	return fmt.Errorf("%w: %w", ErrAway, err)
 }
 
@@ -133,6 +139,18 @@ func (s *Signer) Ready() error {
 	s.remote.mu.Lock()
 	defer s.remote.mu.Unlock()
 	return s.remote.reach()
+}
+
+// Failing returns why the last attempt to reach a key that is kept elsewhere, or to
+// sign with it, failed; nil if it did not. It does not wait for one.
+func (s *Signer) Failing() error {
+	if s.remote == nil {
+		return nil
+	}
+	if err := s.remote.told.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // Close lets go of a key that is kept elsewhere: signing is refused from then on.

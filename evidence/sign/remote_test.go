@@ -153,12 +153,15 @@ func TestRemoteComesBack(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
+		if s.Failing() == nil {
+			t.Error("nothing is said to fail")
+		}
 		if k.opened < 60 || k.opened > 70 {
 			t.Errorf("tried %d times in an hour", k.opened)
 		}
 		k.away = nil
 		time.Sleep(time.Minute)
-		if err := s.Ready(); err != nil {
+		if err := errors.Join(s.Ready(), s.Failing()); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := s.Sign("t", nil); err != nil {

@@ -17,9 +17,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
+	"probity/evidence"
 	"probity/evidence/sign"
 	"probity/tests/need"
 )
@@ -311,6 +313,61 @@ func FuzzLoadPublic(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if k, err := sign.LoadPublic(b); err == nil && !strings.HasPrefix(k.KeyID(), "SHA256:") {
 			t.Fatal("a key without an id")
+		}
+	})
+}
+
+// node.pub of another key gives way to one that follows it, and to no other; and not
+// back.
+func TestSettle(t *testing.T) {
+	dir, old := created(t)
+	_, next := created(t)
+	if err := sign.Settle(dir, next); !errors.Is(err, sign.ErrKeyLost) {
+		t.Fatalf("another key: %v", err)
+	}
+	link, err := old.Succeed(next.Public(), evidence.TimeOf(time.Unix(1, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(sign.WriteChain(dir, []evidence.Succession{link}), sign.Settle(dir, old)); err != nil {
+		t.Fatalf("a rotation that was not carried out: %v", err)
+	}
+	if err := errors.Join(sign.Published(dir, old), sign.Settle(dir, next), sign.Published(dir, next)); err != nil {
+		t.Fatal(err)
+	}
+	if next.Key(old.KeyID()) == nil || len(next.Successions()) != 1 {
+		t.Error("it does not know whom it follows")
+	}
+	if err := sign.Settle(dir, old); !errors.Is(err, sign.ErrKeyLost) {
+		t.Errorf("back to the old key: %v", err)
+	}
+	if err := sign.Published(dir, old); !errors.Is(err, sign.ErrKeyLost) {
+		t.Errorf("the old key is published: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, sign.ChainFile), []byte("{}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := sign.Settle(dir, next); err == nil {
+		t.Error("a chain that is none")
+	}
+}
+
+func FuzzChain(f *testing.F) {
+	_, a := created(f)
+	_, b := created(f)
+	link, err := a.Succeed(b.Public(), evidence.TimeOf(time.Unix(1, 0)))
+	if err != nil {
+		f.Fatal(err)
+	}
+	line, err := evidence.EncodeSuccession(link)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(append(line, '\n'))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		links, err := sign.ParseChain(text)
+		if err == nil && b.Inherit(links) == nil && b.Key(a.KeyID()) == nil {
+			t.Error("it leads to this key from nowhere")
 		}
 	})
 }

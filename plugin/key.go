@@ -1,0 +1,235 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"probity/agent"
+	"probity/evidence/nodekey"
+	"probity/evidence/sign"
+	"probity/evidence/trust"
+	"probity/evidence/verify"
+)
+
+// keyFlags say which key is meant: the agent's, by its configuration, unless a flag
+// says otherwise.
+type keyFlags struct {
+	file, state, source, helper, helperUser, node string
+	existing                                      bool
+}
+
+func (f *keyFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.file, "config", defaultConfig, "the agent's configuration `file`")
+	cmd.Flags().StringVar(&f.state, "state", "", "`directory` of the node's key (default: the configuration's)")
+	cmd.Flags().StringVar(&f.source, "source", "", "where the key is: file, credential:NAME, tpm, tpm:`PATH` or a pkcs11: URI (default: the configuration's)")
+	cmd.Flags().StringVar(&f.helper, "helper", "", "`path` of probity-pkcs11 (default: the configuration's)")
+	cmd.Flags().StringVar(&f.helperUser, "helper-user", "", "`user` to run it as (default: the configuration's)")
+}
+
+// config is the key's, and the node's name.
+func (f *keyFlags) config(cmd *cobra.Command) (nodekey.Config, string, error) {
+	cfg, err := agent.ReadConfig(f.file)
+	if errors.Is(err, os.ErrNotExist) && !cmd.Flags().Changed("config") {
+		err = nil
+	}
+	if err != nil {
+		return nodekey.Config{}, "", exitError{exitUsage, err}
+	}
+	for _, p := range []struct{ into, from *string }{
+		{&cfg.State, &f.state}, {&cfg.Key, &f.source}, {&cfg.KeyHelper, &f.helper}, {&cfg.KeyHelperUser, &f.helperUser}, {&cfg.Node, &f.node},
+	} {
+		if *p.from != "" {
+			*p.into = *p.from
+		}
+	}
+	key, node, err := cfg.NodeKey()
+	if err != nil {
+		return nodekey.Config{}, "", exitError{exitUsage, err}
+	}
+	key.Existing = f.existing
+	return key, node, nil
+}
+
+func (c *cli) key() *cobra.Command {
+	return group("key", "Make, show, change and hand out the node's key", c.keyInit(), c.keyShow(), c.keyRotate(), c.keyExport())
+}
+
+func (c *cli) keyInit() *cobra.Command {
+	var f keyFlags
+	cmd := &cobra.Command{
+		Use: "init", Short: "Make the node's first key", Args: none,
+		Long: `Init makes the node's key: in a file, in a TPM, or on a PKCS#11 token. It never
+overwrites one. An agent that finds none makes one itself where the source is a
+file. A credential is made by systemd-creds: see docs/keys.md.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, _, err := f.config(cmd)
+			if err != nil {
+				return err
+			}
+			s, err := nodekey.Init(cfg)
+			if err != nil {
+				return blind(err)
+			}
+			// Before another connection: a TPM without a resource manager has one.
+			if err := s.Close(); err != nil {
+				return blind(err)
+			}
+			return c.printKey(cfg)
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().BoolVar(&f.existing, "existing", false, "take the key that is on the token already, instead of making one")
+	return cmd
+}
+
+func (c *cli) keyShow() *cobra.Command {
+	var f keyFlags
+	cmd := &cobra.Command{
+		Use: "show", Short: "Show the node's key", Args: none,
+		Long: `Show prints the key's fingerprint, where it is, since when the node has it, which
+keys it follows, and its public half. It exits with 1 if the key cannot sign now.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, _, err := f.config(cmd)
+			if err != nil {
+				return err
+			}
+			return c.printKey(cfg)
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func (c *cli) printKey(cfg nodekey.Config) error {
+	shown, _, err := nodekey.Show(cfg)
+	if err != nil {
+		return blind(err)
+	}
+	if err := c.print(shown, func(w io.Writer) error {
+		t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+		fmt.Fprintf(t, "key\t%s\nsource\t%s\ncreated\t%s\n", shown.KeyID, verify.Printable(shown.Source), shown.Created.Format("2006-01-02T15:04:05Z"))
+		for _, id := range shown.Follows {
+			fmt.Fprintf(t, "follows\t%s\n", id)
+		}
+		if shown.Problem != "" {
+			fmt.Fprintf(t, "problem\t%s\n", verify.Printable(shown.Problem))
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+		_, err := io.WriteString(w, shown.Public)
+		return err
+	}); err != nil {
+		return blind(err)
+	}
+	if shown.Problem != "" {
+		return exitError{code: exitFinding}
+	}
+	return nil
+}
+
+// rotated is what `key rotate` did.
+type rotated struct {
+	Before string `json:"before"`
+	After  string `json:"after"`
+	Source string `json:"source"`
+	// Todo is what is left to a person.
+	Todo string `json:"todo"`
+}
+
+func (c *cli) keyRotate() *cobra.Command {
+	var f keyFlags
+	var to string
+	cmd := &cobra.Command{
+		Use: "rotate", Short: "Put another key in the place of the node's", Args: none,
+		Long: `Rotate makes another key, in the same kind of place or in another (--to), and has
+the old one sign that it follows. The agent's next start announces it in the node's
+log, so that who trusts the old key can verify what the new one signs, and old
+evidence verifies as before. The agent has to be stopped meanwhile, and rotate
+refuses to work beside one.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, _, err := f.config(cmd)
+			if err != nil {
+				return err
+			}
+			target := cfg.Source
+			if to != "" {
+				if target, err = nodekey.ParseSource(to); err != nil {
+					return exitError{exitUsage, fmt.Errorf("--to: %w", err)}
+				}
+			}
+			if target.Kind != nodekey.File && target.Kind != nodekey.TPM && target.String() == cfg.Source.String() {
+				return exitError{exitUsage, fmt.Errorf("--to: the new key of a %s needs a name of its own", target.Kind)}
+			}
+			before, after, err := nodekey.Rotate(cfg, target)
+			if err != nil {
+				return blind(err)
+			}
+			done := rotated{Before: before.KeyID(), After: after.KeyID(), Source: target.String(), Todo: "start the agent"}
+			if target.String() != cfg.Source.String() {
+				done.Todo = fmt.Sprintf("set key: %q in %s, start the agent, and then destroy the old key (%s)", target, f.file, cfg.Source)
+			}
+			return blind(c.print(done, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "%s follows %s\nnow: %s\n", done.After, done.Before, verify.Printable(done.Todo))
+				return err
+			}))
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().StringVar(&to, "to", "", "where the new key shall be: as --source (default: where the old one is)")
+	cmd.Flags().BoolVar(&f.existing, "existing", false, "take the key that is on the token already, instead of making one")
+	return cmd
+}
+
+func (c *cli) keyExport() *cobra.Command {
+	var f keyFlags
+	var format string
+	cmd := &cobra.Command{
+		Use: "export", Short: "Print the node's public key for those who verify", Args: none,
+		Long: `Export prints the public key as PEM (for probity verify --key, cosign, openssl), or
+as a trust file with the one entry of this node (for probity verify --trust), whose
+entries those of a fleet are collected from. With -o json it is the entry alone.
+No agent is asked.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if format != "pem" && format != "trust" {
+				return exitError{exitUsage, fmt.Errorf("--format %.40s: want pem or trust", format)}
+			}
+			cfg, node, err := f.config(cmd)
+			if err != nil {
+				return err
+			}
+			b, err := os.ReadFile(cfg.State + "/" + sign.PublicFile)
+			if err != nil {
+				return blind(fmt.Errorf("the node has no key yet (probity key init): %w", err))
+			}
+			key, err := sign.LoadPublic(b)
+			if err != nil {
+				return blind(err)
+			}
+			out := key.PEM()
+			switch {
+			case c.format == "json":
+				if out, err = json.MarshalIndent(trust.EntryOf(node, key), "", "  "); err == nil {
+					out = append(out, '\n')
+				}
+			case format == "trust":
+				out, err = trust.Write([]trust.Entry{trust.EntryOf(node, key)})
+			}
+			if err != nil {
+				return blind(err)
+			}
+			_, err = c.out.Write(out)
+			return blind(err)
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().StringVar(&format, "format", "pem", "pem or trust")
+	cmd.Flags().StringVar(&f.node, "node", "", "the node's `name` in evidence (default: the configuration's)")
+	return cmd
+}
