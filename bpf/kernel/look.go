@@ -159,6 +159,7 @@ func (f *Facts) try() (err error) {
 
 	ts := &trials{}
 	if ts.tally, err = newTally(); err != nil {
+		<-features // it writes what is refused here
 		f.refuse(text(err))
 		return nil // a kernel that refuses eBPF is a fact, not an error
 	}
@@ -193,6 +194,7 @@ func (f *Facts) try() (err error) {
 
 	plain, runErr := ts.subject.run(0)
 	hookErr := ts.callHook()
+	<-features // what is concluded goes by its answers, too
 	if err := f.conclude(ts, plain, runErr, hookErr); err != nil {
 		return err
 	}
