@@ -340,10 +340,8 @@ func (a *Agent) tellAllCalls(ctx context.Context) error {
 		case <-tick.C:
 		}
 		a.mu.Lock()
-		now := a.newCalls
-		if len(now) > 0 {
-			a.newCalls = map[*live]bool{}
-		}
+		now := a.newCalls // from here on nobody else's, even if it is empty
+		a.newCalls = map[*live]bool{}
 		a.mu.Unlock()
 		for l := range now {
 			if hasSets(l) {

@@ -225,7 +225,8 @@ func (e *Engine) keep(now int64) {
 				wanted[held.file] = held
 			}
 		}
-		for _, hook := range h.hooks {
+		for i := range h.hooks {
+			hook := &h.hooks[i] // not a copy: what the health check notes in it is not read here
 			switch {
 			case !hook.armed || h.stands([]uint32{hook.site}, now+int64(minDetach)):
 				standing[hook.sharedHook] = append(standing[hook.sharedHook], h)
