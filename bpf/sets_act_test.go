@@ -70,6 +70,18 @@ var acts = map[string]func(*testing.T, []string){
 			must(t, os.WriteFile(filepath.Join(args[0], fmt.Sprint("file", i)), nil, 0o600))
 		}
 	},
+	// As many files, which are there or not.
+	"create": func(t *testing.T, args []string) {
+		n, err := strconv.Atoi(args[1])
+		must(t, err)
+		first, err := strconv.Atoi(args[2])
+		must(t, err)
+		for i := first; i < first+n; i++ {
+			fd, err := unix.Open(fmt.Sprint(args[0], "/", i), unix.O_CREAT|unix.O_WRONLY, 0o600)
+			must(t, err)
+			must(t, unix.Close(fd))
+		}
+	},
 	"map": func(t *testing.T, args []string) {
 		for i, prot := range []struct{ first, then, flags int }{
 			{unix.PROT_READ | unix.PROT_EXEC, 0, unix.MAP_PRIVATE},

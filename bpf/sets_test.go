@@ -147,7 +147,7 @@ func (r setRoomT) want(t *testing.T, s Set, want map[string]uint64) {
 }
 
 // real is the path without symbolic links.
-func real(t *testing.T, path string) string {
+func real(t testing.TB, path string) string {
 	t.Helper()
 	p, err := filepath.EvalSymlinks(path)
 	must(t, err)

@@ -80,6 +80,7 @@ struct draft {
 	struct pending call;
 	struct dentry *dentry;	/* where the path begins, or NULL */
 	struct vfsmount *mnt;
+	struct dentry *mnt_root;	/* of mnt */
 	struct dentry *root_dentry;
 	struct vfsmount *root_mnt;
 	struct mount *top;	/* of the process's mount namespace */

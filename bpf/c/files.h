@@ -92,6 +92,29 @@ struct nsproxy {
 	struct mnt_namespace *mnt_ns;
 } __attribute__((preserve_access_index));
 
+/* What of a directory entry a path is found by. */
+struct step {
+	struct dentry *parent;
+	__u32 hash;
+	__u32 len;
+	const unsigned char *name;
+};
+
+/* At once where the kernel has them as they are here, which all do so far: it is done for every name of a path. */
+static __always_inline void read_step(struct step *s, struct dentry *at)
+{
+	__u32 parent = bpf_core_field_offset(struct dentry, d_parent);
+
+	if (bpf_core_field_offset(struct dentry, d_name) == parent + 8 &&
+	    bpf_core_field_offset(struct qstr, len) == 4 && bpf_core_field_offset(struct qstr, name) == 8) {
+		bpf_probe_read_kernel(s, sizeof(*s), (void *)at + parent);
+		return;
+	}
+	s->parent = BPF_CORE_READ(at, d_parent);
+	s->len = BPF_CORE_READ(at, d_name.len);
+	s->name = BPF_CORE_READ(at, d_name.name);
+}
+
 /* The file that is open as fd in the current process, or NULL. */
 static __always_inline struct file *file_of(long fd)
 {

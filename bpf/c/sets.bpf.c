@@ -42,11 +42,12 @@ const enum path_flags *unused_path_flags __attribute__((unused));
  */
 __noinline int walk_step(__u32 n)
 {
-	struct dentry *dentry, *up;
 	struct mount *m, *above;
 	struct vfsmount *mnt;
-	__u64 off, len;
+	struct dentry *dentry;
+	struct step s = {};
 	struct draft *d;
+	__u64 off, len;
 
 	d = bpf_map_lookup_elem(&drafts, &n);
 	if (!d)
@@ -55,8 +56,7 @@ __noinline int walk_step(__u32 n)
 	mnt = d->mnt;
 	if (dentry == d->root_dentry && mnt == d->root_mnt)
 		d->root_off = d->off;
-	up = BPF_CORE_READ(dentry, d_parent);
-	if (dentry == BPF_CORE_READ(mnt, mnt_root)) {
+	if (dentry == d->mnt_root) {
 		m = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
 		above = BPF_CORE_READ(m, mnt_parent);
 		if (above == m || !above) {
@@ -65,18 +65,21 @@ __noinline int walk_step(__u32 n)
 			return 1;
 		}
 		d->dentry = BPF_CORE_READ(m, mnt_mountpoint);
-		d->mnt = (void *)above + bpf_core_field_offset(struct mount, mnt);
+		mnt = (void *)above + bpf_core_field_offset(struct mount, mnt);
+		d->mnt = mnt;
+		d->mnt_root = BPF_CORE_READ(mnt, mnt_root);
 		return 0;
 	}
+	read_step(&s, dentry);
 	off = d->off;
-	len = BPF_CORE_READ(dentry, d_name.len);
+	len = s.len;
 	if (!len || len >= WALK_LEN || off > WALK_LEN || off < len + 1) {
 		d->event.entry.path_flags |= PATH_CUT;
 		return 1;
 	}
 	off -= len;
-	bpf_probe_read_kernel(&d->walk[off & (WALK_LEN - 1)], len & (WALK_LEN - 1), BPF_CORE_READ(dentry, d_name.name));
-	if (dentry == up) {
+	bpf_probe_read_kernel(&d->walk[off & (WALK_LEN - 1)], len & (WALK_LEN - 1), s.name);
+	if (dentry == s.parent) {
 		d->off = off;
 		d->event.entry.path_flags |= PATH_DETACHED;
 		return 1;
@@ -84,13 +87,14 @@ __noinline int walk_step(__u32 n)
 	off--;
 	d->walk[off & (WALK_LEN - 1)] = '/';
 	d->off = off;
-	d->dentry = up;
+	d->dentry = s.parent;
 	return 0;
 }
 
 __noinline int walk_path(__u32 n)
 {
 	struct task_struct *task;
+	struct vfsmount *mnt;
 	struct draft *d;
 	__u64 off, len;
 	__u32 i;
@@ -103,6 +107,8 @@ __noinline int walk_path(__u32 n)
 	d->root_mnt = BPF_CORE_READ(task, fs, root.mnt);
 	d->top = BPF_CORE_READ(task, nsproxy, mnt_ns, root);
 	d->event.entry.mnt_ns = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
+	mnt = d->mnt;
+	d->mnt_root = BPF_CORE_READ(mnt, mnt_root);
 	d->off = WALK_LEN;
 	d->root_off = NOT_PASSED;
 	d->event.entry.path_flags |= PATH_WALKED;
