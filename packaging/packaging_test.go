@@ -53,11 +53,16 @@ func TestRPM(t *testing.T) {
 		"/usr/share/doc/probity/docs",
 		"/usr/share/doc/probity/docs/design.md",
 		"/usr/share/doc/probity/docs/keys.md",
+		"/usr/share/doc/probity/docs/shipping.md",
 		"/usr/share/doc/probity/evidence",
 		"/usr/share/doc/probity/evidence/FORMAT.md",
 		"/usr/share/licenses/probity",
 		"/usr/share/licenses/probity/LICENSE",
 		"/usr/share/licenses/probity/LICENSES.bpf.md",
+		"/usr/share/probity",
+		"/usr/share/probity/shippers",
+		"/usr/share/probity/shippers/rsyslog-receive.conf",
+		"/usr/share/probity/shippers/rsyslog.conf",
 	}
 	slices.Sort(files)
 	if !slices.Equal(files, want) {
