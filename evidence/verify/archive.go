@@ -27,6 +27,10 @@ import (
 const (
 	maxEntries     = 4 << 20   // entries
 	maxNameBytes   = 256 << 20 // of all names together
+	maxName        = 4096      // bytes of one
+	maxDepth       = 32        // directories of one
+	maxSpools      = 1024      // spools in it
+	maxSideFiles   = 1 << 18   // of logs and acknowledgements; a log of a million chunks has 8,000
 	maxSideBytes   = 256 << 20 // of logs and acknowledgements together
 	maxSideFile    = 4 << 20   // of one of them; the largest of a log has half
 	maxRatio       = 200       // bytes per byte of gzip; chunks have about 20
@@ -54,6 +58,7 @@ type archive struct {
 	roots map[string]bool // the spools in it: directories with ready/ or a log
 	names int             // bytes
 	kept  int             // bytes of side files
+	sides int             // side files
 	n     int             // chunk files
 }
 
@@ -172,7 +177,9 @@ func (a *archive) entry(h *tar.Header, r io.Reader, take func(file, io.Reader, i
 	}
 	root, rel, inReady := inSpool(name)
 	if inReady {
-		a.roots[root] = true
+		if err := a.addRoot(root); err != nil {
+			return err
+		}
 	}
 	switch {
 	case h.Typeflag != tar.TypeReg && inReady:
@@ -205,6 +212,9 @@ func (a *archive) entry(h *tar.Header, r io.Reader, take func(file, io.Reader, i
 		}
 		return err
 	case isSide(name):
+		if a.sides++; a.sides > maxSideFiles {
+			return fmt.Errorf("its logs have more than %d files: unpack it and verify the directory", maxSideFiles)
+		}
 		b, err := io.ReadAll(io.LimitReader(r, maxSideFile))
 		if err != nil {
 			return err
@@ -214,8 +224,16 @@ func (a *archive) entry(h *tar.Header, r io.Reader, take func(file, io.Reader, i
 		}
 		a.side[name] = b
 		if root, ok := strings.CutSuffix("/"+name, "/"+logDir+"/checkpoint"); ok && path.Base(path.Dir(root)) != retiredDir {
-			a.roots[strings.TrimPrefix(root, "/")] = true
+			return a.addRoot(strings.TrimPrefix(root, "/"))
 		}
+	}
+	return nil
+}
+
+func (a *archive) addRoot(root string) error {
+	a.roots[root] = true
+	if len(a.roots) > maxSpools {
+		return fmt.Errorf("more than %d spools", maxSpools)
 	}
 	return nil
 }
@@ -237,6 +255,8 @@ func entryName(name string) (string, error) {
 		return ".", nil
 	case !utf8.ValidString(clean) || strings.ContainsFunc(clean, func(r rune) bool { return r < ' ' || r == '\\' || r == 0x7f }):
 		return "", errors.New("its name has what no file of a spool has in its name")
+	case len(clean) > maxName || strings.Count(clean, "/") > maxDepth:
+		return "", fmt.Errorf("its name has more than %d bytes, or leads through more than %d directories", maxName, maxDepth)
 	case !fs.ValidPath(clean):
 		return "", errors.New("its name leads out of the archive, or is not in its shortest form")
 	}

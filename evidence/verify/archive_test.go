@@ -266,6 +266,15 @@ var hostileArchives = []struct {
 		}
 		return tarOf(t, l)
 	}, kinds(verify.BadArchive, verify.Truncated)},
+	{"thousands of spools", func(t *testing.T, l []entry) []byte {
+		for i := range 5000 {
+			l = append(l, file(fmt.Sprintf("%d/log/checkpoint", i), []byte("x")))
+		}
+		return tarOf(t, l)
+	}, kinds(verify.BadArchive, verify.LogDamaged)},
+	{"a name of thousands of directories", func(t *testing.T, l []entry) []byte {
+		return tarOf(t, append(l, file("log/"+strings.Repeat("x/", 100_000)+"x", nil)))
+	}, kinds(verify.BadArchive)},
 }
 
 func kinds(k ...verify.Kind) []verify.Kind { return k }

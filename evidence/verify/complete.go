@@ -20,17 +20,17 @@ func (r *Report) narrow(f *fold, opts Options) {
 		return len(opts.Images) == 0 || slices.ContainsFunc(opts.Images, func(i string) bool { return i != "" && (i == digest || i == name) })
 	}
 	late := func(to evidence.Time) bool { return to.IsZero() || !to.Std().Before(opts.Since) }
-	images := map[string]bool{} // runs of a wanted image
+	images := map[runKey]bool{} // runs of a wanted image
 	for id, run := range f.runs {
 		images[id] = wanted(run.digest, run.image)
 	}
 	r.Rows = slices.DeleteFunc(r.Rows, func(x Row) bool {
 		is := wanted(x.ImageDigest, x.Image)
-		images[x.RunID] = images[x.RunID] || is
+		images[x.run] = images[x.run] || is
 		return !is || !late(x.To)
 	})
 	r.Gaps = slices.DeleteFunc(r.Gaps, func(g GapRow) bool {
-		return g.RunID != "" && !images[g.RunID] && len(opts.Images) > 0 || !late(g.To)
+		return g.RunID != "" && !images[g.run] && len(opts.Images) > 0 || !late(g.To)
 	})
 }
 
@@ -74,7 +74,7 @@ func (r *Report) incompletes(f *fold) (out []Finding) {
 	for from := 0; from < len(r.Rows); { // a probe's rows follow one another
 		first, bad, to := &r.Rows[from], 0, from
 		var why string
-		for ; to < len(r.Rows) && r.Rows[to].RunID == first.RunID && r.Rows[to].ProbeID == first.ProbeID; to++ {
+		for ; to < len(r.Rows) && r.Rows[to].run == first.run && r.Rows[to].ProbeID == first.ProbeID; to++ {
 			if x := &r.Rows[to]; !x.covered() {
 				if bad++; why == "" {
 					why = x.state()

@@ -34,7 +34,7 @@ type job struct {
 }
 
 func newCrew(key *ring, opts Options) *crew {
-	c := &crew{key: key, opts: opts, all: newFold(), jobs: make(chan job), buffers: make(chan []byte, opts.Workers+1)}
+	c := &crew{key: key, opts: opts, all: newFold(key.file != nil), jobs: make(chan job), buffers: make(chan []byte, opts.Workers+1)}
 	for range cap(c.buffers) {
 		c.buffers <- nil
 	}

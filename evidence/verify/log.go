@@ -86,8 +86,9 @@ type spool struct {
 
 // spools are those in an archive that was read.
 func (a *archive) spools() (out []spool) {
+	trees := a.side.trees(a.roots)
 	for _, root := range slices.Sorted(maps.Keys(a.roots)) {
-		out = append(out, spool{a.spool(root), a.side.below(root)})
+		out = append(out, spool{a.spool(root), trees[root]})
 	}
 	return out
 }

@@ -15,6 +15,7 @@ import (
 // Row is the latest that is known of one site of one run, or of one probe where
 // it has no site.
 type Row struct {
+	Node          string                  `json:"node"`
 	RunID         string                  `json:"runId"`
 	ContainerID   string                  `json:"containerId"`
 	ContainerName string                  `json:"containerName,omitempty"`
@@ -66,10 +67,24 @@ type Row struct {
 	ProbeState   evidence.State `json:"probeState,omitempty"`
 	SearchReason string         `json:"searchReason,omitempty"`
 	To           evidence.Time  `json:"to"` // of the line, or of a later coverage line of the run
+
+	run runKey
 }
+
+// runKey tells runs apart. A trusted node's lines are about its own runs, whatever
+// ids it writes: where several nodes are trusted, its name is in the key, so that no
+// node's lines take another's place.
+type runKey struct {
+	node string // "" where one key is trusted: a node may be renamed
+	id   string
+}
+
+// gapKey does the same for gaps.
+type gapKey struct{ node, id string }
 
 // GapRow is the latest that is known of one gap.
 type GapRow struct {
+	Node        string             `json:"node"`
 	GapID       string             `json:"gapId"`
 	Scope       string             `json:"scope"`
 	Reason      evidence.GapReason `json:"reason"`
@@ -85,6 +100,8 @@ type GapRow struct {
 	From        evidence.Time      `json:"from"`
 	To          evidence.Time      `json:"to,omitzero"` // absent while open
 	Detail      string             `json:"detail,omitempty"`
+
+	run runKey // none if its id is ""
 }
 
 // position orders lines by age: the chunk's seq, then the instance (two that
@@ -131,30 +148,31 @@ func (g *latestGap) about(r *Row) bool {
 	if r.Function != "" {
 		name = r.Function
 	}
-	return g.RunID == r.RunID && is(g.Path, r.Path) && is(g.ProbeID, r.ProbeID) && is(g.Symbol, name) && is(string(g.ProbeType), string(r.ProbeType)) &&
+	return g.run == r.run && is(g.Path, r.Path) && is(g.ProbeID, r.ProbeID) && is(g.Symbol, name) && is(string(g.ProbeType), string(r.ProbeType)) &&
 		(g.Offset == nil || r.Offset != nil && *g.Offset == *r.Offset)
 }
 
 // fold keeps the latest line of everything. It copies what it keeps. Workers may
 // add to it at the same time, in any order.
 type fold struct {
+	byNode bool // several nodes are trusted
 	mu     sync.Mutex
 	chunks map[string][]string // name -> files
 	spools map[string]bool     // chunks, sound or not, that lie in a spool
 	lines  int
 	loose  int // sound chunks that are in no log, or whose log is not looked at
 	sites  sites
-	runs   map[string]*latestRun
-	gaps   map[string]*latestGap
-	runIDs map[string]bool
+	runs   map[runKey]*latestRun
+	gaps   map[gapKey]*latestGap
+	runIDs map[runKey]bool
 	texts  texts
 	inLog  map[string]map[string]inLog // of a spool: its sound chunks
 }
 
-func newFold() *fold {
+func newFold(byNode bool) *fold {
 	return &fold{
-		chunks: map[string][]string{}, spools: map[string]bool{}, sites: sites{at: map[siteKey]uint32{}}, runs: map[string]*latestRun{},
-		gaps: map[string]*latestGap{}, runIDs: map[string]bool{}, texts: newTexts(), inLog: map[string]map[string]inLog{},
+		byNode: byNode, chunks: map[string][]string{}, spools: map[string]bool{}, sites: sites{at: map[siteKey]uint32{}}, runs: map[runKey]*latestRun{},
+		gaps: map[gapKey]*latestGap{}, runIDs: map[runKey]bool{}, texts: newTexts(), inLog: map[string]map[string]inLog{},
 	}
 }
 
@@ -193,31 +211,46 @@ func (f *fold) add(c *Chunk) {
 	f.lines += len(c.Lines)
 	named := f.texts.id(instance)
 	at := position{seq: seq, instance: f.texts.list[named]}
+	node := f.texts.id(c.Header.Node)
 	last := ""
 	for i, l := range c.Lines {
 		at.line = i + 2
 		if run := evidence.RunOf(l); run != last {
-			if last = run; run != "" && !f.runIDs[run] {
-				f.runIDs[f.keep(run)] = true
+			if last = run; run != "" {
+				f.runIDs[f.runOf(node, run)] = true
 			}
 		}
 		switch v := l.(type) {
 		case *evidence.Observation:
-			f.site(at, named, v)
+			f.site(at, named, node, v)
 		case *evidence.Coverage:
-			f.run(at, v)
+			f.run(at, node, v)
 		case *evidence.Gap:
-			f.gap(at, v)
+			f.gap(at, node, v)
 		}
 	}
 	f.sites.forget()
 }
 
-func (f *fold) run(at position, c *evidence.Coverage) {
-	have := f.runs[c.RunID]
+// runOf is the key of a run in a chunk of the node, a text.
+func (f *fold) runOf(node uint32, id string) runKey {
+	return runKey{f.texts.list[f.keyed(node)], f.keep(id)}
+}
+
+// keyed is the node as keys have it.
+func (f *fold) keyed(node uint32) uint32 {
+	if f.byNode {
+		return node
+	}
+	return 0
+}
+
+func (f *fold) run(at position, node uint32, c *evidence.Coverage) {
+	key := f.runOf(node, c.RunID)
+	have := f.runs[key]
 	if have == nil {
 		have = &latestRun{}
-		f.runs[f.keep(c.RunID)] = have
+		f.runs[key] = have
 	} else if !at.after(have.at) {
 		return
 	}
@@ -233,17 +266,19 @@ func (f *fold) run(at position, c *evidence.Coverage) {
 	}
 }
 
-func (f *fold) gap(at position, g *evidence.Gap) {
-	have := f.gaps[g.GapID]
+func (f *fold) gap(at position, node uint32, g *evidence.Gap) {
+	key := gapKey(f.runOf(node, g.GapID))
+	have := f.gaps[key]
 	if have == nil {
 		have = &latestGap{first: at}
-		f.gaps[f.keep(g.GapID)] = have
+		f.gaps[key] = have
 	} else if !at.after(have.at) {
 		have.began(at)
 		return
 	}
 	have.at = at
 	have.GapRow = GapRow{
+		Node: f.texts.list[node], run: f.runOf(node, g.RunID),
 		ProbeID: f.keep(g.ProbeID), Symbol: f.keep(g.Symbol), Offset: g.Offset, ProbeType: evidence.ProbeType(f.keep(string(g.ProbeType))),
 		GapID: f.keep(g.GapID), Scope: f.keep(g.Scope), Reason: evidence.GapReason(f.keep(string(g.Reason))),
 		Source: f.keep(g.Source), RunID: f.keep(g.RunID), ContainerID: f.keep(g.ContainerID), Path: f.keep(g.Path),
@@ -266,23 +301,23 @@ func (f *fold) repeated() (out []Finding) {
 func (f *fold) fill(rep *Report) {
 	rep.Chunks, rep.Lines, rep.Runs = len(f.chunks), f.lines, len(f.runIDs)
 	rep.Rows, rep.Gaps, rep.Holes = make([]Row, len(f.sites.list)), make([]GapRow, 0, len(f.gaps)), f.holes()
-	byRun := map[string][]*latestGap{}
+	byRun := map[runKey][]*latestGap{}
 	for _, g := range f.gaps {
 		if g.RunID != "" {
-			byRun[g.RunID] = append(byRun[g.RunID], g)
+			byRun[g.run] = append(byRun[g.run], g)
 		}
 	}
 	for _, gaps := range byRun {
 		slices.SortFunc(gaps, func(a, b *latestGap) int {
-			return cmp.Or(a.From.Std().Compare(b.From.Std()), cmp.Compare(a.GapID, b.GapID))
+			return cmp.Or(a.From.Std().Compare(b.From.Std()), cmp.Compare(a.GapID, b.GapID), cmp.Compare(a.Node, b.Node))
 		})
 	}
 	var of []*latestGap
 	for n, i := range f.inOrder() {
 		r := &rep.Rows[n]
 		at := f.fillRow(i, r)
-		if n == 0 || rep.Rows[n-1].RunID != r.RunID {
-			of = byRun[r.RunID]
+		if n == 0 || rep.Rows[n-1].run != r.run {
+			of = byRun[r.run]
 		}
 		f.since(r, at, of)
 	}
@@ -291,7 +326,7 @@ func (f *fold) fill(rep *Report) {
 		rep.Gaps = append(rep.Gaps, g.GapRow)
 	}
 	slices.SortFunc(rep.Gaps, func(a, b GapRow) int {
-		return cmp.Or(a.From.Std().Compare(b.From.Std()), cmp.Compare(a.GapID, b.GapID))
+		return cmp.Or(a.From.Std().Compare(b.From.Std()), cmp.Compare(a.GapID, b.GapID), cmp.Compare(a.Node, b.Node))
 	})
 }
 
@@ -299,7 +334,7 @@ func (f *fold) fill(rep *Report) {
 // coverage line extends its window, and a gap line that it does not know of, such
 // as agentDown, ends it, or is a gap in it.
 func (f *fold) since(r *Row, at position, gaps []*latestGap) {
-	run := f.runs[r.RunID]
+	run := f.runs[r.run]
 	if run != nil {
 		r.ContainerName, r.Pod, r.Image = run.name, run.pod, run.image
 		for _, p := range run.probes {
@@ -346,7 +381,7 @@ func foldProbes(rows []Row) {
 		first := &rows[from]
 		states = append(states[:0], first.ProbeState)
 		to := from
-		for ; to < len(rows) && rows[to].RunID == first.RunID && rows[to].ProbeID == first.ProbeID; to++ {
+		for ; to < len(rows) && rows[to].run == first.run && rows[to].ProbeID == first.ProbeID; to++ {
 			states = append(states, rows[to].State)
 		}
 		if first.ProbeState != "" {

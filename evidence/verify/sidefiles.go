@@ -22,34 +22,52 @@ func (s sideFiles) Open(name string) (fs.File, error) {
 	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 }
 
-// below returns the spool in a directory of the archive, with an index of its
-// directories.
-func (s sideFiles) below(root string) sideTree {
-	t := sideTree{files: s, root: root, dirs: map[string][]fs.DirEntry{}}
+// trees returns the spools in these directories of the archive, each with an index of
+// its directories. A file is the nearest spool's.
+func (s sideFiles) trees(roots map[string]bool) map[string]sideTree {
+	trees := map[string]sideTree{}
+	for root := range roots {
+		trees[root] = sideTree{files: s, root: root, dirs: map[string][]fs.DirEntry{}}
+	}
 	for name, b := range s {
 		if b == nil {
 			continue
 		}
-		if root != "" {
-			var ok bool
-			if name, ok = strings.CutPrefix(name, root+"/"); !ok {
-				continue
-			}
+		root, name, ok := nearest(roots, name)
+		if !ok {
+			continue
 		}
+		dirs := trees[root].dirs
 		entry := fs.FileInfoToDirEntry(sideInfo{path.Base(name), int64(len(b)), 0o444})
 		for dir := path.Dir(name); ; dir = path.Dir(dir) {
-			known := t.dirs[dir] != nil
-			t.dirs[dir] = append(t.dirs[dir], entry)
+			known := dirs[dir] != nil
+			dirs[dir] = append(dirs[dir], entry)
 			if known || dir == "." {
 				break
 			}
 			entry = fs.FileInfoToDirEntry(sideInfo{path.Base(dir), 0, 0o555 | fs.ModeDir})
 		}
 	}
-	for _, list := range t.dirs {
-		slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	for _, t := range trees {
+		for _, list := range t.dirs {
+			slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+		}
 	}
-	return t
+	return trees
+}
+
+// nearest takes the name of a log's file, or of an acknowledgement's, apart.
+func nearest(roots map[string]bool, name string) (root, rel string, ok bool) {
+	parts := strings.Split(name, "/")
+	for at := len(parts) - 2; at >= 0; at-- {
+		switch parts[at] {
+		case logDir, retiredDir, AckDir:
+			if root := strings.Join(parts[:at], "/"); roots[root] {
+				return root, strings.Join(parts[at:], "/"), true
+			}
+		}
+	}
+	return "", "", false
 }
 
 // sideTree is one spool of an archive.

@@ -116,7 +116,7 @@ func (s stamp) time() evidence.Time {
 type site struct {
 	text                      [textCount]uint32
 	line                      uint32
-	instance                  uint32 // a text
+	instance, node            uint32 // texts
 	seq                       uint64
 	offset, count             uint64
 	from, to, firstAt, lastAt stamp
@@ -127,9 +127,9 @@ type site struct {
 
 // siteKey is what tells a site from others, texts by their numbers.
 type siteKey struct {
-	run, probe, path, origin, file, build, symbol, event, function, entry uint32
-	hasOffset                                                             bool
-	offset                                                                uint64
+	node, run, probe, path, origin, file, build, symbol, event, function, entry uint32
+	hasOffset                                                                   bool
+	offset                                                                      uint64
 }
 
 func (s *site) key() siteKey {
@@ -178,11 +178,11 @@ type sites struct {
 // forget lets go of the chunk.
 func (s *sites) forget() { clear(s.before[:]) }
 
-// site takes an observation. The instance is at's, by its number.
-func (f *fold) site(at position, instance uint32, o *evidence.Observation) {
+// site takes an observation. The instance is at's, by its number, and so is the node.
+func (f *fold) site(at position, instance, node uint32, o *evidence.Observation) {
 	before := &f.sites.before[max(0, slices.Index(evidence.States, o.State))]
 	new := site{
-		line: uint32(at.line), instance: instance, seq: at.seq, confidence: o.Confidence.Value, complete: o.Complete, final: o.Final,
+		line: uint32(at.line), instance: instance, node: node, seq: at.seq, confidence: o.Confidence.Value, complete: o.Complete, final: o.Final,
 		from: stampOf(o.From), to: stampOf(o.To), firstAt: stampOf(o.FirstAt), lastAt: stampOf(o.LastAt),
 	}
 	if o.Offset != nil {
@@ -198,6 +198,7 @@ func (f *fold) site(at position, instance uint32, o *evidence.Observation) {
 		new.text[i] = before.ids[i]
 	}
 	k := new.key()
+	k.node = f.keyed(node)
 	i, ok := f.sites.at[k]
 	if ok && !at.after(f.sites.position(&f.texts, i)) {
 		return
@@ -245,6 +246,7 @@ func (f *fold) detailsOf(o *evidence.Observation) *details {
 func (f *fold) fillRow(i uint32, r *Row) position {
 	s := &f.sites.list[i]
 	text := func(which int) string { return f.texts.list[s.text[which]] }
+	r.Node, r.run = f.texts.list[s.node], runKey{f.texts.list[f.keyed(s.node)], text(textRun)}
 	r.RunID, r.ContainerID, r.Runtime, r.ImageDigest = text(textRun), text(textContainer), text(textRuntime), text(textImage)
 	r.ProbeID, r.ProbeType, r.Requested = text(textProbe), evidence.ProbeType(text(textProbeType)), evidence.ProbeType(text(textRequested))
 	r.Symbol, r.SymbolKind, r.Inline, r.Demangled, r.Wanted = text(textSymbol), text(textSymbolKind), text(textInline), text(textDemangled), text(textWanted)
@@ -269,17 +271,19 @@ func (f *fold) fillRow(i uint32, r *Row) position {
 // inOrder sorts the sites: runs by their beginning, and a run's by probe and
 // place.
 func (f *fold) inOrder() []uint32 {
+	type id struct{ node, run uint32 }
 	type run struct {
-		id, container uint32
-		from          time.Time
-		rank          uint64
+		id
+		container uint32
+		from      time.Time
+		rank      uint64
 	}
 	ranks := f.texts.ranks()
-	runs := map[uint32]*run{}
+	runs := map[id]*run{}
 	var r *run
 	for i := range f.sites.list {
 		s := &f.sites.list[i]
-		id, from := s.text[textRun], s.from.time().Std()
+		id, from := id{f.keyed(s.node), s.text[textRun]}, s.from.time().Std()
 		if r == nil || r.id != id {
 			if r = runs[id]; r == nil {
 				r = &run{id: id, container: s.text[textContainer], from: from}
@@ -291,7 +295,7 @@ func (f *fold) inOrder() []uint32 {
 		}
 	}
 	for i, r := range slices.SortedFunc(maps.Values(runs), func(a, b *run) int {
-		return cmp.Or(a.from.Compare(b.from), cmp.Compare(ranks[a.container], ranks[b.container]), cmp.Compare(ranks[a.id], ranks[b.id]))
+		return cmp.Or(a.from.Compare(b.from), cmp.Compare(ranks[a.container], ranks[b.container]), cmp.Compare(ranks[a.id.run], ranks[b.id.run]), cmp.Compare(ranks[a.node], ranks[b.node]))
 	}) {
 		r.rank = uint64(i)
 	}
@@ -304,8 +308,8 @@ func (f *fold) inOrder() []uint32 {
 	order := make([]ranking, len(f.sites.list))
 	for i := range f.sites.list {
 		s := &f.sites.list[i]
-		if r.id != s.text[textRun] {
-			r = runs[s.text[textRun]]
+		if of := (id{f.keyed(s.node), s.text[textRun]}); r.id != of {
+			r = runs[of]
 		}
 		order[i] = ranking{r.rank<<32 | uint64(ranks[s.text[textProbe]]), s.offset, ranks[s.text[textPath]], uint32(i)}
 	}

@@ -17,12 +17,16 @@ import (
 // came from containers: what a terminal would act on is shown as an escape.
 func (r Report) WriteTable(w io.Writer) error {
 	p := &printer{w: w}
+	node := func(string, string) string { return "" } // several nodes are told apart
+	if r.severalNodes() {
+		node = func(name, then string) string { return clean(name) + then }
+	}
 	if len(r.Rows) > 0 {
 		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		t := &printer{w: tw}
-		t.line("CONTAINER\tIMAGE\tPROBE\tSITE\tTYPE\tSTATE\tCOUNT\tCONF\tFROM\tTO")
+		t.line(node("NODE", "\t") + "CONTAINER\tIMAGE\tPROBE\tSITE\tTYPE\tSTATE\tCOUNT\tCONF\tFROM\tTO")
 		for _, x := range r.Rows {
-			t.line(strings.Join([]string{
+			t.line(node(x.Node, "\t") + strings.Join([]string{
 				x.container(), x.image(), clean(x.ProbeID), x.site(), x.probeType(), x.state(), x.count(),
 				strconv.FormatFloat(x.Confidence, 'f', 2, 64), second(x.From), x.until(),
 			}, "\t"))
@@ -46,7 +50,7 @@ func (r Report) WriteTable(w io.Writer) error {
 	if len(r.Gaps) > 0 {
 		p.line("Gaps, in which nothing is claimed:")
 		for _, g := range r.Gaps {
-			p.line("  " + g.text())
+			p.line("  " + node(g.Node, ": ") + g.text())
 		}
 		p.line("")
 	}
@@ -129,11 +133,34 @@ func leaves(n uint64) string {
 	return strconv.FormatUint(n, 10) + " leaves"
 }
 
+func (r Report) severalNodes() bool {
+	one := ""
+	for i := range r.Rows {
+		if n := r.Rows[i].Node; one == "" {
+			one = n
+		} else if n != one {
+			return true
+		}
+	}
+	for i := range r.Gaps {
+		if n := r.Gaps[i].Node; one == "" {
+			one = n
+		} else if n != one {
+			return true
+		}
+	}
+	return false
+}
+
 // incomplete lists the probes of runs whose search for sites reached a bound.
 func (r Report) incomplete() (out []string) {
-	seen := map[[2]string]bool{}
+	type probe struct {
+		run runKey
+		id  string
+	}
+	seen := map[probe]bool{}
 	for _, x := range r.Rows {
-		key := [2]string{x.RunID, x.ProbeID}
+		key := probe{x.run, x.ProbeID}
 		if x.SearchReason == "" || seen[key] {
 			continue
 		}

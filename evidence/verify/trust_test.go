@@ -2,9 +2,11 @@ package verify_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -179,3 +181,64 @@ func TestSingleFileIsNotAnchored(t *testing.T) {
 }
 
 var _ sign.Keys = (*trust.File)(nil)
+
+// Node B is trusted, and writes into chunks of its own, under its own name, lines
+// about a run and a gap of node A. They are B's word, and take nothing of A's away.
+func TestLinesOfAnotherNodesRun(t *testing.T) {
+	n, b := newTheNode(t), another(t)
+	keys := trusting(t, trust.EntryOf("node-a", n.signer.Public()), trust.EntryOf("node-b", b.Public()))
+	chunk, err := os.ReadFile(n.chunks(t)[0])
+	must(t, err)
+	h, err := evidence.DecodeHeader(string(chunk[:bytes.IndexByte(chunk, '\n')]))
+	must(t, err)
+	clock := evidence.Clock{BootNs: h.Clock.BootNs, Wall: h.Clock.Wall}
+	at := clock.Time(int64(h.Clock.BootNs))
+	lines := func(detail string, to evidence.Time) []evidence.Line {
+		list := append(aRun(1)(clock), &evidence.Gap{
+			GapID: "00000000000000000000000000000001", Scope: evidence.ScopeRun, Reason: evidence.GapUnarmedMapping, From: at, To: to,
+			Count: evidence.Loss{N: 1}, RunID: fmt.Sprintf("%032x", 1), ContainerID: "container", Detail: detail,
+		})
+		list[1].(*evidence.Observation).Detail = detail
+		return list
+	}
+	h.Leaf, h.Log = nil, ""
+	dir := t.TempDir()
+	var files []string
+	write := func(node string, seq uint64, s *sign.Signer, list []evidence.Line) {
+		h.Node, h.Seq = node, evidence.Uint64(seq)
+		h.Chunk = evidence.ChunkName(seq, node[5:]+"000000000000000")
+		files = append(files, filepath.Join(dir, h.Chunk+".ndjson"))
+		must(t, os.WriteFile(files[len(files)-1], sealedAs(t, h, s, list), 0o600))
+	}
+	write("node-a", 1, n.signer, lines("as A says", evidence.Time{}))
+	write("node-b", 999, b, lines("as B says", at))
+	rep, err := verify.Path(t.Context(), files, keys, verify.Options{})
+	must(t, err)
+	if !rep.Sound() || len(rep.Rows) != 2 || len(rep.Gaps) != 2 || rep.Runs != 2 {
+		t.Fatalf("%d rows, %d gaps, %d runs, %v", len(rep.Rows), len(rep.Gaps), rep.Runs, rep.Findings)
+	}
+	var table strings.Builder
+	must(t, rep.WriteTable(&table))
+	for _, want := range []string{"NODE    CONTAINER", "node-a  container", "node-b  container", "  node-a: unarmedMapping", "  node-b: unarmedMapping"} {
+		if !strings.Contains(table.String(), want) {
+			t.Errorf("the table has no %q:\n%s", want, table.String())
+		}
+	}
+	for i, node := range []string{"node-a", "node-b"} {
+		want := "as " + string(node[5]-'a'+'A') + " says"
+		if r := rep.Rows[i]; r.Node != node || r.Detail != want {
+			t.Errorf("row of %s: %q", r.Node, r.Detail)
+		}
+		if g := rep.Gaps[i]; g.Node != node || g.Detail != want || g.To.IsZero() != (node == "node-a") {
+			t.Errorf("gap of %s: %q to %v", g.Node, g.Detail, g.To)
+		}
+	}
+	// With one key there is one node, which may have been renamed.
+	files = files[:1]
+	write("node-b", 2, n.signer, lines("under its new name", at))
+	rep, err = verify.Path(t.Context(), files, n.signer.Public(), verify.Options{})
+	must(t, err)
+	if !rep.Sound() || len(rep.Rows) != 1 || len(rep.Gaps) != 1 || rep.Rows[0].Detail != "under its new name" || rep.Rows[0].Node != "node-b" {
+		t.Errorf("%+v, %v", rep.Rows, rep.Findings)
+	}
+}
