@@ -29,7 +29,7 @@ type ring struct {
 	// only if something is signed by a key that is not trusted.
 	links func() []evidence.Succession
 	once  sync.Once
-	heirs map[string]heir
+	heirs map[string][]heir // one for each trusted key that the key follows
 }
 
 // heir is a key that follows a trusted one.
@@ -58,7 +58,10 @@ func (r *ring) key(id string) *sign.PublicKey {
 		return k
 	}
 	r.once.Do(r.follow)
-	return r.heirs[id].key
+	for _, h := range r.heirs[id] {
+		return h.key
+	}
+	return nil
 }
 
 // follow finds the keys that follow trusted ones. A succession needs no log to be
@@ -67,7 +70,7 @@ func (r *ring) follow() {
 	if r.links == nil {
 		return
 	}
-	r.heirs = map[string]heir{}
+	r.heirs = map[string][]heir{}
 	type step struct {
 		before, after *sign.PublicKey
 		at            evidence.Time
@@ -81,20 +84,27 @@ func (r *ring) follow() {
 	for more := true; more; {
 		more = false
 		for _, s := range steps {
-			if r.heirs[s.after.KeyID()].key != nil {
-				continue
+			before, after := s.before.KeyID(), s.after.KeyID()
+			roots := []string{before}
+			for _, h := range r.heirs[before] {
+				roots = append(roots, h.root)
 			}
-			root := s.before.KeyID()
-			if h, ok := r.heirs[root]; ok {
-				root = h.root
+			for _, root := range roots {
+				if r.keys.Key(root) == nil || r.file != nil && !r.mayName(root, before, s.at) || r.follows(after, root) {
+					continue
+				}
+				r.heirs[after] = append(r.heirs[after], heir{s.after, root, Followed{after, before, s.at}})
+				more = true
 			}
-			if r.keys.Key(root) == nil || r.file != nil && !r.mayName(root, s.before.KeyID(), s.at) {
-				continue
-			}
-			r.heirs[s.after.KeyID()] = heir{s.after, root, Followed{s.after.KeyID(), s.before.KeyID(), s.at}}
-			more = true
 		}
 	}
+}
+
+// follows reports whether it is known that a key follows this trusted one. It may
+// follow several: who signs that a key is the next has not asked its owner, and
+// must not take it away from the node that it belongs to.
+func (r *ring) follows(id, root string) bool {
+	return slices.ContainsFunc(r.heirs[id], func(h heir) bool { return h.root == root })
 }
 
 // mayName reports whether the trust file lets a key, or one that follows it, name
@@ -111,7 +121,9 @@ func (r *ring) mayName(root, by string, at evidence.Time) bool {
 // followed lists the keys that follow trusted ones, and were needed.
 func (r *ring) followed() (out []Followed) {
 	for _, id := range slices.Sorted(maps.Keys(r.heirs)) {
-		out = append(out, r.heirs[id].Followed)
+		for _, h := range r.heirs[id] {
+			out = append(out, h.Followed)
+		}
 	}
 	return out
 }
@@ -150,9 +162,14 @@ func (r *ring) doubts(id, node string, at time.Time, anchored bool) (out []doubt
 	}
 	said := r.file.Judge(id, node, at)
 	if r.keys.Key(id) == nil { // it speaks for the node of the key that it follows
-		h := r.heirs[id]
-		if e, _ := r.file.Entry(h.root); e.Node != node {
-			said = map[trust.Doubt]string{trust.OtherNode: fmt.Sprintf("key %s follows %s, which speaks for node %.200q, not for %.200q", id, h.root, e.Node, node)}
+		said = map[trust.Doubt]string{}
+		for _, h := range r.heirs[id] {
+			e, _ := r.file.Entry(h.root)
+			if e.Node == node {
+				delete(said, trust.OtherNode)
+				break
+			}
+			said[trust.OtherNode] = fmt.Sprintf("key %s follows %s, which speaks for node %.200q, not for %.200q", id, h.root, e.Node, node)
 		}
 	}
 	for _, d := range trust.Doubts {
@@ -187,7 +204,7 @@ func successionsIn(ctx context.Context, paths []string) (links []evidence.Succes
 			links = append(links, successionsOfSpool(ctx, s.fsys)...)
 		}
 	}
-	return links[:min(len(links), maxLinks)]
+	return links
 }
 
 // spoolsIn reads an archive for its logs alone. Standard input cannot be read twice.
@@ -211,11 +228,14 @@ func successionsOfSpool(ctx context.Context, fsys fs.FS) (links []evidence.Succe
 	for _, e := range old {
 		dirs = append(dirs, path.Join(retiredDir, e.Name()))
 	}
+	seen := map[evidence.Succession]bool{}
 	for _, d := range dirs {
-		if len(links) >= maxLinks {
-			break
+		for _, l := range successionsOf(ctx, fsys, d) {
+			if !seen[l] && len(links) < maxLinks {
+				seen[l] = true
+				links = append(links, l)
+			}
 		}
-		links = append(links, successionsOf(ctx, fsys, d)...)
 	}
 	return links
 }
@@ -235,7 +255,7 @@ func successionsOf(ctx context.Context, fsys fs.FS, dir string) (links []evidenc
 		return nil
 	}
 	_ = r.Scan(ctx, tree, func(_ uint64, entry []byte) error {
-		if !strings.HasPrefix(string(entry), `{"leaf":"`+evidence.LeafEpoch+`"`) || len(links) >= maxLinks {
+		if !strings.HasPrefix(string(entry), `{"leaf":"`+evidence.LeafEpoch+`"`) || len(links) >= maxLinks*evidence.MaxSuccessions {
 			return nil
 		}
 		if l, err := evidence.DecodeLeaf(string(entry)); err == nil {
@@ -246,9 +266,9 @@ func successionsOf(ctx context.Context, fsys fs.FS, dir string) (links []evidenc
 	return links
 }
 
-// maxLinks bounds the successions that are looked at: each costs a signature to
-// check.
-const maxLinks = 1000
+// maxLinks bounds the successions of one spool that are looked at: each costs a
+// signature to check. What is wrong in one spool costs no other one its own.
+const maxLinks = 200
 
 // checkSuccessions checks what an epoch says of how its key came to be the node's.
 func checkSuccessions(l *evidence.EpochLeaf) error {

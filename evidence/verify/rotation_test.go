@@ -6,12 +6,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"probity/evidence"
 	"probity/evidence/sign"
 	"probity/evidence/spool"
+	"probity/evidence/tlog"
 	"probity/evidence/trust"
 	"probity/evidence/verify"
 )
@@ -167,5 +169,54 @@ func TestSuccessionOutlivesTheLog(t *testing.T) {
 	must(t, err)
 	if !rep.Sound() || rep.Chunks != 1 || len(rep.Followed) != 1 {
 		t.Errorf("%v, %d chunks, followed %v", rep.Findings, rep.Chunks, rep.Followed)
+	}
+}
+
+// A trusted node signs that another node's new key comes after its own, and fills
+// its log with such things. It takes nothing from the other one.
+func TestSuccessorOfAnotherNode(t *testing.T) {
+	n, b := nodeAt(t, t.TempDir()), nodeAt(t, t.TempDir())
+	keys := trusting(t, trust.EntryOf("node-a", n.signer.Public()), trust.EntryOf("node-b", b.signer.Public()))
+	n.life(t, 1)
+	next := n.succeeded(t).Public()
+	n.life(t, 2)
+	b.life(t, 3)
+	b.last = read(t, filepath.Join(b.dir, "log", "checkpoint"))
+	captured, err := b.signer.Succeed(next, b.clock().Wall)
+	must(t, err)
+	key := checkpointKey(t, b)
+	for why, junk := range map[string]int{"it signs that it follows it": 0, "and a thousand times more, falsely": 1000} {
+		t.Run(why, func(t *testing.T) {
+			b.rebuilt(t, key, func([][]byte) (list [][]byte) {
+				for i := range junk + 1 {
+					link := captured
+					link.At = evidence.TimeOf(link.At.Std().Add(time.Duration(junk-i) * time.Second)) // the last is true
+					start := evidence.StartUnclean
+					if i == 0 {
+						start = evidence.StartFirst
+					}
+					leaf, err := evidence.EncodeLeaf(&evidence.EpochLeaf{
+						At: link.At, Format: evidence.LogFormat2, Start: start, Epoch: evidence.Uint64(i), Origin: tlog.OriginOf(b.last), Node: "node-b", BootID: "boot", Agent: "probity test",
+						KeyID: next.KeyID(), PublicKey: base64.StdEncoding.EncodeToString(next.DER()), CheckpointKey: key.Verifier(), Signature: link.Signature,
+						Successions: []evidence.Succession{link},
+					}, uint64(i), link.At)
+					must(t, err)
+					list = append(list, leaf)
+				}
+				return list
+			})
+			rep, err := verify.Path(t.Context(), []string{b.dir, n.dir}, keys, verify.Options{})
+			must(t, err)
+			found := false
+			for _, f := range rep.Findings {
+				found = found || strings.HasPrefix(f.File, b.dir)
+				if strings.HasPrefix(f.File, n.dir) {
+					t.Error(f)
+				}
+			}
+			if !found {
+				t.Error("nothing is wrong with that node")
+			}
+		})
 	}
 }
