@@ -65,7 +65,15 @@ func TestWitnesses(t *testing.T) {
 	base := newTheNode(t)
 	w, other := newWitness(t, "witness.test/w1"), newWitness(t, "witness.test/w2")
 	const at = 1_700_000_000
-	spoiled := func(b []byte) []byte { b = bytes.Clone(b); b[len(b)-10] ^= 1; return b }
+	spoiled := func(b []byte) []byte { // another signature, and still base64
+		b = bytes.Clone(b)
+		if at := &b[len(b)-10]; *at == 'A' {
+			*at = 'B'
+		} else {
+			*at = 'A'
+		}
+		return b
+	}
 	for _, c := range []struct {
 		why    string
 		own    func([]byte) []byte // what becomes of the log's own checkpoint

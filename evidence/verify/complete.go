@@ -20,7 +20,7 @@ func (r *Report) narrow(f *fold, opts Options) {
 		return len(opts.Images) == 0 || slices.ContainsFunc(opts.Images, func(i string) bool { return i != "" && (i == digest || i == name) })
 	}
 	late := func(to evidence.Time) bool { return to.IsZero() || !to.Std().Before(opts.Since) }
-	images := map[runKey]bool{} // runs of a wanted image
+	images := map[ownID]bool{} // runs of a wanted image
 	for id, run := range f.runs {
 		images[id] = wanted(run.digest, run.image)
 	}

@@ -58,8 +58,8 @@ func (r *ring) key(id string) *sign.PublicKey {
 		return k
 	}
 	r.once.Do(r.follow)
-	for _, h := range r.heirs[id] {
-		return h.key
+	if h := r.heirs[id]; len(h) > 0 {
+		return h[0].key
 	}
 	return nil
 }
@@ -162,14 +162,8 @@ func (r *ring) doubts(id, node string, at time.Time, anchored bool) (out []doubt
 	}
 	said := r.file.Judge(id, node, at)
 	if r.keys.Key(id) == nil { // it speaks for the node of the key that it follows
-		said = map[trust.Doubt]string{}
-		for _, h := range r.heirs[id] {
-			e, _ := r.file.Entry(h.root)
-			if e.Node == node {
-				delete(said, trust.OtherNode)
-				break
-			}
-			said[trust.OtherNode] = fmt.Sprintf("key %s follows %s, which speaks for node %.200q, not for %.200q", id, h.root, e.Node, node)
+		if why := r.notOf(id, node); why != "" {
+			said = map[trust.Doubt]string{trust.OtherNode: why}
 		}
 	}
 	for _, d := range trust.Doubts {
@@ -178,6 +172,19 @@ func (r *ring) doubts(id, node string, at time.Time, anchored bool) (out []doubt
 		}
 	}
 	return out
+}
+
+// notOf says why a key that follows trusted ones does not speak for a node: none of
+// those does.
+func (r *ring) notOf(id, node string) (why string) {
+	for _, h := range r.heirs[id] {
+		e, _ := r.file.Entry(h.root)
+		if e.Node == node {
+			return ""
+		}
+		why = fmt.Sprintf("key %s follows %s, which speaks for node %.200q, not for %.200q", id, h.root, e.Node, node)
+	}
+	return why
 }
 
 // holds reports whether one of the kept states is of this log and has this leaf.

@@ -68,19 +68,16 @@ type Row struct {
 	SearchReason string         `json:"searchReason,omitempty"`
 	To           evidence.Time  `json:"to"` // of the line, or of a later coverage line of the run
 
-	run runKey
+	run ownID
 }
 
-// runKey tells runs apart. A trusted node's lines are about its own runs, whatever
-// ids it writes: where several nodes are trusted, its name is in the key, so that no
+// ownID tells runs apart, and gaps. A trusted node's lines are about its own, whatever
+// ids it writes: where several nodes are trusted, its name is in it, so that no
 // node's lines take another's place.
-type runKey struct {
+type ownID struct {
 	node string // "" where one key is trusted: a node may be renamed
 	id   string
 }
-
-// gapKey does the same for gaps.
-type gapKey struct{ node, id string }
 
 // GapRow is the latest that is known of one gap.
 type GapRow struct {
@@ -101,7 +98,7 @@ type GapRow struct {
 	To          evidence.Time      `json:"to,omitzero"` // absent while open
 	Detail      string             `json:"detail,omitempty"`
 
-	run runKey // none if its id is ""
+	run ownID // none if its id is ""
 }
 
 // position orders lines by age: the chunk's seq, then the instance (two that
@@ -162,17 +159,17 @@ type fold struct {
 	lines  int
 	loose  int // sound chunks that are in no log, or whose log is not looked at
 	sites  sites
-	runs   map[runKey]*latestRun
-	gaps   map[gapKey]*latestGap
-	runIDs map[runKey]bool
+	runs   map[ownID]*latestRun
+	gaps   map[ownID]*latestGap
+	runIDs map[ownID]bool
 	texts  texts
 	inLog  map[string]map[string]inLog // of a spool: its sound chunks
 }
 
 func newFold(byNode bool) *fold {
 	return &fold{
-		byNode: byNode, chunks: map[string][]string{}, spools: map[string]bool{}, sites: sites{at: map[siteKey]uint32{}}, runs: map[runKey]*latestRun{},
-		gaps: map[gapKey]*latestGap{}, runIDs: map[runKey]bool{}, texts: newTexts(), inLog: map[string]map[string]inLog{},
+		byNode: byNode, chunks: map[string][]string{}, spools: map[string]bool{}, sites: sites{at: map[siteKey]uint32{}}, runs: map[ownID]*latestRun{},
+		gaps: map[ownID]*latestGap{}, runIDs: map[ownID]bool{}, texts: newTexts(), inLog: map[string]map[string]inLog{},
 	}
 }
 
@@ -217,7 +214,7 @@ func (f *fold) add(c *Chunk) {
 		at.line = i + 2
 		if run := evidence.RunOf(l); run != last {
 			if last = run; run != "" {
-				f.runIDs[f.runOf(node, run)] = true
+				f.runIDs[f.keyOf(node, run)] = true
 			}
 		}
 		switch v := l.(type) {
@@ -232,9 +229,9 @@ func (f *fold) add(c *Chunk) {
 	f.sites.forget()
 }
 
-// runOf is the key of a run in a chunk of the node, a text.
-func (f *fold) runOf(node uint32, id string) runKey {
-	return runKey{f.texts.list[f.keyed(node)], f.keep(id)}
+// keyOf is the key of a run or a gap in a chunk of the node, a text.
+func (f *fold) keyOf(node uint32, id string) ownID {
+	return ownID{f.texts.list[f.keyed(node)], f.keep(id)}
 }
 
 // keyed is the node as keys have it.
@@ -246,11 +243,11 @@ func (f *fold) keyed(node uint32) uint32 {
 }
 
 func (f *fold) run(at position, node uint32, c *evidence.Coverage) {
-	key := f.runOf(node, c.RunID)
-	have := f.runs[key]
+	id := f.keyOf(node, c.RunID)
+	have := f.runs[id]
 	if have == nil {
 		have = &latestRun{}
-		f.runs[key] = have
+		f.runs[id] = have
 	} else if !at.after(have.at) {
 		return
 	}
@@ -267,18 +264,18 @@ func (f *fold) run(at position, node uint32, c *evidence.Coverage) {
 }
 
 func (f *fold) gap(at position, node uint32, g *evidence.Gap) {
-	key := gapKey(f.runOf(node, g.GapID))
-	have := f.gaps[key]
+	id := f.keyOf(node, g.GapID)
+	have := f.gaps[id]
 	if have == nil {
 		have = &latestGap{first: at}
-		f.gaps[key] = have
+		f.gaps[id] = have
 	} else if !at.after(have.at) {
 		have.began(at)
 		return
 	}
 	have.at = at
 	have.GapRow = GapRow{
-		Node: f.texts.list[node], run: f.runOf(node, g.RunID),
+		Node: f.texts.list[node], run: f.keyOf(node, g.RunID),
 		ProbeID: f.keep(g.ProbeID), Symbol: f.keep(g.Symbol), Offset: g.Offset, ProbeType: evidence.ProbeType(f.keep(string(g.ProbeType))),
 		GapID: f.keep(g.GapID), Scope: f.keep(g.Scope), Reason: evidence.GapReason(f.keep(string(g.Reason))),
 		Source: f.keep(g.Source), RunID: f.keep(g.RunID), ContainerID: f.keep(g.ContainerID), Path: f.keep(g.Path),
@@ -301,7 +298,7 @@ func (f *fold) repeated() (out []Finding) {
 func (f *fold) fill(rep *Report) {
 	rep.Chunks, rep.Lines, rep.Runs = len(f.chunks), f.lines, len(f.runIDs)
 	rep.Rows, rep.Gaps, rep.Holes = make([]Row, len(f.sites.list)), make([]GapRow, 0, len(f.gaps)), f.holes()
-	byRun := map[runKey][]*latestGap{}
+	byRun := map[ownID][]*latestGap{}
 	for _, g := range f.gaps {
 		if g.RunID != "" {
 			byRun[g.run] = append(byRun[g.run], g)

@@ -246,7 +246,7 @@ func (f *fold) detailsOf(o *evidence.Observation) *details {
 func (f *fold) fillRow(i uint32, r *Row) position {
 	s := &f.sites.list[i]
 	text := func(which int) string { return f.texts.list[s.text[which]] }
-	r.Node, r.run = f.texts.list[s.node], runKey{f.texts.list[f.keyed(s.node)], text(textRun)}
+	r.Node, r.run = f.texts.list[s.node], ownID{f.texts.list[f.keyed(s.node)], text(textRun)}
 	r.RunID, r.ContainerID, r.Runtime, r.ImageDigest = text(textRun), text(textContainer), text(textRuntime), text(textImage)
 	r.ProbeID, r.ProbeType, r.Requested = text(textProbe), evidence.ProbeType(text(textProbeType)), evidence.ProbeType(text(textRequested))
 	r.Symbol, r.SymbolKind, r.Inline, r.Demangled, r.Wanted = text(textSymbol), text(textSymbolKind), text(textInline), text(textDemangled), text(textWanted)

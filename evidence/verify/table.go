@@ -134,28 +134,20 @@ func leaves(n uint64) string {
 }
 
 func (r Report) severalNodes() bool {
-	one := ""
+	nodes := map[string]bool{}
 	for i := range r.Rows {
-		if n := r.Rows[i].Node; one == "" {
-			one = n
-		} else if n != one {
-			return true
-		}
+		nodes[r.Rows[i].Node] = true
 	}
 	for i := range r.Gaps {
-		if n := r.Gaps[i].Node; one == "" {
-			one = n
-		} else if n != one {
-			return true
-		}
+		nodes[r.Gaps[i].Node] = true
 	}
-	return false
+	return len(nodes) > 1
 }
 
 // incomplete lists the probes of runs whose search for sites reached a bound.
 func (r Report) incomplete() (out []string) {
 	type probe struct {
-		run runKey
+		run ownID
 		id  string
 	}
 	seen := map[probe]bool{}
