@@ -294,10 +294,10 @@ func (f *fold) repeated() (out []Finding) {
 	return out
 }
 
-// fill writes the fold into a report.
-func (f *fold) fill(rep *Report) {
+// fill writes the fold into a report, with so many workers.
+func (f *fold) fill(rep *Report, workers int) {
 	rep.Chunks, rep.Lines, rep.Runs = len(f.chunks), f.lines, len(f.runIDs)
-	rep.Rows, rep.Gaps, rep.Holes = make([]Row, len(f.sites.list)), make([]GapRow, 0, len(f.gaps)), f.holes()
+	rep.Rows, rep.Gaps, rep.Holes = make([]Row, f.sites.list.n), make([]GapRow, 0, len(f.gaps)), f.holes()
 	byRun := map[ownID][]*latestGap{}
 	for _, g := range f.gaps {
 		if g.RunID != "" {
@@ -309,22 +309,38 @@ func (f *fold) fill(rep *Report) {
 			return cmp.Or(a.From.Std().Compare(b.From.Std()), cmp.Compare(a.GapID, b.GapID), cmp.Compare(a.Node, b.Node))
 		})
 	}
-	var of []*latestGap
-	for n, i := range f.inOrder() {
-		r := &rep.Rows[n]
-		at := f.fillRow(i, r)
-		if n == 0 || rep.Rows[n-1].run != r.run {
-			of = byRun[r.run]
+	order := f.inOrder()
+	var wg sync.WaitGroup
+	for from, left := 0, max(1, workers); from < len(order); left-- {
+		to := from + (len(order)-from)/max(1, left)
+		for to < len(order) && (to == from || f.sameRun(order[to-1], order[to])) { // a run is one worker's
+			to++
 		}
-		f.since(r, at, of)
+		rows, sites := rep.Rows[from:to], order[from:to]
+		wg.Go(func() { f.fillRows(rows, sites, byRun) })
+		from = to
 	}
-	foldProbes(rep.Rows)
+	wg.Wait()
 	for _, g := range f.gaps {
 		rep.Gaps = append(rep.Gaps, g.GapRow)
 	}
 	slices.SortFunc(rep.Gaps, func(a, b GapRow) int {
 		return cmp.Or(a.From.Std().Compare(b.From.Std()), cmp.Compare(a.GapID, b.GapID), cmp.Compare(a.Node, b.Node))
 	})
+}
+
+// fillRows writes sites, all that their runs have, into rows.
+func (f *fold) fillRows(rows []Row, sites []uint32, byRun map[ownID][]*latestGap) {
+	var of []*latestGap
+	for n, i := range sites {
+		r := &rows[n]
+		at := f.fillRow(i, r)
+		if n == 0 || rows[n-1].run != r.run {
+			of = byRun[r.run]
+		}
+		f.since(r, at, of)
+	}
+	foldProbes(rows)
 }
 
 // since brings a site's latest line up to what later lines of its run make of it: a

@@ -159,11 +159,31 @@ type details struct {
 	gaps          []evidence.GapReason
 }
 
+// pages is a list that grows without being copied, and whose elements stay where
+// they are.
+type pages[T any] struct {
+	list [][]T
+	n    int
+}
+
+// perPage is how many elements a page has: a quarter of a megabyte of sites.
+const perPage = 1 << 10
+
+func (p *pages[T]) at(i int) *T { return &p.list[i/perPage][i%perPage] }
+
+func (p *pages[T]) add(v T) {
+	if p.n%perPage == 0 {
+		p.list = append(p.list, make([]T, perPage))
+	}
+	*p.at(p.n) = v
+	p.n++
+}
+
 // sites are all of them, by their keys.
 type sites struct {
 	at      map[siteKey]uint32
-	list    []site
-	details []*details // of each; nil where there are none
+	list    pages[site]
+	details pages[*details] // of each; nil where there are none
 
 	// Of the chunk that is folded in: the line before, in each state. Most of its
 	// texts are the next one's.
@@ -207,16 +227,16 @@ func (f *fold) site(at position, instance, node uint32, o *evidence.Observation)
 		before.line, before.details = o, f.detailsOf(o)
 	}
 	if ok {
-		f.sites.list[i], f.sites.details[i] = new, before.details
+		*f.sites.list.at(int(i)), *f.sites.details.at(int(i)) = new, before.details
 		return
 	}
-	f.sites.at[k] = uint32(len(f.sites.list))
-	f.sites.list = append(f.sites.list, new)
-	f.sites.details = append(f.sites.details, before.details)
+	f.sites.at[k] = uint32(f.sites.list.n)
+	f.sites.list.add(new)
+	f.sites.details.add(before.details)
 }
 
 func (s *sites) position(t *texts, i uint32) position {
-	x := &s.list[i]
+	x := s.list.at(int(i))
 	return position{seq: x.seq, instance: t.list[x.instance], line: int(x.line)}
 }
 
@@ -244,7 +264,7 @@ func (f *fold) detailsOf(o *evidence.Observation) *details {
 
 // fillRow writes a site into a row, and returns where its line is.
 func (f *fold) fillRow(i uint32, r *Row) position {
-	s := &f.sites.list[i]
+	s := f.sites.list.at(int(i))
 	text := func(which int) string { return f.texts.list[s.text[which]] }
 	r.Node, r.run = f.texts.list[s.node], ownID{f.texts.list[f.keyed(s.node)], text(textRun)}
 	r.RunID, r.ContainerID, r.Runtime, r.ImageDigest = text(textRun), text(textContainer), text(textRuntime), text(textImage)
@@ -261,11 +281,17 @@ func (f *fold) fillRow(i uint32, r *Row) position {
 	if s.hasCount {
 		r.Count = (*evidence.Uint64)(&s.count)
 	}
-	if d := f.sites.details[i]; d != nil {
+	if d := *f.sites.details.at(int(i)); d != nil {
 		r.InlinedAt, r.InlinedAtMore, r.Duration, r.Stack, r.Entry, r.Entries = d.inlinedAt, d.inlinedAtMore, d.duration, d.stack, d.entry, d.entries
 		r.SystemCalls, r.IOUring, r.Process, r.Gaps = d.systemCalls, d.ioUring, d.process, d.gaps
 	}
 	return f.sites.position(&f.texts, i)
+}
+
+// sameRun reports whether two sites are of one run.
+func (f *fold) sameRun(i, j uint32) bool {
+	a, b := f.sites.list.at(int(i)), f.sites.list.at(int(j))
+	return a.text[textRun] == b.text[textRun] && f.keyed(a.node) == f.keyed(b.node)
 }
 
 // inOrder sorts the sites: runs by their beginning, and a run's by probe and
@@ -281,8 +307,8 @@ func (f *fold) inOrder() []uint32 {
 	ranks := f.texts.ranks()
 	runs := map[id]*run{}
 	var r *run
-	for i := range f.sites.list {
-		s := &f.sites.list[i]
+	for i := range f.sites.list.n {
+		s := f.sites.list.at(i)
 		id, from := id{f.keyed(s.node), s.text[textRun]}, s.from.time().Std()
 		if r == nil || r.id != id {
 			if r = runs[id]; r == nil {
@@ -305,9 +331,9 @@ func (f *fold) inOrder() []uint32 {
 		path   uint32
 		site   uint32
 	}
-	order := make([]ranking, len(f.sites.list))
-	for i := range f.sites.list {
-		s := &f.sites.list[i]
+	order := make([]ranking, f.sites.list.n)
+	for i := range f.sites.list.n {
+		s := f.sites.list.at(i)
 		if of := (id{f.keyed(s.node), s.text[textRun]}); r.id != of {
 			r = runs[of]
 		}
@@ -320,7 +346,7 @@ func (f *fold) inOrder() []uint32 {
 		if c := cmp.Or(cmp.Compare(x.path, y.path), cmp.Compare(x.offset, y.offset)); c != 0 {
 			return c
 		}
-		a, b := &f.sites.list[x.site], &f.sites.list[y.site]
+		a, b := f.sites.list.at(int(x.site)), f.sites.list.at(int(y.site))
 		for _, which := range [...]int{textSymbol, textFile, textEvent, textFunction, textEntry, textBuild, textOrigin} {
 			if c := cmp.Compare(ranks[a.text[which]], ranks[b.text[which]]); c != 0 {
 				return c

@@ -205,7 +205,7 @@ func Path(ctx context.Context, paths []string, keys sign.Keys, opts Options) (Re
 	if err := rep.checkLogs(ctx, append(in.spools, trees...), c.all.inLog, key, opts); err != nil {
 		errs = append(errs, err)
 	}
-	c.all.fill(&rep)
+	c.all.fill(&rep, opts.Workers)
 	rep.Followed = key.followed()
 	rep.narrow(c.all, opts)
 	if opts.RequireComplete {
