@@ -143,6 +143,15 @@ func New(cfg Config) (_ *Agent, err error) {
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
+	gid, err := groupID(cfg.Group)
+	if err != nil {
+		return nil, err
+	}
+	if gid != 0 { // before anything is made in it
+		if err := share(cfg.Spool, cfg.State, gid); err != nil {
+			return nil, err
+		}
+	}
 	key, _, err := cfg.NodeKey()
 	if err != nil {
 		return nil, err

@@ -41,6 +41,8 @@ type Config struct {
 	// Past it the oldest go: first what every consumer has acknowledged, then the
 	// rest, which is signed.
 	SpoolQuotaMiB int64 `yaml:"spoolQuotaMiB"`
+	// Group may read the spool: a name or a number (none: only root may).
+	Group string `yaml:"group"`
 	// Policies is the directory of *.yaml policies (/etc/probity/policies.d).
 	Policies string `yaml:"policies"`
 	// HookSocket is where OCI hooks ask (/run/probity/hook.sock; "none": nowhere).

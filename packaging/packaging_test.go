@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"probity/agent"
@@ -44,6 +46,8 @@ func TestRPM(t *testing.T) {
 		"/etc/probity/probity.yaml",
 		"/usr/bin/probity",
 		"/usr/lib/systemd/system/probity.service",
+		"/usr/lib/sysusers.d/probity.conf",
+		"/usr/lib/tmpfiles.d/probity.conf",
 		"/usr/libexec/probity",
 		"/usr/libexec/probity/probity-hook",
 		"/usr/share/containers/oci/hooks.d/probity-create.json",
@@ -53,6 +57,7 @@ func TestRPM(t *testing.T) {
 		"/usr/share/doc/probity/docs",
 		"/usr/share/doc/probity/docs/design.md",
 		"/usr/share/doc/probity/docs/keys.md",
+		"/usr/share/doc/probity/docs/privacy.md",
 		"/usr/share/doc/probity/docs/shipping.md",
 		"/usr/share/doc/probity/evidence",
 		"/usr/share/doc/probity/evidence/FORMAT.md",
@@ -149,6 +154,70 @@ func TestHookFiles(t *testing.T) {
 func TestUnit(t *testing.T) {
 	need.Command(t, "systemd-analyze")
 	command(t, "../scripts/unit.sh")
+}
+
+// The groups and directories as systemd makes them, in a directory instead of the
+// machine: readers may read the spool and write nothing.
+func TestGroups(t *testing.T) {
+	need.Root(t)
+	need.Command(t, "systemd-sysusers", "systemd-tmpfiles")
+	root := t.TempDir()
+	for from, to := range map[string]string{"sysusers.conf": "usr/lib/sysusers.d/probity.conf", "tmpfiles.conf": "usr/lib/tmpfiles.d/probity.conf"} {
+		b, err := os.ReadFile(filepath.Join("systemd", from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		to = filepath.Join(root, to)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(to, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, dir := range []string{"etc", "var"} {
+		if err := os.Mkdir(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	command(t, "systemd-sysusers", "--root="+root, "probity.conf")
+	groups := map[string]uint32{"root": 0}
+	b, err := os.ReadFile(filepath.Join(root, "etc/group"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Split(strings.TrimSpace(line), ":")
+		id, err := strconv.ParseUint(f[2], 10, 32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		groups[f[0]] = uint32(id)
+	}
+	if groups["probity"] == 0 || groups["probity-ack"] == 0 || groups["probity"] == groups["probity-ack"] {
+		t.Fatalf("groups are %v", groups)
+	}
+	// It fails for directories that are not this package's and that are not in root.
+	cmd := exec.CommandContext(t.Context(), "systemd-tmpfiles", "--root="+root, "--create", "probity.conf")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("systemd-tmpfiles: %v\n%s", err, out)
+	}
+	for path, want := range map[string]struct {
+		mode  uint32
+		group string
+	}{
+		"var/lib/probity":           {0o710, "probity"},
+		"var/lib/probity/spool":     {0o2750, "probity"},
+		"var/lib/probity/spool/ack": {0o1775, "probity-ack"},
+	} {
+		var st syscall.Stat_t
+		if err := syscall.Lstat(filepath.Join(root, path), &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Mode&0o7777 != want.mode || st.Uid != 0 || st.Gid != groups[want.group] {
+			t.Errorf("%s is %04o %d:%d, want %04o 0:%s (%d)", path, st.Mode&0o7777, st.Uid, st.Gid, want.mode, want.group, groups[want.group])
+		}
+	}
 }
 
 func TestDefaults(t *testing.T) {

@@ -17,6 +17,9 @@ import (
 	"probity/evidence/verify"
 )
 
+// AckDir is where consumers acknowledge, below the spool's directory.
+const AckDir = verify.AckDir
+
 // Item is one chunk for a consumer. Origin, Leaf and the number of a line in the
 // chunk are what tells a line from all others: a chunk may be delivered twice.
 type Item struct {
@@ -245,14 +248,15 @@ func (r *Reader) write(a evidence.Ack) error {
 		return err
 	}
 	dir := filepath.Join(r.dir, verify.AckDir)
-	if err := os.MkdirAll(dir, 0o770); err != nil {
+	// Not for the spool's group to write: what is acknowledged may be removed.
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	tmp := filepath.Join(dir, "."+r.consumer+".new")
 	if err := ignoreMissing(os.Remove(tmp)); err != nil {
 		return err
 	}
-	if err := writeFile(tmp, 0o640, append(b, '\n')); err != nil {
+	if err := writeFile(tmp, 0o644, append(b, '\n')); err != nil {
 		return err
 	}
 	if err := os.Rename(tmp, filepath.Join(dir, r.consumer+".json")); err != nil {
