@@ -20,6 +20,8 @@ type crew struct {
 	jobs    chan job
 	buffers chan []byte // for what is not read from a file of its own
 
+	chunk sync.Mutex // held while opts.Chunk is called
+
 	mu       sync.Mutex
 	files    int // looked at
 	findings []Finding
@@ -183,6 +185,7 @@ func (c *crew) check(f file, data []byte, lines *evidence.Decoder) ([]Finding, e
 		return findings, nil
 	}
 	c.all.found(f, chunk)
+	c.hand(chunk)
 	if c.opts.Bundles == "" {
 		return nil, nil
 	}
@@ -190,4 +193,14 @@ func (c *crew) check(f file, data []byte, lines *evidence.Decoder) ([]Finding, e
 		return nil, fmt.Errorf("%w: bundle of %s: %w", ErrLook, f.path, err)
 	}
 	return nil, nil
+}
+
+// hand gives a sound chunk to who asked for them.
+func (c *crew) hand(chunk *Chunk) {
+	if c.opts.Chunk == nil {
+		return
+	}
+	c.chunk.Lock()
+	defer c.chunk.Unlock()
+	c.opts.Chunk(chunk)
 }

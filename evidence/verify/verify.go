@@ -41,6 +41,10 @@ type Options struct {
 	// Bundles, if set, is a directory that gets NAME.sigstore.json and
 	// NAME.blob of every sound chunk.
 	Bundles string
+	// Chunk, if set, is called with every sound chunk, in no order, from one goroutine
+	// at a time. The chunk is the caller's until it returns. Whether all is sound is
+	// known only when Path returns.
+	Chunk func(*Chunk)
 	// Kept are states of logs that somebody kept: a shipper, a witness, an earlier
 	// verification. What a log in a spool says must have grown out of them. One of
 	// a log that is in no spool is a finding.

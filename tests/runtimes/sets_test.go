@@ -87,5 +87,6 @@ probes:
 		if !opened {
 			t.Errorf("the library was not opened: %d files", len(entries["files"]))
 		}
+		exported(t, a, "process_exec", "file_open")
 	})
 }

@@ -74,6 +74,7 @@ func TestSpine(t *testing.T) {
 		if e.Mentions(unselected.id()) {
 			t.Error("a container that no policy selects is in the evidence")
 		}
+		exported(t, a, "function_call")
 	})
 }
 
