@@ -632,6 +632,17 @@ func TestShareOfProcesses(t *testing.T) {
 func TestSkippedPrograms(t *testing.T) {
 	obj := load(t, Options{})
 	need.Tracefs(t)
+	var u unix.Utsname
+	must(t, unix.Uname(&u))
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	if major*100+minor < 513 {
+		// There bpf_trace_printk calls the tracepoint with its lock held: the machine
+		// would hang. None of our programs prints.
+		need.Feature(t, "printk_recursion", fmt.Errorf("a kernel of %d.%d hangs", major, minor))
+	}
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.RawTracepoint, License: "GPL", Instructions: asm.Instructions{
 		asm.Mov.Imm(asm.R1, 'x'), asm.StoreMem(asm.RFP, -8, asm.R1, asm.DWord),
 		asm.Mov.Reg(asm.R1, asm.RFP), asm.Add.Imm(asm.R1, -8), asm.Mov.Imm(asm.R2, 2),
@@ -649,12 +660,6 @@ func TestSkippedPrograms(t *testing.T) {
 	}
 	n, err := l.Misses()
 	must(t, err)
-	var u unix.Utsname
-	must(t, unix.Uname(&u))
-	var major, minor int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
-		t.Fatal(err)
-	}
 	if n == 0 && major*100+minor >= 607 { // older ones do not count all that they skip
 		t.Error("nothing was skipped, or that is not read")
 	}

@@ -528,7 +528,9 @@ func TestPatternMemory(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	syms, err := askBytes(b, Query{Globs: []string{"*wanted", "wan*"}, Regexps: []string{"^wanted$"}}, Limits{})
 	runtime.ReadMemStats(&after)
-	if used := after.TotalAlloc - before.TotalAlloc; err != nil || len(syms) != 3 || used > 4<<20 {
+	// Under the race detector the regular expression's memory is not always used
+	// again, which comes to 9 MiB; the names alone are 14.
+	if used := after.TotalAlloc - before.TotalAlloc; err != nil || len(syms) != 3 || used > uint64(names.Len())*3/4 {
 		t.Errorf("%d symbols, %v, %d bytes allocated", len(syms), err, used)
 	}
 }
