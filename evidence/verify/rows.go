@@ -361,13 +361,31 @@ func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 		end, extended = run.to, true
 	}
 	for _, g := range gaps { // by their beginning
-		if !g.first.after(at) || !g.about(r) {
+		refused := g.Reason == evidence.GapSpoolDropped && g.Scope == evidence.ScopeSite && r.Set != "" && r.Entry == nil
+		if !refused && !g.first.after(at) || !g.about(r) {
 			continue
 		}
 		if !slices.Contains(r.Gaps, g.Reason) {
 			r.Gaps = append(r.Gaps[:len(r.Gaps):len(r.Gaps)], g.Reason) // the list may be other rows' too
 		}
-		if g.Reason.DetailOnly() || r.State == evidence.NotArmed {
+		switch {
+		case r.State == evidence.NotArmed:
+			continue
+		case refused: // entries of the set have no lines, and no later line brings them back
+			r.Complete = false
+			continue
+		case g.Reason == evidence.GapSpoolDropped && !r.Final && (g.To.IsZero() || g.To.Std().After(r.To.Std())):
+			// What was given up came after this line, and may have said that it is no
+			// longer so: no coverage line stands for that.
+			r.Complete = false
+			if r.State == evidence.ArmedNoHit {
+				r.State = evidence.Partial
+			}
+			if extended && g.From.Std().Before(end.Std()) {
+				end = g.From
+			}
+			continue
+		case g.Reason.DetailOnly():
 			continue
 		}
 		switch {
@@ -380,7 +398,9 @@ func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 			end = g.From
 		}
 	}
-	r.To = end
+	if end.Std().After(r.To.Std()) {
+		r.To = end
+	}
 	if r.Entry != nil && run != nil && run.final && run.at.after(at) {
 		r.Final = true // an entry that was not seen again has no last line of its own
 	}
