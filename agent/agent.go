@@ -166,6 +166,7 @@ func New(cfg Config) (_ *Agent, err error) {
 		Dir: cfg.Spool, State: cfg.State, Node: cfg.Node, BootID: a.bootID, Signer: a.signer,
 		Clock: now, Agent: "probity " + cfg.Version, Log: a.log.With("in", "spool"),
 		Dropped: func(runIDs []string) { a.witness.Restate(runIDs) }, Quota: max(0, cfg.SpoolQuotaMiB) << 20,
+		ContainerQuota: max(0, cfg.ContainerQuotaMiB) << 20,
 	}); err != nil {
 		return nil, fmt.Errorf("open the spool: %w", err)
 	}

@@ -43,6 +43,10 @@ type Config struct {
 	SpoolQuotaMiB int64 `yaml:"spoolQuotaMiB"`
 	// Group may read the spool: a name or a number (none: only root may).
 	Group string `yaml:"group"`
+	// ContainerQuotaMiB bounds what the spool holds of one container, in MiB (a
+	// sixteenth of SpoolQuotaMiB, or 64 where that has no bound; -1: no bound). Past it
+	// further entries of the container's sets are not written, which is signed.
+	ContainerQuotaMiB int64 `yaml:"containerQuotaMiB"`
 	// Policies is the directory of *.yaml policies (/etc/probity/policies.d).
 	Policies string `yaml:"policies"`
 	// HookSocket is where OCI hooks ask (/run/probity/hook.sock; "none": nowhere).
@@ -161,6 +165,16 @@ func (c Config) withDefaults() (Config, error) {
 		c.SpoolQuotaMiB = 1024
 	case c.SpoolQuotaMiB < -1 || c.SpoolQuotaMiB > 1<<30 || c.SpoolQuotaMiB > 0 && c.SpoolQuotaMiB < 16:
 		return c, fmt.Errorf("spoolQuotaMiB: %d: want at least 16, or -1 for no bound", c.SpoolQuotaMiB)
+	}
+	switch {
+	case c.ContainerQuotaMiB == 0 && c.SpoolQuotaMiB < 0:
+		c.ContainerQuotaMiB = 64
+	case c.ContainerQuotaMiB == 0:
+		c.ContainerQuotaMiB = c.SpoolQuotaMiB / 16
+	case c.ContainerQuotaMiB < -1 || c.ContainerQuotaMiB > 1<<30:
+		return c, fmt.Errorf("containerQuotaMiB: %d: want at least 1, or -1 for no bound", c.ContainerQuotaMiB)
+	case c.SpoolQuotaMiB > 0 && c.ContainerQuotaMiB > c.SpoolQuotaMiB:
+		return c, fmt.Errorf("containerQuotaMiB: %d: one container may not have more than the whole spool, spoolQuotaMiB: %d", c.ContainerQuotaMiB, c.SpoolQuotaMiB)
 	}
 	if c.NRISockets == nil {
 		c.NRISockets = []string{"/var/run/nri/nri.sock"}

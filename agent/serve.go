@@ -276,6 +276,7 @@ func (a *Agent) recover() {
 	if err != nil {
 		a.problem("the spool that was found: %v", err)
 	}
+	a.spool.Account(found)
 	gap := found.Stopped
 	if gap == nil {
 		from := found.Until

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"sort"
 	"strings"
 	"text/tabwriter"
@@ -16,6 +18,7 @@ import (
 
 	"probity/agent"
 	"probity/bpf/kernel"
+	"probity/evidence/spool"
 	"probity/evidence/verify"
 	"probity/evidence/witness"
 )
@@ -149,6 +152,9 @@ func printStatus(w io.Writer, st agent.Status) error {
 		row("", "it cannot sign now, and evidence waits: %s", verify.Printable(st.Unsigned))
 	}
 	row("spool", "%s", st.Spool)
+	for _, line := range stored(st.Stored) {
+		row("", "%s", line)
+	}
 	row("policies", "%d with %d probes, from %s", st.Policies.Policies, st.Policies.Probes, st.Policies.Dir)
 	row("kernel", "%s %s, execs by: %s", st.Kernel.Release, st.Kernel.Machine, st.Exec)
 	row("probe types", "%s", probeTypes(st.Kernel))
@@ -172,6 +178,27 @@ func printStatus(w io.Writer, st agent.Status) error {
 		row("problem", "%s", verify.Printable(p))
 	}
 	return t.Flush()
+}
+
+// stored says how full the spool is, and what it cost.
+func stored(u spool.Usage) (lines []string) {
+	mib := func(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+	of := func(n int64) string {
+		if n == 0 {
+			return "no bound"
+		}
+		return mib(n)
+	}
+	lines = append(lines, fmt.Sprintf("%s in %d chunks, of %s; waiting in memory: %s", mib(u.Bytes), u.Chunks, of(u.Quota), mib(u.Waiting)))
+	for _, c := range u.Most {
+		if c.Refused {
+			lines = append(lines, fmt.Sprintf("container %s has its share, %s of %s: further entries of its sets are not written", verify.Short(c.ContainerID), mib(c.Bytes), of(u.ContainerQuota)))
+		}
+	}
+	for _, why := range slices.Sorted(maps.Keys(u.Dropped)) {
+		lines = append(lines, fmt.Sprintf("lines dropped since the start, and signed as such: %d (%s)", u.Dropped[why], why))
+	}
+	return lines
 }
 
 // probeTypes names those that this kernel has, with how they are attached, and

@@ -4,9 +4,13 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"probity/agent"
+	"probity/evidence/spool"
 )
 
 func TestMain(m *testing.M) {
@@ -64,4 +68,28 @@ func looks(ts *testscript.TestScript, neg bool, args []string) {
 		code = "0"
 	}
 	exits(ts, false, append([]string{code, "probity", "kernel"}, args...))
+}
+
+// Who asks for the status reads how full the spool is, whose entries are refused, and
+// what was given up.
+func TestStatusOfTheSpool(t *testing.T) {
+	var b strings.Builder
+	st := agent.Status{Spool: "/s", Stored: spool.Usage{
+		Bytes: 3 << 20, Chunks: 7, Quota: 16 << 20, ContainerQuota: 1 << 20, Waiting: 1 << 19, Dropped: map[string]uint64{spool.DroppedMemory: 4, spool.DroppedContainerQuota: 9},
+		Most: []spool.ContainerUsage{{ContainerID: strings.Repeat("a", 64), Bytes: 2 << 20, Refused: true}, {ContainerID: "quiet", Bytes: 1}},
+	}}
+	if err := printStatus(&b, st); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"3.0 MiB in 7 chunks, of 16.0 MiB; waiting in memory: 0.5 MiB", "container aaaaaaaaaaaa has its share, 2.0 MiB of 1.0 MiB",
+		"lines dropped since the start, and signed as such: 9 (containerQuota)", ": 4 (memory)",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+	if strings.Contains(b.String(), "quiet") {
+		t.Error(b.String())
+	}
 }

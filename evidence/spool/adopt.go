@@ -167,6 +167,7 @@ func (s *Spool) adoptLate() (bool, error) {
 	s.pending = slices.Insert(s.pending, 0, found...)
 	for _, c := range found {
 		s.bytes += c.size()
+		s.wait(c, 1)
 	}
 	return len(found) > 0, nil
 }
@@ -201,7 +202,7 @@ func (s *Spool) chunkOf(l leftover) (c *chunk, bad uint64, err error) {
 		v, err := evidence.Decode(string(line))
 		if e := (encoded{v, line}); err == nil && l.head.Lines == evidence.Format && c.fits(e) {
 			c.add(e)
-			if g, ok := v.(*evidence.Gap); ok && g.Reason == evidence.GapSpoolDropped {
+			if g, ok := v.(*evidence.Gap); ok && g.Reason == evidence.GapSpoolDropped && !isRefusal(g) {
 				c.carries.carryOn(g, c.header)
 			}
 			continue

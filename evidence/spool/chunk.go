@@ -30,15 +30,17 @@ type chunk struct {
 	kept     int      // so much of the body is durable in it
 	tally    evidence.Tally
 	perRun   map[string]runLines
-	opened   time.Time // for the timer
-	closedNs int64     // boot time
-	carries  drops     // what its lines say was dropped
+	opened   time.Time       // for the timer
+	closedNs int64           // boot time
+	carries  drops           // what its lines say was dropped, and nothing else
+	tells    []*evidence.Gap // spoolDropped, among other lines
 }
 
 // runLines counts one run's lines.
 type runLines struct {
 	containerID string
 	lines       uint64
+	bytes       int64
 	types       map[evidence.ProbeType]uint64 // of these, observations
 }
 
@@ -127,17 +129,27 @@ func (c *chunk) add(e encoded) {
 	}
 	c.body = append(append(c.body, e.bytes...), '\n')
 	c.tally.Add(e.line)
-	countLine(c.perRun, e.line)
+	countLine(c.perRun, e.line, len(e.bytes)+1)
+	if g, ok := e.line.(*evidence.Gap); ok && isRefusal(g) {
+		c.tells = append(c.tells, g)
+	}
+}
+
+// isRefusal reports whether a gap says what was refused of a container, in the
+// middle of its other lines.
+func isRefusal(g *evidence.Gap) bool {
+	return g.Reason == evidence.GapSpoolDropped && g.Scope == evidence.ScopeSite
 }
 
 // countLine counts a line that is about a run.
-func countLine(perRun map[string]runLines, l evidence.Line) {
+func countLine(perRun map[string]runLines, l evidence.Line, bytes int) {
 	r := evidence.RunOf(l)
 	if r == "" {
 		return
 	}
 	n, known := perRun[r]
 	n.lines++
+	n.bytes += int64(bytes)
 	switch l := l.(type) {
 	case *evidence.Coverage:
 		n.containerID = l.ContainerID

@@ -10,8 +10,9 @@ import (
 )
 
 // maxDropRuns bounds the memory of drops; further runs are only in the node's
-// count.
-const maxDropRuns = 1 << 10
+// count. It is more than live on a node, so that who starts containers for that
+// hides nobody's loss behind theirs.
+const maxDropRuns = 1 << 14
 
 // drops is what was given up and has not been signed yet. The zero value is
 // nothing.
@@ -26,7 +27,7 @@ type drops struct {
 	perRun   map[string]runLines
 }
 
-func (d *drops) empty() bool { return d.chunks == 0 }
+func (d *drops) empty() bool { return d.chunks == 0 && d.lines == 0 }
 
 // add counts a chunk, whose clock here is the chunk's in this boot's time. What the
 // chunk itself said was dropped counts again instead of its own lines.
@@ -41,10 +42,18 @@ func (d *drops) add(c *chunk, here evidence.Clock, why error) {
 		d.merge(o)
 		return
 	}
-	d.merge(drops{
+	one := drops{
 		lines: c.tally.Lines(), chunks: 1, firstSeq: uint64(c.header.Seq), lastSeq: uint64(c.header.Seq),
 		fromNs: int64(here.BootNs), toNs: c.closedNs + shift, perRun: c.perRun,
-	})
+	}
+	for _, g := range c.tells { // what they say counts, and not that there was a line
+		one.lines--
+		r := one.perRun[g.RunID]
+		r.lines--
+		one.perRun[g.RunID] = r
+		one.carry(g, here)
+	}
+	d.merge(one)
 }
 
 // carryOn notes what a chunk whose lines were found again says was dropped.
@@ -85,7 +94,7 @@ func (d *drops) addFile(it Item, here func(evidence.Header) evidence.Clock, why 
 			continue
 		}
 		one.lines++
-		countLine(one.perRun, l)
+		countLine(one.perRun, l, 0)
 	}
 	d.merge(one)
 }
@@ -95,7 +104,9 @@ func (d *drops) addFile(it Item, here func(evidence.Header) evidence.Clock, why 
 func (d *drops) carry(g *evidence.Gap, c evidence.Clock) {
 	d.fromNs = min(d.fromNs, c.Boot(g.From))
 	if g.Scope != evidence.ScopeRun {
-		d.lines += g.Count.N // of all runs together
+		d.lines += g.Count.N // of all runs together, or of what was refused of one
+	}
+	if g.RunID == "" {
 		return
 	}
 	r := d.perRun[g.RunID]
@@ -155,23 +166,49 @@ func (d *drops) leaf(clock evidence.Clock) *evidence.GapLeaf {
 }
 
 func (d *drops) detail() string {
+	if d.chunks == 0 {
+		return clipRunes(fmt.Sprintf("more runs of these chunks, sequence %d to %d: %s", d.firstSeq, d.lastSeq, d.why), evidence.MaxText)
+	}
 	return clipRunes(fmt.Sprintf("%d chunks, sequence %d to %d: %s", d.chunks, d.firstSeq, d.lastSeq, d.why), evidence.MaxText)
+}
+
+// split cuts what was dropped into parts of no more runs than one chunk holds: what
+// a chunk says can only be carried back together (see signDrops). The chunks, and the
+// lines of no run, are counted in the first.
+func (d *drops) split() []drops {
+	runs := d.runIDs()
+	if len(runs) <= evidence.MaxChunkRuns {
+		return []drops{*d}
+	}
+	rest := *d
+	var out []drops
+	for some := range slices.Chunk(runs, evidence.MaxChunkRuns) {
+		part := *d
+		part.chunks, part.lines, part.perRun = 0, 0, map[string]runLines{}
+		for _, id := range some {
+			part.perRun[id] = d.perRun[id]
+			part.lines += d.perRun[id].lines
+		}
+		rest.lines -= min(rest.lines, part.lines)
+		out = append(out, part)
+	}
+	out[0].chunks, out[0].lines = d.chunks, out[0].lines+rest.lines
+	return out
 }
 
 // gaps returns one gap of the node with the count of all lost lines, and of each
 // run one for each probe type with the count of its observations, and one for the
-// rest; of at most as many runs as one chunk holds: what they say can only be
-// carried back together (see signDrops).
-func (d *drops) gaps(clock evidence.Clock, instance string) []evidence.Line {
+// rest. part tells the parts of one loss apart.
+func (d *drops) gaps(clock evidence.Clock, instance string, part int) []evidence.Line {
 	from, to := clock.Time(d.fromNs), clock.Time(d.toNs)
 	id := "spoolDropped-" + evidence.ChunkName(d.firstSeq, instance)
+	if part > 0 {
+		id += fmt.Sprint("-", part)
+	}
 	lines := []evidence.Line{&evidence.Gap{
 		GapID: id, Scope: evidence.ScopeNode, Reason: evidence.GapSpoolDropped, From: from, To: to, Count: evidence.Loss{N: d.lines}, Detail: d.detail(),
 	}}
-	for i, run := range d.runIDs() {
-		if i == evidence.MaxChunkRuns {
-			break
-		}
+	for _, run := range d.runIDs() {
 		r := d.perRun[run]
 		gap := func(suffix string, pt evidence.ProbeType, n uint64) {
 			lines = append(lines, &evidence.Gap{

@@ -265,6 +265,7 @@ func (s *Spool) tidy() {
 
 // isOver notes that a chunk needs no write-ahead file any more, with mu held.
 func (s *Spool) isOver(c *chunk) {
+	s.wait(c, -1)
 	c.body = nil
 	s.over = append(s.over, c)
 }

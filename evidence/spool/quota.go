@@ -30,17 +30,17 @@ const fullDiskPatience = 5 * time.Second
 
 // inventory is the chunks in ready/ that are in a log, oldest first.
 type inventory struct {
-	items []Item
+	items []kept
 	bytes int64
 }
 
-func (v *inventory) add(it Item) {
+func (v *inventory) add(it kept) {
 	v.items = append(v.items, it)
 	v.bytes += int64(it.Bytes)
 }
 
 // take removes the i-th.
-func (v *inventory) take(i int) Item {
+func (v *inventory) take(i int) kept {
 	it := v.items[i]
 	v.items = slices.Delete(v.items, i, i+1)
 	v.bytes -= int64(it.Bytes)
@@ -65,28 +65,17 @@ func (s *Spool) count(ctx context.Context) error {
 	for _, it := range s.book.known { // the log was just read
 		s.countOne(it)
 	}
-	slices.SortFunc(s.have.items, func(a, b Item) int { return strings.Compare(a.Chunk, b.Chunk) })
+	slices.SortFunc(s.have.items, olderFirst)
+	s.letGo(nil)
 	return nil
 }
 
+func olderFirst(a, b kept) int { return strings.Compare(a.Chunk, b.Chunk) }
+
 func (s *Spool) countOne(it Item) {
 	if st, err := os.Lstat(it.Path); err == nil && st.Mode().IsRegular() {
-		s.have.add(it)
+		s.have.add(kept{Item: it})
 	}
-}
-
-// Usage is how much of the spool's quota is used.
-type Usage struct {
-	Bytes  int64 `json:"bytes"`
-	Chunks int   `json:"chunks"`
-	Quota  int64 `json:"quota"` // 0: none
-}
-
-// Usage returns how full the spool is.
-func (s *Spool) Usage() Usage {
-	s.writing.Lock()
-	defer s.writing.Unlock()
-	return Usage{Bytes: s.have.bytes, Chunks: len(s.have.items), Quota: s.cfg.Quota}
 }
 
 // Collect removes what every consumer has acknowledged, and returns how many chunks
@@ -99,9 +88,9 @@ func (s *Spool) Collect(ctx context.Context) (int, error) {
 		return 0, fmt.Errorf("collect acknowledged chunks: %w", err)
 	}
 	acked := s.acknowledged(ctx)
-	var gone []Item
+	var gone []kept
 	for i := 0; i < len(s.have.items); {
-		if acked(s.have.items[i]) {
+		if acked(s.have.items[i].Item) {
 			gone = append(gone, s.have.take(i))
 			continue
 		}
@@ -176,16 +165,16 @@ func (s *Spool) makeRoom(ctx context.Context, more int64) error {
 		return nil
 	}
 	over := s.have.bytes + min(more, s.cfg.Quota/2) - s.cfg.Quota + s.cfg.Quota/5
-	return s.free(ctx, over, true, fmt.Errorf("the spool's quota of %d bytes is full", s.cfg.Quota))
+	return s.free(ctx, over, true, DroppedSpoolQuota, fmt.Errorf("the spool's quota of %d bytes is full", s.cfg.Quota))
 }
 
 // free does so. Without lose it removes only what every consumer has.
-func (s *Spool) free(ctx context.Context, bytes int64, lose bool, why error) error {
+func (s *Spool) free(ctx context.Context, bytes int64, lose bool, reason string, why error) error {
 	acked := s.acknowledged(ctx)
-	var known, lost []Item
+	var known, lost []kept
 	freed := int64(0)
 	for i := 0; i < len(s.have.items) && freed < bytes; {
-		if !acked(s.have.items[i]) {
+		if !acked(s.have.items[i].Item) {
 			i++
 			continue
 		}
@@ -202,7 +191,7 @@ func (s *Spool) free(ctx context.Context, bytes int64, lose bool, why error) err
 	}
 	d := drops{}
 	for _, it := range lost {
-		d.addFile(it, s.here, why)
+		d.addFile(it.Item, s.here, why)
 	}
 	if err := s.bury(lost, evidence.TombstoneQuota, &d); err != nil {
 		return err
@@ -210,6 +199,7 @@ func (s *Spool) free(ctx context.Context, bytes int64, lose bool, why error) err
 	if len(lost) > 0 {
 		s.mu.Lock()
 		s.drops.merge(d)
+		s.dropped[reason] += d.lines
 		s.mu.Unlock()
 		s.cfg.Log.Error("removed chunks that no consumer has acknowledged", "chunks", len(lost), "lines", d.lines, "error", why)
 	}
@@ -220,7 +210,7 @@ func (s *Spool) free(ctx context.Context, bytes int64, lose bool, why error) err
 // is lost with them is said by a gap leaf under the same checkpoint: the gap lines,
 // which say it by run and probe type, come in a later chunk, and a crash may come
 // before it.
-func (s *Spool) bury(list []Item, reason string, lost *drops) error {
+func (s *Spool) bury(list []kept, reason string, lost *drops) error {
 	if len(list) == 0 {
 		return nil
 	}
@@ -257,9 +247,10 @@ func (s *Spool) bury(list []Item, reason string, lost *drops) error {
 		for _, it := range list { // they stay
 			s.have.add(it)
 		}
-		slices.SortStableFunc(s.have.items, func(a, b Item) int { return strings.Compare(a.Chunk, b.Chunk) })
+		slices.SortStableFunc(s.have.items, olderFirst)
 		return err
 	}
+	s.letGo(list)
 	dirs := map[string]bool{}
 	for _, it := range list {
 		if err := ignoreMissing(os.Remove(it.Path)); err != nil {
@@ -307,7 +298,7 @@ func (s *Spool) fullDisk(ctx context.Context, more int64) error {
 	s.mu.Lock()
 	lose := s.bytes > s.cfg.MaxPending/2 || s.failing != nil && time.Since(s.failed) > fullDiskPatience
 	s.mu.Unlock()
-	return s.free(ctx, more+reserveBytes, lose, errors.New("the disk is full"))
+	return s.free(ctx, more+reserveBytes, lose, DroppedDiskFull, errors.New("the disk is full"))
 }
 
 func isFull(err error) bool {

@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -38,6 +39,7 @@ type Found struct {
 	Runs []OpenRun
 	// Until is the latest moment that any chunk speaks of; zero if there is none.
 	Until evidence.Time
+	held  map[string]map[string]int64 // bytes of each container's lines, by chunk
 	// Stopped is the open agentDown gap of scope node that an agent signs when it
 	// stops in order, or nil.
 	Stopped *evidence.Gap
@@ -71,7 +73,7 @@ func Recover(dir string, keys sign.Keys) (Found, error) {
 		return Found{}, fmt.Errorf("recover spool: %w", err)
 	}
 	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(filepath.Base(a), filepath.Base(b)) })
-	r := recovery{runs: map[string]*openRun{}}
+	r := recovery{runs: map[string]*openRun{}, held: map[string]map[string]int64{}, ids: map[string]string{}}
 	var unsound []error
 	for _, path := range names {
 		data, err := readBounded(path)
@@ -92,11 +94,12 @@ func Recover(dir string, keys sign.Keys) (Found, error) {
 			continue
 		}
 		r.reach(c.Header.Clock.Wall)
+		r.hold(c)
 		for _, l := range c.Lines {
 			r.see(c.Header, l)
 		}
 	}
-	return Found{Runs: r.open(), Until: r.until, Stopped: r.stopped}, errors.Join(unsound...)
+	return Found{Runs: r.open(), Until: r.until, Stopped: r.stopped, held: r.held}, errors.Join(unsound...)
 }
 
 // ErrUnsound is wrapped for each chunk in the spool that does not count.
@@ -116,6 +119,26 @@ type recovery struct {
 	lines   int
 	until   evidence.Time
 	stopped *evidence.Gap
+	held    map[string]map[string]int64
+	ids     map[string]string // containers', without the chunks that they are parts of
+}
+
+// hold counts whose a chunk's lines are.
+func (r *recovery) hold(c *verify.Chunk) {
+	by := map[string]int64{}
+	rows := bytes.SplitAfter(c.Body, []byte("\n"))[1:]
+	for i, l := range c.Lines {
+		id := containerOf(l)
+		if id == "" {
+			continue
+		}
+		if _, ok := r.ids[id]; !ok {
+			id = strings.Clone(id)
+			r.ids[id] = id
+		}
+		by[r.ids[id]] += int64(len(rows[i]))
+	}
+	r.held[strings.Clone(c.Header.Chunk)] = by
 }
 
 func (r *recovery) reach(t evidence.Time) {

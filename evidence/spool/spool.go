@@ -31,6 +31,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -85,6 +86,10 @@ type Config struct {
 	// first those that every consumer has acknowledged, then the others, which is
 	// signed. 0 is no bound.
 	Quota int64
+	// ContainerQuota bounds the bytes of one container's lines, published or waiting.
+	// Past it lines about entries of its sets are refused, which is signed; from half
+	// of it on Thrifty says so. 0 is no bound.
+	ContainerQuota int64
 	// Heartbeat is how often the log says that all that is live is covered as its
 	// latest lines say; DefaultHeartbeat if 0.
 	Heartbeat time.Duration
@@ -131,6 +136,11 @@ type Spool struct {
 	moved    chan struct{} // closed after the next attempt to write; nil if nobody waits
 	stuck    bool          // somebody has waited for that in vain
 	closed   bool
+	stored   int64                   // of have, as mu's holders know it
+	held     map[string]*holding     // by container
+	refused  map[refusedKey]*refusal // lines that were not taken
+	again    map[string]bool         // runs of which some were refused for want of a disk
+	dropped  map[string]uint64       // lines, by reason, since Open
 }
 
 // Open makes the directories, removes what a crash left in tmp/, and finds the
@@ -157,7 +167,10 @@ func Open(cfg Config) (*Spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open spool: state: %w", err)
 	}
-	s := &Spool{cfg: cfg, state: st, wake: make(chan struct{}, 1), waits: make(chan struct{}, 1)}
+	s := &Spool{
+		cfg: cfg, state: st, wake: make(chan struct{}, 1), waits: make(chan struct{}, 1),
+		held: map[string]*holding{}, refused: map[refusedKey]*refusal{}, again: map[string]bool{}, dropped: map[string]uint64{},
+	}
 	s.book = book{cfg: &s.cfg, state: st}
 	if err := s.begin(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open spool: %w", err), st.close())
@@ -324,7 +337,30 @@ func (s *Spool) clockFor(runID string) evidence.Clock {
 
 // take adds encoded lines, whose times are the clock's, with mu held.
 func (s *Spool) take(clock evidence.Clock, e *encoder) error {
+	var h *holding
+	tell := "" // the run of which something was refused that is to be told now
 	for _, l := range e.lines {
+		if id := containerOf(l.line); id == "" {
+			h = nil
+		} else if h == nil || h.containerID != id {
+			h = s.holding(id)
+		}
+		switch v := l.line.(type) {
+		case *evidence.Observation:
+			if v.Entry == nil {
+				break
+			}
+			if why := s.past(h); why != "" {
+				if s.refuse(clock, v, why) {
+					tell = v.RunID
+				}
+				continue
+			}
+		case *evidence.Coverage: // its list of probes says how many entries there are
+			if len(s.refused) > 0 {
+				tell = v.RunID
+			}
+		}
 		if s.open != nil && !s.open.fits(l) {
 			s.seal()
 		}
@@ -338,6 +374,12 @@ func (s *Spool) take(clock evidence.Clock, e *encoder) error {
 			s.signal() // Run sets its timer
 		}
 		s.open.add(l)
+		if h != nil {
+			h.waiting += int64(len(l.bytes)) + 1
+		}
+	}
+	if tell != "" {
+		s.tellRefused(tell)
 	}
 	s.waiting()
 	return nil
@@ -428,6 +470,7 @@ func (s *Spool) drop(i int) {
 	c := s.pending[i]
 	s.pending = slices.Delete(s.pending, i, i+1)
 	s.bytes -= c.size()
+	s.dropped[DroppedMemory] += c.tally.Lines()
 	s.drops.add(c, s.here(c.header), s.failing)
 	s.isOver(c)
 	s.cfg.Log.Error("dropped a chunk that could not be written", "chunk", c.header.Chunk, "lines", c.tally.Lines(), "error", s.failing)
@@ -483,8 +526,14 @@ func (s *Spool) Run(ctx context.Context) error {
 // beat puts a heartbeat into the log, unless something waits that its root would
 // not be over.
 func (s *Spool) beat(ctx context.Context) {
+	s.tellDue()
 	if err := s.publish(ctx); err != nil {
 		return // said already
+	}
+	if s.relieve() {
+		if _, err := s.Collect(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Log.Error("what all consumers have cannot be removed", "error", err)
+		}
 	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
@@ -538,6 +587,9 @@ func (s *Spool) flushOnce() error {
 
 // flushOrKeep leaves what cannot be published to the next start.
 func (s *Spool) flushOrKeep() error {
+	s.mu.Lock()
+	s.tellRefused("")
+	s.mu.Unlock()
 	err := s.flushOnce()
 	if err != nil {
 		err = errors.Join(err, s.keep(true))
@@ -630,6 +682,10 @@ func (s *Spool) publishLocked(ctx context.Context) (lostLines []string, err erro
 		if !s.drops.empty() {
 			lostLines = append(lostLines, s.signDrops()...)
 		}
+		if len(s.again) > 0 { // there is room for them now
+			lostLines = append(lostLines, slices.Sorted(maps.Keys(s.again))...)
+			clear(s.again)
+		}
 		s.mu.Unlock()
 		s.keeping.Lock()
 		s.tidy()
@@ -638,24 +694,27 @@ func (s *Spool) publishLocked(ctx context.Context) (lostLines []string, err erro
 	return lostLines, ctx.Err()
 }
 
-// signDrops turns what was dropped into gap lines, in a chunk that is closed at
-// once. If that chunk is dropped in its turn, the same facts come back.
+// signDrops turns what was dropped into gap lines, in chunks that are closed at
+// once. If such a chunk is dropped in its turn, the same facts come back.
 func (s *Spool) signDrops() (runIDs []string) {
-	d := s.drops
+	all := s.drops.split()
 	s.drops = drops{}
-	s.seal() // the gaps' chunk holds nothing else, so that it can carry them back
+	s.seal() // the gaps' chunks hold nothing else, so that they can carry them back
 	e := buffers.Get().(*encoder)
 	defer e.put()
-	if err := s.append(e, "", false, func(c evidence.Clock) []evidence.Line { return d.gaps(c, s.instance) }); err != nil {
-		s.cfg.Log.Error("sign the gap of dropped evidence", "lines", d.lines, "error", err)
-		s.drops = d
-		return nil
+	for i, d := range all {
+		if err := s.append(e, "", false, func(c evidence.Clock) []evidence.Line { return d.gaps(c, s.instance, i) }); err != nil {
+			s.cfg.Log.Error("sign the gap of dropped evidence", "lines", d.lines, "error", err)
+			s.drops.merge(d)
+			continue
+		}
+		if s.open != nil {
+			s.open.carries = d
+		}
+		s.seal()
+		runIDs = append(runIDs, d.runIDs()...)
 	}
-	if s.open != nil {
-		s.open.carries = d
-	}
-	s.seal()
-	return d.runIDs()
+	return runIDs
 }
 
 // prepare makes the directories, opens the log, and completes what an earlier

@@ -64,7 +64,7 @@ func (s *Spool) write(ctx context.Context, waiting []*chunk) (int, error) {
 		if err := s.reveal(c); err != nil {
 			return i, err
 		}
-		s.have.add(s.itemOf(c))
+		s.keepItem(c)
 	}
 	return logged, nil
 }
