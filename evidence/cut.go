@@ -4,8 +4,8 @@ import "slices"
 
 // Cut brings an observation's lists and long texts within their bounds, counting
 // what it leaves out, and then halves its lists until the line can be written: what
-// a container chose to be long may cost detail, but not the line. A line that is
-// too long for its other members is left as it is.
+// a container chose to be long may cost detail, but not the line (for path and symbol
+// see [Spell]). A line that is too long for its other members is left as it is.
 func Cut(o *Observation) {
 	if len(o.Demangled) > MaxText {
 		o.Demangled = ""
@@ -27,6 +27,10 @@ func Cut(o *Observation) {
 	if !o.writable() {
 		o.Demangled, o.Stack = "", nil
 		o.cutInstances(0, 0)
+	}
+	if !o.writable() {
+		o.InlinedIn, o.Implements = "", ""
+		o.Processes = nil
 	}
 }
 

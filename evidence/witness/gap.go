@@ -205,7 +205,7 @@ func (r *run) grow(g *gap, total uint64) {
 func (g *gap) line(c evidence.Clock) *evidence.Gap {
 	l := &evidence.Gap{
 		GapID: g.id, Scope: g.scope, Reason: g.reason, From: c.Time(g.from), Count: evidence.Loss{N: g.count},
-		Source: g.source, Path: g.path, ProbeID: g.probe, Symbol: g.symbol, ProbeType: g.probeType, Detail: g.detail,
+		Source: g.source, Path: evidence.Spell(g.path), ProbeID: g.probe, Symbol: evidence.Spell(g.symbol), ProbeType: g.probeType, Detail: g.detail,
 	}
 	if g.hasOffset {
 		off := g.offset

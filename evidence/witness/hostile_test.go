@@ -59,11 +59,12 @@ func TestTroubleAfterTheEnd(t *testing.T) {
 	}
 }
 
-// A file's name is whatever the image says. One that fits into no line costs
-// its own site's line, and that is signed.
+// A marker's name is whatever the image says. One that fits into no line costs
+// its own site's line, and that is signed. What a file or a function is called
+// costs no line.
 func TestUnwritableLine(t *testing.T) {
 	long := armed(2, "long")
-	long.File = &probe.File{Match: image.Match{Path: "/" + strings.Repeat("d/", 2500) + "lib.so", Origin: "upper"}, Digest: long.File.Digest}
+	long.Marker = "provider:" + strings.Repeat("m", 300)
 	loud := armed(3, "loud")
 	loud.File = &probe.File{Match: image.Match{Path: "/" + strings.Repeat("\x01", 4000), Origin: "upper"}, Digest: loud.File.Digest}
 	loud.Symbol = strings.Repeat("\x02", 4000)
@@ -74,7 +75,7 @@ func TestUnwritableLine(t *testing.T) {
 	out.lines = nil
 	st.End(st.id, 9000, true)
 	obs := take[*evidence.Observation](&out.sink)
-	if len(obs) != 1 || obs[0].Symbol != "hello" || obs[0].State != evidence.Hit || !obs[0].Final {
+	if len(obs) != 2 || obs[0].Symbol != "hello" || obs[0].State != evidence.Hit || !obs[0].Final || !strings.HasPrefix(obs[1].Symbol, "\x02\x02") {
 		t.Fatalf("%d observations: %+v", len(obs), obs)
 	}
 	cov := take[*evidence.Coverage](&out.sink)

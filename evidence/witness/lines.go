@@ -31,7 +31,7 @@ func (r *run) observe(c evidence.Clock, s *site, to int64, log *slog.Logger) *ev
 	case s.Function != "":
 		o.Function, o.Wanted = s.Function, s.Wanted
 	default:
-		o.Symbol, o.SymbolKind, o.Inline, o.Event = s.Symbol, s.Kind, s.Inline, s.Event
+		o.Symbol, o.SymbolKind, o.Inline, o.Event = evidence.Spell(s.Symbol), s.Kind, s.Inline, s.Event
 		for _, x := range s.InlinedAt {
 			o.InlinedAt = append(o.InlinedAt, evidence.Instance{Offset: evidence.Uint64(x.Offset), In: x.Function})
 		}
@@ -112,7 +112,7 @@ func (r *run) describeSet(o *evidence.Observation, s *site) {
 
 func (r *run) describeFile(o *evidence.Observation, s *site) {
 	m := s.File.Match
-	o.Path, o.Origin, o.LayerDiffID, o.BuildID, o.Copies = m.Path, m.Origin, m.Layer.DiffID, s.File.BuildID, s.Copies
+	o.Path, o.Origin, o.LayerDiffID, o.BuildID, o.Copies = evidence.Spell(m.Path), m.Origin, m.Layer.DiffID, s.File.BuildID, s.Copies
 	d, err := r.digest(s.File)
 	if err != nil {
 		o.Detail = clip(err.Error(), maxDetail)

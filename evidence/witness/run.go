@@ -391,7 +391,7 @@ func (r *run) appeared(sites []probe.Site, searches []probe.Search, from, now in
 			r.cutSearch(sites[i].Probe.ID)
 			continue
 		}
-		at, fresh := r.add(&sites[i], known)
+		at, fresh := r.add(&sites[i], known, from, now)
 		if sites[i].Armed && (fresh || r.sites[at].Site == &sites[i]) {
 			late[at] = true
 		}

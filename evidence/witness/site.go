@@ -98,15 +98,16 @@ func (s *site) counted() bool { return s.Armed && (s.Set == "" || s.ID != 0) }
 // identity is what makes two sites one for a reader of the evidence: a file that
 // was touched is another inode, and the same instruction. But one of the image
 // and its copy in the writable layer are two: only the first speaks for the image.
+// Whether it is armed does not make it another site: the later of two lines about
+// one place is believed.
 type identity struct {
 	probe, path, origin, digest, symbol, function, event, set string
 	offset                                                    uint64
-	hasOffset, armed                                          bool
-	reason                                                    evidence.NotArmedReason
+	hasOffset                                                 bool
 }
 
 func (r *run) identityOf(s *probe.Site) identity {
-	id := identity{probe: s.Probe.ID, symbol: s.Symbol, function: s.Function, event: s.Event + s.Marker, set: s.Set, hasOffset: s.HasOffset, armed: s.Armed, reason: s.Reason}
+	id := identity{probe: s.Probe.ID, symbol: s.Symbol, function: s.Function, event: s.Event + s.Marker, set: s.Set, hasOffset: s.HasOffset}
 	if s.HasOffset {
 		id.offset = s.Offset
 	}
@@ -220,20 +221,47 @@ func (s *site) merge(c bpf.Counter) {
 	}
 }
 
-// add takes a site that was armed after the start. It reports where it is, and
-// whether it is new to the reader.
-func (r *run) add(p *probe.Site, known map[identity]int) (at int, fresh bool) {
+// add takes a site that was armed after the start, or was not. It reports where it
+// is, and whether it is new to the reader. What was armed before is not taken back:
+// that it is not armed any more is a gap, from from on.
+func (r *run) add(p *probe.Site, known map[identity]int, from, now int64) (at int, fresh bool) {
 	id := r.identityOf(p)
-	if at, ok := known[id]; ok {
-		if s := &r.sites[at]; p.Armed && p.ID != s.ID {
+	at, ok := known[id]
+	if !ok {
+		at = len(r.sites)
+		known[id] = at
+		r.sites = append(r.sites, site{Site: p, seen: &nothing})
+		r.touch(at)
+		return at, true
+	}
+	s := &r.sites[at]
+	switch {
+	case p.Armed && s.Armed:
+		if p.ID != s.ID {
 			s.own().earlier = append(s.earlier, s.Site)
 			s.Site = p
 		}
-		return at, false
+		if g := r.notArmedNow(s); g != nil {
+			r.closeSite(at, g, now)
+		}
+	case p.Armed:
+		s.Site, s.said = p, said{}
+		if from > r.first {
+			r.addSiteGap(at, &gap{reason: evidence.GapAttachFailed, from: r.first, to: from, count: 1, detail: "it could not be armed before"})
+		}
+		r.touch(at)
+		return at, true
+	case !s.Armed:
+		if p.Reason != s.Reason || p.Detail != s.Detail {
+			s.Site, s.said = p, said{}
+			r.touch(at)
+		}
+	case r.notArmedNow(s) == nil:
+		r.addSiteGap(at, &gap{reason: evidence.GapAttachFailed, from: from, count: 1, detail: clip("it is not armed as it is now: "+string(p.Reason)+": "+p.Detail, maxDetail)})
 	}
-	at = len(r.sites)
-	known[id] = at
-	r.sites = append(r.sites, site{Site: p, seen: &nothing})
-	r.touch(at)
-	return at, true
+	return at, false
 }
+
+// notArmedNow returns the open gap of a site that was armed and could not be armed
+// again.
+func (r *run) notArmedNow(s *site) *gap { return r.standing(s, evidence.GapAttachFailed) }
