@@ -103,6 +103,7 @@ func (o *Observation) size() int {
 	for i := range o.SystemCalls {
 		n += 5 * len(o.SystemCalls[i].Numbers)
 	}
+	n += element * len(o.Redacted)
 	if o.Duration != nil {
 		n += 24 * len(o.Duration.Counts)
 	}

@@ -273,9 +273,19 @@ var changes = []change{
 	{"a gap of a source without a source", "source:", 10, `,"source":"nri:/var/run/nri/nri.sock"`, ``},
 }
 
+// changes3 are of the third vector.
+var changes3 = []change{
+	{"a redacted member without a mark", "redacted: path has no mark", 7, "\u2039redacted:home:0123456789abcdef\u203A", "alice"},
+	{"a mark of a rule that is not listed", `a mark of the rule "work", which is not listed`, 7, "redacted:home:0", "redacted:work:0"},
+	{"a mark that does not end", "a character of a mark outside of one", 7, "0123456789abcdef\u203A", "0123456789abcdef"},
+	{"a redacted port that is there", "redacted: entry.port is there", 5, "\"address\":\"\u2039redacted:peers\u203A\"", "\"address\":\"\u2039redacted:peers\u203A\",\"port\":443"},
+	{"a member of another kind of line", "is not a member that can be", 7, `"member":"detail"`, `"member":"image"`},
+	{"redactions not in order", "not in order", 7, `[{"member":"path","rule":"home"},{"member":"detail","rule":"home"}]`, `[{"member":"detail","rule":"home"},{"member":"path","rule":"home"}]`},
+}
+
 func TestInvalidLines(t *testing.T) {
 	var made []invalidLine
-	for i, list := range [][]change{changes, changes2} {
+	for i, list := range [][]change{changes, changes2, changes3} {
 		lines := vectors[i].fileLines(t)
 		for _, c := range list {
 			line := lines[c.line-1]
@@ -318,7 +328,7 @@ func TestInvalidLines(t *testing.T) {
 func TestHeader(t *testing.T) {
 	line := vectorFileLines(t)[0]
 	for _, c := range []struct{ why, old, new, err string }{
-		{"newer", `"format":"probity-chunk/1"`, `"format":"probity-chunk/3"`, `made by a newer version: format "probity-chunk/3" is not known to this verifier`},
+		{"newer", `"format":"probity-chunk/1"`, `"format":"probity-chunk/4"`, `made by a newer version: format "probity-chunk/4" is not known to this verifier`},
 		{"newer", `"format":"probity-chunk/1"`, `"format":"probity-chunk/99999999999999999999"`, `made by a newer version`},
 		{"of no version", `"format":"probity-chunk/1"`, `"format":"probity-chunk/0"`, "is not one of"},
 		{"another spelling of a version", `"format":"probity-chunk/1"`, `"format":"probity-chunk/03"`, "is not one of"},

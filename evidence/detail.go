@@ -161,6 +161,9 @@ var Arches = []string{"x86_64", "i386", "x32", "aarch64", "arm"}
 // FormatOf returns the oldest version of the format that has all that the line
 // says.
 func FormatOf(l Line) string {
+	if Redacted(l) != nil {
+		return Format3
+	}
 	later := false
 	switch v := l.(type) {
 	case *Coverage:
@@ -334,7 +337,7 @@ func (o *Observation) set() error {
 		if o.Set != SetNetwork && o.Path == "" && (o.Entry.Inode == 0 || o.Detail == "") {
 			return fmt.Errorf("path: missing on an entry of %s, and there is no inode, or no detail that says why", o.Set)
 		}
-		if err := o.Entry.validate(o.Set); err != nil {
+		if err := o.Entry.validate(o.Set, IsRedacted(o.Redacted, "entry.address")); err != nil {
 			return fmt.Errorf("entry: %w", err)
 		}
 	}
@@ -351,7 +354,7 @@ func (o *Observation) set() error {
 	return nil
 }
 
-func (e *Entry) validate(set string) error {
+func (e *Entry) validate(set string, redacted bool) error {
 	switch {
 	case e.Parent != nil && set != SetExec:
 		return fmt.Errorf("parent: on an entry of %s", set)
@@ -383,17 +386,20 @@ func (e *Entry) validate(set string) error {
 	case SetFiles:
 		return oneOf("access", e.Access, Accesses)
 	case SetNetwork:
-		return e.network()
+		return e.network(redacted)
 	}
 	return nil
 }
 
-func (e *Entry) network() error {
+func (e *Entry) network(redacted bool) error {
 	if err := firstOf(oneOf("operation", e.Operation, Operations), oneOf("protocol", e.Protocol, Protocols), oneOf("family", e.Family, Families)); err != nil {
 		return err
 	}
 	if e.Port < 0 || e.Port > 65535 {
 		return fmt.Errorf("port: %d", e.Port)
+	}
+	if redacted {
+		return nil // a mark, or a part of a path
 	}
 	if e.Family == "ipv4" || e.Family == "ipv6" {
 		// One spelling of an address (RFC 5952), so that equal ones are equal texts.

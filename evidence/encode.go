@@ -212,6 +212,9 @@ func (w *writer) middle(o *Observation) {
 	if len(o.Processes) > 0 {
 		w.rare(`,"processes":`, processesShape, &o.Processes)
 	}
+	if len(o.Redacted) > 0 {
+		w.rare(`,"redacted":`, redactedShape, &o.Redacted)
+	}
 }
 
 // tail writes how they end.

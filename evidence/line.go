@@ -7,16 +7,17 @@ import (
 )
 
 // The versions of the format that this package reads, and the one that it writes.
-// A line of version 1 is one of version 2 without the members that came with it
+// A line of one version is one of the next without the members that came with that
 // (see FormatOf).
 const (
 	Format1 = "probity-chunk/1"
 	Format2 = "probity-chunk/2"
-	Format  = Format2
+	Format3 = "probity-chunk/3"
+	Format  = Format3
 )
 
 // Formats lists the versions that are read.
-var Formats = []string{Format1, Format2}
+var Formats = []string{Format1, Format2, Format3}
 
 // Sizes that readers may rely on (FORMAT.md, "Chunk").
 const (
@@ -115,6 +116,7 @@ type Coverage struct {
 	Losses            Losses      `json:"losses"`
 	Probes            []ProbeFold `json:"probes"`
 	GapReasons        []GapReason `json:"gapReasons,omitempty"` // open or closed gaps of this run, each once
+	Redacted          []Redaction `json:"redacted,omitempty"`
 }
 
 // Process is the process that an event was seen in.
@@ -198,6 +200,7 @@ type Observation struct {
 	LastAt             Time           `json:"lastAt,omitzero"`
 	Process            *Process       `json:"process,omitempty"`   // of the first hit
 	Processes          []Process      `json:"processes,omitempty"` // distinct executables of an exec probe, bounded
+	Redacted           []Redaction    `json:"redacted,omitempty"`  // members that do not hold what was seen
 	Confidence         Confidence     `json:"confidence"`
 	Gaps               []SiteGap      `json:"gaps,omitempty"`
 	Complete           bool           `json:"complete"` // no gap in the window but such as cost detail only
@@ -224,6 +227,8 @@ type Gap struct {
 	Offset      *Uint64   `json:"offset,omitempty"`    // the one instruction that is meant
 	ProbeType   ProbeType `json:"probeType,omitempty"` // only sites that the kernel serves so are meant
 	Detail      string    `json:"detail,omitempty"`
+
+	Redacted []Redaction `json:"redacted,omitempty"`
 }
 
 // The scopes of a gap.

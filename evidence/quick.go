@@ -69,6 +69,7 @@ var members = [...]func(*quick, *Observation){
 	func(q *quick, o *Observation) { q.time(`"lastAt":`, &o.LastAt, true) },
 	func(q *quick, o *Observation) { q.process(`"process":`, &o.Process) },
 	func(q *quick, o *Observation) { rare(q, `"processes":`, processesShape, &o.Processes) },
+	func(q *quick, o *Observation) { rare(q, `"redacted":`, redactedShape, &o.Redacted) },
 	func(q *quick, o *Observation) { q.confidence(&o.Confidence) },
 	func(q *quick, o *Observation) { rare(q, `"gaps":`, siteGapsShape, &o.Gaps) },
 	func(q *quick, o *Observation) { q.boolean(`"complete":`, &o.Complete) },
@@ -99,6 +100,7 @@ var (
 	stackShape       = shapeOf(reflect.TypeFor[*Stack]())
 	systemCallsShape = shapeOf(reflect.TypeFor[[]SystemCalls]())
 	processesShape   = shapeOf(reflect.TypeFor[[]Process]())
+	redactedShape    = shapeOf(reflect.TypeFor[[]Redaction]())
 	siteGapsShape    = shapeOf(reflect.TypeFor[[]SiteGap]())
 )
 

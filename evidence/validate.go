@@ -85,6 +85,7 @@ func (c *Coverage) validate() error {
 		text("source", c.Source, MaxText),
 		window(c.From, c.To),
 		c.Losses.validate(),
+		c.redactions(),
 	); err != nil {
 		return err
 	}
@@ -170,12 +171,13 @@ func (o *Observation) validate() error {
 		o.Confidence.validate(),
 		o.gaps(),
 		o.facts(),
+		o.redactions(),
 	)
 }
 
 // validateMiddle is validate for a line that is alike with one that was valid.
 func (o *Observation) validateMiddle() error {
-	return firstOf(o.site(), o.code(), o.set(), o.processes(), o.facts())
+	return firstOf(o.site(), o.code(), o.set(), o.processes(), o.facts(), o.redactions())
 }
 
 // site checks what the line says of the file and the instruction.
@@ -331,7 +333,7 @@ func (g *Gap) validate() error {
 	if err := firstOf(
 		text("gapId", g.GapID, MaxID), oneOf("scope", g.Scope, Scopes), gapReason(g.Reason),
 		optional("source", g.Source, MaxText), optional("path", g.Path, MaxPath), optional("probeId", g.ProbeID, MaxID),
-		optional("symbol", g.Symbol, MaxPath), optional("detail", g.Detail, MaxText),
+		optional("symbol", g.Symbol, MaxPath), optional("detail", g.Detail, MaxText), g.redactions(),
 	); err != nil {
 		return err
 	}

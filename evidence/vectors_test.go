@@ -7,6 +7,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -34,6 +35,7 @@ type vector struct {
 var vectors = []vector{
 	{7, evidence.Format1, "statement.json", vectorLines},
 	{8, evidence.Format2, "statement-2.json", vectorLines2},
+	{9, evidence.Format3, "statement-3.json", vectorLines3},
 }
 
 func (v vector) path() string {
@@ -248,7 +250,7 @@ func (v vector) checkDecodes(t *testing.T) {
 	if len(lines[0])+1 != evidence.MinHeaderBytes {
 		t.Fatalf("the header line has %d bytes", len(lines[0])+1)
 	}
-	later := 0
+	own := 0
 	for i, want := range v.lines(h.Clock) {
 		l, err := evidence.Decode(lines[i+1])
 		if err != nil {
@@ -262,12 +264,15 @@ func (v vector) checkDecodes(t *testing.T) {
 		if string(g) != string(w) {
 			t.Errorf("line %d reads as\n%s\nwant\n%s", i+2, g, w)
 		}
-		if evidence.FormatOf(l) != evidence.Format1 {
-			later++
+		if evidence.FormatOf(l) == v.format {
+			own++
+		}
+		if slices.Index(evidence.Formats, evidence.FormatOf(l)) > slices.Index(evidence.Formats, v.format) {
+			t.Errorf("line %d needs a later version of the format than its chunk's", i+2)
 		}
 	}
-	if (later > 0) != (v.format != evidence.Format1) {
-		t.Errorf("%d lines need a later version of the format than the first", later)
+	if own == 0 {
+		t.Error("no line needs this version of the format")
 	}
 	st, err := os.ReadFile(filepath.Join("testdata", v.statement))
 	if err != nil {

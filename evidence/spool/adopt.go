@@ -200,7 +200,7 @@ func (s *Spool) chunkOf(l leftover) (c *chunk, bad uint64, err error) {
 	}
 	for line := range bytes.SplitSeq(bytes.TrimSuffix(l.lines, []byte("\n")), []byte("\n")) {
 		v, err := evidence.Decode(string(line))
-		if e := (encoded{v, line}); err == nil && l.head.Lines == evidence.Format && c.fits(e) {
+		if e := (encoded{v, line}); err == nil && slices.Contains(evidence.Formats, l.head.Lines) && c.fits(e) {
 			c.add(e)
 			if g, ok := v.(*evidence.Gap); ok && g.Reason == evidence.GapSpoolDropped && !isRefusal(g) {
 				c.carries.carryOn(g, c.header)

@@ -516,10 +516,10 @@ func attacks() []attack {
 		}, k(verify.Heartbeat), false},
 
 		{"version", "a format that is newer", func(t *testing.T, n *theNode) {
-			edit(t, n.chunks(t)[0], func(b []byte) []byte { return replaced(t, b, `probity-chunk/2`, `probity-chunk/3`) })
+			edit(t, n.chunks(t)[0], func(b []byte) []byte { return replaced(t, b, `probity-chunk/3`, `probity-chunk/4`) })
 		}, k(verify.NewerFormat), false},
 		{"version", "a format that never was", func(t *testing.T, n *theNode) {
-			edit(t, n.chunks(t)[0], func(b []byte) []byte { return replaced(t, b, `probity-chunk/2`, `probity-chunk/0`) })
+			edit(t, n.chunks(t)[0], func(b []byte) []byte { return replaced(t, b, `probity-chunk/3`, `probity-chunk/0`) })
 		}, k(verify.Malformed, verify.Modified), false},
 		{"version", "the place in the log taken out of a header", func(t *testing.T, n *theNode) {
 			edit(t, n.chunks(t)[0], func(b []byte) []byte {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"probity/evidence"
@@ -119,7 +120,7 @@ func (c *checker) check(data []byte, keys *ring, kept []Kept) *Chunk {
 		var line string
 		line, rest, _ = strings.Cut(rest, "\n")
 		l, err := c.line(line)
-		if err == nil && header.Format == evidence.Format1 && evidence.FormatOf(l) != evidence.Format1 {
+		if err == nil && slices.Index(evidence.Formats, evidence.FormatOf(l)) > slices.Index(evidence.Formats, header.Format) {
 			err = fmt.Errorf("a member or value of %s in a chunk of %s", evidence.FormatOf(l), header.Format)
 		}
 		if err != nil {

@@ -61,6 +61,8 @@ type Row struct {
 	LastAt        evidence.Time           `json:"lastAt,omitzero"`
 	Process       *evidence.Process       `json:"process,omitempty"` // of the first hit
 	From          evidence.Time           `json:"from"`
+	// Redacted lists what the node's policy took out of the row, and by which rule.
+	Redacted []evidence.Redaction `json:"redacted,omitempty"`
 	// ProbeState is the state of the row's probe as a whole: the fold of the run's
 	// latest coverage line and of all rows of the probe. SearchReason says why not all files were searched for the
 	// probe's sites; then nothing is claimed of the container, only of this site.
@@ -98,6 +100,8 @@ type GapRow struct {
 	To          evidence.Time      `json:"to,omitzero"` // absent while open
 	Detail      string             `json:"detail,omitempty"`
 
+	Redacted []evidence.Redaction `json:"redacted,omitempty"`
+
 	run ownID // none if its id is ""
 }
 
@@ -123,6 +127,8 @@ type latestRun struct {
 	digest string
 	to     evidence.Time
 	final  bool
+
+	redacted []evidence.Redaction
 }
 
 type latestGap struct {
@@ -145,7 +151,7 @@ func (g *latestGap) about(r *Row) bool {
 	if r.Function != "" {
 		name = r.Function
 	}
-	return g.run == r.run && is(g.Path, r.Path) && is(g.ProbeID, r.ProbeID) && is(g.Symbol, name) && is(string(g.ProbeType), string(r.ProbeType)) &&
+	return g.run == r.run && samePath(&g.GapRow, r) && is(g.ProbeID, r.ProbeID) && is(g.Symbol, name) && is(string(g.ProbeType), string(r.ProbeType)) &&
 		(g.Offset == nil || r.Offset != nil && *g.Offset == *r.Offset)
 }
 
@@ -253,6 +259,7 @@ func (f *fold) run(at position, node uint32, c *evidence.Coverage) {
 	}
 	have.at, have.to, have.final = at, c.To, c.Final
 	have.name, have.image, have.digest, have.pod = f.keep(c.ContainerName), f.keep(c.Image), f.keep(c.ImageDigest), ""
+	have.redacted = f.redactions(c.Redacted)
 	have.probes = have.probes[:0]
 	for _, p := range c.Probes {
 		p.ProbeID, p.State, p.SearchReason = f.keep(p.ProbeID), evidence.State(f.keep(string(p.State))), f.keep(p.SearchReason)
@@ -279,7 +286,7 @@ func (f *fold) gap(at position, node uint32, g *evidence.Gap) {
 		ProbeID: f.keep(g.ProbeID), Symbol: f.keep(g.Symbol), Offset: g.Offset, ProbeType: evidence.ProbeType(f.keep(string(g.ProbeType))),
 		GapID: f.keep(g.GapID), Scope: f.keep(g.Scope), Reason: evidence.GapReason(f.keep(string(g.Reason))),
 		Source: f.keep(g.Source), RunID: f.keep(g.RunID), ContainerID: f.keep(g.ContainerID), Path: f.keep(g.Path),
-		Count: g.Count, From: g.From, To: g.To, Detail: f.keep(g.Detail),
+		Count: g.Count, From: g.From, To: g.To, Detail: f.keep(g.Detail), Redacted: f.redactions(g.Redacted),
 	}
 }
 
@@ -350,6 +357,11 @@ func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 	run := f.runs[r.run]
 	if run != nil {
 		r.ContainerName, r.Pod, r.Image = run.name, run.pod, run.image
+		for _, x := range run.redacted {
+			if x.Member == "image" || x.Member == "probes.searchReason" { // of a row they are the run's
+				r.Redacted = append(r.Redacted[:len(r.Redacted):len(r.Redacted)], x)
+			}
+		}
 		for _, p := range run.probes {
 			if p.ProbeID == r.ProbeID {
 				r.ProbeState, r.SearchReason = p.State, p.SearchReason

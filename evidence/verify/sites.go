@@ -73,7 +73,8 @@ const (
 	textState
 	textReason
 	textDetail
-	textEntry // its entryKey
+	textEntry    // its entryKey
+	textRedacted // its redactedKey
 	textCount
 )
 
@@ -87,7 +88,7 @@ func textsOf(o *evidence.Observation) [textCount]string {
 		textProbeType: string(o.ProbeType), textRequested: string(o.RequestedProbeType), textSymbol: o.Symbol, textSymbolKind: o.SymbolKind,
 		textInline: o.Inline, textDemangled: o.Demangled, textWanted: o.Wanted, textInlinedIn: o.InlinedIn, textImplements: o.Implements,
 		textFunction: o.Function, textSet: o.Set, textEvent: o.Event, textPath: o.Path, textOrigin: o.Origin, textFile: o.FileDigest,
-		textBuild: o.BuildID, textState: string(o.State), textReason: string(o.Reason), textDetail: o.Detail, textEntry: entry,
+		textBuild: o.BuildID, textState: string(o.State), textReason: string(o.Reason), textDetail: o.Detail, textEntry: entry, textRedacted: redactedKey(o),
 	}
 }
 
@@ -127,15 +128,16 @@ type site struct {
 
 // siteKey is what tells a site from others, texts by their numbers.
 type siteKey struct {
-	node, run, probe, path, origin, file, build, symbol, event, function, entry uint32
-	hasOffset                                                                   bool
-	offset                                                                      uint64
+	node, run, probe, path, origin, file, build, symbol, event, function, entry, redacted uint32
+	hasOffset                                                                             bool
+	offset                                                                                uint64
 }
 
 func (s *site) key() siteKey {
 	k := siteKey{
 		run: s.text[textRun], probe: s.text[textProbe], path: s.text[textPath], file: s.text[textFile], symbol: s.text[textSymbol],
 		event: s.text[textEvent], function: s.text[textFunction], entry: s.text[textEntry], offset: s.offset, hasOffset: s.hasOffset,
+		redacted: s.text[textRedacted],
 	}
 	if k.entry != 0 {
 		k.build = s.text[textBuild]
@@ -157,6 +159,7 @@ type details struct {
 	ioUring       bool
 	process       *evidence.Process
 	gaps          []evidence.GapReason
+	redacted      []evidence.Redaction
 }
 
 // pages is a list that grows without being copied, and whose elements stay where
@@ -243,7 +246,7 @@ func (s *sites) position(t *texts, i uint32) position {
 // sameDetails reports whether two lines have the very same details, in memory.
 func sameDetails(a, b *evidence.Observation) bool {
 	return a.Process == b.Process && same(a.Gaps, b.Gaps) && a.Entry == b.Entry && a.Entries == b.Entries && a.Duration == b.Duration && a.Stack == b.Stack &&
-		same(a.InlinedAt, b.InlinedAt) && a.InlinedAtMore == b.InlinedAtMore && same(a.SystemCalls, b.SystemCalls) && a.IOUring == b.IOUring
+		same(a.InlinedAt, b.InlinedAt) && a.InlinedAtMore == b.InlinedAtMore && same(a.SystemCalls, b.SystemCalls) && a.IOUring == b.IOUring && same(a.Redacted, b.Redacted)
 }
 
 func same[T any](a, b []T) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
@@ -254,7 +257,7 @@ func (f *fold) detailsOf(o *evidence.Observation) *details {
 	}
 	d := &details{
 		inlinedAt: f.instances(o.InlinedAt), inlinedAtMore: o.InlinedAtMore, duration: f.duration(o.Duration), stack: f.stack(o.Stack),
-		entry: f.entry(o.Entry), entries: o.Entries, systemCalls: f.calls(o.SystemCalls), ioUring: o.IOUring, process: f.process(o.Process),
+		entry: f.entry(o.Entry), entries: o.Entries, systemCalls: f.calls(o.SystemCalls), ioUring: o.IOUring, process: f.process(o.Process), redacted: f.redactions(o.Redacted),
 	}
 	for _, g := range o.Gaps {
 		d.gaps = append(d.gaps, evidence.GapReason(f.keep(string(g.Reason))))
@@ -283,7 +286,7 @@ func (f *fold) fillRow(i uint32, r *Row) position {
 	}
 	if d := *f.sites.details.at(int(i)); d != nil {
 		r.InlinedAt, r.InlinedAtMore, r.Duration, r.Stack, r.Entry, r.Entries = d.inlinedAt, d.inlinedAtMore, d.duration, d.stack, d.entry, d.entries
-		r.SystemCalls, r.IOUring, r.Process, r.Gaps = d.systemCalls, d.ioUring, d.process, d.gaps
+		r.SystemCalls, r.IOUring, r.Process, r.Gaps, r.Redacted = d.systemCalls, d.ioUring, d.process, d.gaps, d.redacted
 	}
 	return f.sites.position(&f.texts, i)
 }

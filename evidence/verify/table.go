@@ -17,6 +17,7 @@ import (
 // came from containers: what a terminal would act on is shown as an escape.
 func (r Report) WriteTable(w io.Writer) error {
 	p := &printer{w: w}
+	r.showMarks()
 	node := func(string, string) string { return "" } // several nodes are told apart
 	if r.severalNodes() {
 		node = func(name, then string) string { return clean(name) + then }
@@ -54,6 +55,7 @@ func (r Report) WriteTable(w io.Writer) error {
 		}
 		p.line("")
 	}
+	r.redacted(p)
 	if len(r.Holes) > 0 {
 		p.line("Chunks that are not here (delivered and removed, skipped by an agent that was killed, or deleted):")
 		for _, h := range r.Holes {

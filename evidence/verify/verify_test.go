@@ -81,6 +81,14 @@ func chunk2(t testing.TB, seq uint64, lines []evidence.Line) (name string, data 
 	return sealed(t, h, signer(t), seq, lines, nil)
 }
 
+// chunk3 does the same for version 3.
+func chunk3(t testing.TB, seq uint64, lines []evidence.Line) (name string, data []byte) {
+	t.Helper()
+	h, _ := vectorLines(t)
+	h.Format = evidence.Format3
+	return sealed(t, h, signer(t), seq, lines, nil)
+}
+
 func sealed(t testing.TB, h evidence.Header, s *sign.Signer, seq uint64, lines []evidence.Line, edit func(string) string) (name string, data []byte) {
 	t.Helper()
 	h.Seq, h.Chunk, h.KeyID = evidence.Uint64(seq), evidence.ChunkName(seq, "00112233445566ff"), s.KeyID()
@@ -267,7 +275,7 @@ func TestCorruption(t *testing.T) {
 		}},
 		// These are signed: the node itself wrote them wrong.
 		{"a line with spaces, signed", "not in canonical form", 2, resign(func(b string) string { return strings.Replace(b, `"state":"hit",`, `"state": "hit",`, 1) })},
-		{"a newer format, signed", `made by a newer version: format "probity-chunk/3" is not known to this verifier`, 1, resign(func(b string) string { return strings.Replace(b, "probity-chunk/1", "probity-chunk/3", 1) })},
+		{"a newer format, signed", `made by a newer version: format "probity-chunk/4" is not known to this verifier`, 1, resign(func(b string) string { return strings.Replace(b, "probity-chunk/1", "probity-chunk/4", 1) })},
 		{"a member of version 2 in version 1, signed", "of probity-chunk/2 in a chunk of probity-chunk/1", 3, resign(func(b string) string {
 			return strings.Replace(b, `"inline":"unknown",`, `"inline":"unknown","wanted":"greet_*",`, 1)
 		})},
