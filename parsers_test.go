@@ -64,6 +64,7 @@ var parsers = map[string]string{
 	"evidence/sign.PublicKey.Verify":      "FuzzOpen",
 	"evidence/sign.Signer.Envelope":       "what is signed is our own",
 	"evidence/sign.Signer.Sign":           "the same",
+	"evidence/spool.decodeWALHead":        "FuzzWAL",
 	"evidence/spool.nextFrame":            "FuzzWAL",
 	"evidence/spool.openFrame":            "takes a buffer to append to",
 	"evidence/spool.readWAL":              "FuzzWAL",

@@ -27,7 +27,8 @@ type leftover struct {
 func (l leftover) last() evidence.Time { return l.head.Clock.Time(l.atNs) }
 
 // leftovers reads the write-ahead files, in order of their numbers. What has no
-// whole head was never said to be durable, and is removed.
+// whole head was never said to be durable, and is removed. What nothing can be made of
+// is put aside.
 func (s *Spool) leftovers() ([]leftover, error) {
 	names, err := os.ReadDir(s.walPath())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -50,6 +51,9 @@ func (s *Spool) leftovers() ([]leftover, error) {
 			return nil, err
 		}
 		l.walContent, err = readWAL(b)
+		if err == nil {
+			err = s.canHead(l.head)
+		}
 		switch {
 		case errors.Is(err, errNoHead):
 			s.cfg.Log.Info("removed a write-ahead file whose first write was torn", "file", l.path, "bytes", len(b))
@@ -58,8 +62,7 @@ func (s *Spool) leftovers() ([]leftover, error) {
 			}
 			continue
 		case err != nil: // not torn: somebody has to look at it
-			s.cfg.Log.Error("a write-ahead file is put aside", "file", l.path, "error", err)
-			if err := os.Rename(l.path, l.path+".unreadable"); err != nil {
+			if err := s.putAside(l, err); err != nil {
 				return nil, err
 			}
 			continue
@@ -70,6 +73,35 @@ func (s *Spool) leftovers() ([]leftover, error) {
 		out = append(out, l)
 	}
 	return out, nil
+}
+
+// canHead returns an error if no chunk can begin with what this head says: it would
+// keep every later one from being published.
+func (s *Spool) canHead(head walHead) error {
+	_, err := newChunk(s.headerOf(head, 1), nil, s.instance)
+	return err
+}
+
+// headerOf is the header of a chunk of an earlier process's lines.
+func (s *Spool) headerOf(head walHead, seq uint64) evidence.Header {
+	h := s.header(head.Clock, seq)
+	h.Node, h.BootID = head.Node, head.BootID
+	return h
+}
+
+// putAside leaves a file to a person, and has its lines signed as lost.
+func (s *Spool) putAside(l leftover, why error) error {
+	lines := uint64(bytes.Count(l.lines, []byte("\n")))
+	s.cfg.Log.Error("a write-ahead file is put aside", "file", l.path, "lines", lines, "error", why)
+	if err := os.Rename(l.path, l.path+".unreadable"); err != nil {
+		return err
+	}
+	if lines > 0 {
+		seq, _, _ := evidence.ParseChunkName(l.name)
+		at := int64(s.cfg.Clock().BootNs)
+		s.drops.merge(drops{lines: lines, chunks: 1, firstSeq: seq, lastSeq: seq, fromNs: at, toNs: at, why: "a write-ahead file was put aside: " + why.Error()})
+	}
+	return nil
 }
 
 func readWALFile(path string) ([]byte, error) {
@@ -193,8 +225,8 @@ func (s *Spool) published(name string) bool {
 // not have written.
 func (s *Spool) chunkOf(l leftover) (c *chunk, bad uint64, err error) {
 	seq, _, _ := evidence.ParseChunkName(l.name)
-	h := s.header(l.head.Clock, seq)
-	h.Chunk, h.Node, h.BootID = l.name, l.head.Node, l.head.BootID
+	h := s.headerOf(l.head, seq)
+	h.Chunk = l.name
 	if c, err = newChunk(h, nil, l.head.Instance); err != nil {
 		return nil, 0, err
 	}

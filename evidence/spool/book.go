@@ -110,6 +110,15 @@ func (b *book) open(ctx context.Context) error {
 	return err
 }
 
+// absent says that there is no log, nor was one that somebody could have read.
+func (b *book) absent() bool {
+	if b.settle(context.Background()) != nil {
+		return false
+	}
+	_, err := os.Lstat(filepath.Join(b.dir(), tlog.CheckpointFile))
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 // resume opens the log again after an error, without reading all of it: its right
 // edge proves the checkpoint, and what that one is over was read or written before.
 func (b *book) resume() (done bool, err error) {
@@ -125,6 +134,10 @@ func (b *book) resume() (done bool, err error) {
 	}
 	switch log.Checkpointed() {
 	case b.sure.tree:
+		// Before its chunks are placed again: a crash must not bring it back.
+		if err := tlog.Discard(b.dir()); err != nil {
+			return false, err
+		}
 		b.epochs, b.closed, b.opener, b.next = b.sure.epochs, b.sure.closed, b.sure.opener, nil
 		b.log, b.gone, b.added = log, nil, nil
 		return true, nil
@@ -151,7 +164,68 @@ func (b *book) forget() {
 	}
 }
 
+// settle decides about a checkpoint that has not its name yet. One of an earlier boot
+// that the log proves may have had it, and somebody may have read it: the log goes on
+// from there. In the same boot no rename was lost, so it never had.
+func (b *book) settle(ctx context.Context) error {
+	note, err := tlog.Next(b.dir())
+	if err != nil || note == nil {
+		return err
+	}
+	took, err := b.proves(ctx, note)
+	switch {
+	case err != nil:
+		return err
+	case took:
+		err = tlog.Take(b.dir())
+	default:
+		err = tlog.Discard(b.dir())
+	}
+	if err != nil {
+		return fmt.Errorf("settle the next checkpoint: %w", err)
+	}
+	b.cfg.Log.Info("found a checkpoint without its name", "log", b.origin(), "taken", took)
+	return nil
+}
+
+// proves says whether this log's tiles and keys give a checkpoint of an earlier boot,
+// and whether it is later than the one that the log has. An error means that this cannot be said now.
+func (b *book) proves(ctx context.Context, note []byte) (bool, error) {
+	tree, err := tlog.Claim(note)
+	if err != nil || tree.Origin != b.origin() {
+		return false, nil // torn, or of another log
+	}
+	has := tlog.Tree{Origin: tree.Origin}
+	now, err := tlog.NewReader(os.DirFS(b.dir())).Checkpoint()
+	if err == nil {
+		if has, err = tlog.Claim(now); err != nil || has.Origin != tree.Origin {
+			return false, nil // the log is damaged, and read will say so
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	if tree.Size <= has.Size {
+		return false, nil
+	}
+	e := tlog.Epochs{Origin: b.origin(), NodeKey: b.ownKey}
+	b.known = map[string]Item{}
+	err = b.audit(ctx, tree, has, note, &e)
+	earlier := b.last.bootID != b.cfg.BootID
+	b.known, b.last = nil, ending{}
+	var disk *fs.PathError
+	switch {
+	case ctx.Err() != nil:
+		return false, ctx.Err()
+	case errors.As(err, &disk) && !errors.Is(err, fs.ErrNotExist):
+		return false, err
+	}
+	return err == nil && earlier, nil
+}
+
 func (b *book) read(ctx context.Context) error {
+	if err := b.settle(ctx); err != nil {
+		return err
+	}
 	log, err := tlog.Open(b.dir(), b.origin())
 	if errors.Is(err, tlog.ErrDamaged) {
 		return fmt.Errorf("%w: %w", errLogLost, err)
@@ -169,7 +243,11 @@ func (b *book) read(ctx context.Context) error {
 	e := tlog.Epochs{Origin: b.origin(), NodeKey: b.ownKey}
 	b.known, b.last = map[string]Item{}, ending{}
 	if tree.Size > 0 {
-		if err := b.audit(ctx, tree, known, &e); err != nil {
+		note, err := tlog.NewReader(os.DirFS(b.dir())).Checkpoint()
+		if err == nil {
+			err = b.audit(ctx, tree, known, note, &e)
+		}
+		if err != nil {
 			b.known, b.last = nil, ending{}
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -195,8 +273,8 @@ func (b *book) read(ctx context.Context) error {
 	return nil
 }
 
-// audit reads the whole log.
-func (b *book) audit(ctx context.Context, tree, known tlog.Tree, e *tlog.Epochs) error {
+// audit reads the whole log, as note says that it is.
+func (b *book) audit(ctx context.Context, tree, known tlog.Tree, note []byte, e *tlog.Epochs) error {
 	r := tlog.NewReader(os.DirFS(b.dir()))
 	if err := r.Scan(ctx, tree, func(i uint64, entry []byte) error {
 		l, err := e.See(i, entry)
@@ -222,10 +300,6 @@ func (b *book) audit(ctx context.Context, tree, known tlog.Tree, e *tlog.Epochs)
 		b.last.bootID = strings.Clone(all[len(all)-1].BootID)
 	}
 	key, _ := e.KeyAt(tree.Size)
-	note, err := r.Checkpoint()
-	if err != nil {
-		return err
-	}
 	if _, err := tlog.OpenCheckpoint(note, []string{key}, nil); err != nil {
 		return err
 	}

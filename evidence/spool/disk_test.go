@@ -19,6 +19,7 @@ import (
 
 	"probity/evidence/sign"
 	"probity/evidence/spool"
+	"probity/evidence/tlog"
 	"probity/tests/need"
 )
 
@@ -434,9 +435,48 @@ func said(ops []op) (p promises) {
 	return p
 }
 
+// shown are the checkpoints that somebody may have read before the end of ops: each
+// from the moment when it had its name, durable or not.
+func shown(ops []op) (notes [][]byte) {
+	files := map[*inode][]byte{}
+	for _, o := range ops {
+		switch o.call {
+		case "write":
+			files[o.file] = put(files[o.file], o.at, o.data)
+		case "rename":
+			if strings.HasSuffix(o.to, "/"+spool.LogDir+"/"+tlog.CheckpointFile) {
+				notes = append(notes, bytes.Clone(files[o.file]))
+			}
+		}
+	}
+	return notes
+}
+
+// grewFrom wants the node's log to have grown out of every checkpoint that somebody
+// may have read.
+func (n *node) grewFrom(t testing.TB, notes [][]byte) {
+	t.Helper()
+	r := tlog.NewReader(os.DirFS(filepath.Join(n.cfg.Dir, spool.LogDir)))
+	note, err := r.Checkpoint()
+	must(t, err)
+	now, err := tlog.Claim(note)
+	must(t, err)
+	for _, note := range notes {
+		was, err := tlog.Claim(note)
+		must(t, err)
+		if was.Origin != now.Origin {
+			t.Errorf("a checkpoint of %s was there to read, and the log is %s", was.Origin, now.Origin)
+			continue
+		}
+		if at, err := r.At(now, was.Size); err != nil || at != was {
+			t.Errorf("a checkpoint of size %d with root %s was there to read; the log's root of that size is %s (%v)", was.Size, was.Root, at.Root, err)
+		}
+	}
+}
+
 // survives starts on what a crash left, and wants everything that was promised.
 // power says that the machine has started again.
-func survives(t testing.TB, n *node, p promises, power bool) {
+func survives(t testing.TB, n *node, p promises, read [][]byte, power bool) {
 	t.Helper()
 	if power {
 		n.cfg.BootID = otherBoot
@@ -444,6 +484,7 @@ func survives(t testing.TB, n *node, p promises, power bool) {
 	s := n.open(t)
 	const newRun = 1000
 	must(t, errors.Join(s.Append(runID(newRun), sites(newRun, 1, 10)), s.Flush(t.Context()), s.Close()))
+	n.grewFrom(t, read)
 	rep := n.verify(t)
 	rows := map[string]int{}
 	for _, r := range rep.Rows {
@@ -471,9 +512,40 @@ func survives(t testing.TB, n *node, p promises, power bool) {
 	}
 }
 
+// crashed makes the disks of crashes, and starts on each: pick says after which
+// operation, and how much is lost.
+func crashed(t *testing.T, ops []op, recorded string, states int, random *rand.Rand, pick func(i int) (cut int, how loss)) {
+	t.Helper()
+	key, err := os.ReadFile(filepath.Join(recorded, "node.key"))
+	must(t, err)
+	work := memoryDir(t)
+	at := ""
+	defer func() {
+		if t.Failed() {
+			t.Log(at)
+		}
+	}()
+	for i := range states {
+		cut, how := pick(i)
+		p := said(ops[:cut])
+		at = fmt.Sprintf("state %d, the first %d operations (last %s %s), %v lost, promised %+v", i, cut, ops[cut-1].call, ops[cut-1].path, how, p)
+		dir := filepath.Join(work, strconv.Itoa(i))
+		must(t, os.Mkdir(dir, 0o700))
+		after(ops[:cut], how, random).write(t, recorded, dir)
+		must(t, os.WriteFile(filepath.Join(dir, "node.key"), key, 0o600))
+		n := nodeIn(t, dir)
+		survives(t, n, p, shown(ops[:cut]), true)
+		if t.Failed() {
+			return
+		}
+		must(t, os.RemoveAll(dir))
+	}
+}
+
 // Whatever of the writes, and of the names, that were not synced a loss of power
 // takes, and at whichever moment: what was promised is there, once, and the log goes
-// on. The system calls are those that were really made.
+// on, from whatever checkpoint somebody may have read. The system calls are those
+// that were really made.
 func TestLostWrites(t *testing.T) {
 	recorded := filepath.Join(memoryDir(t), "node")
 	newKey(t, recorded)
@@ -482,29 +554,35 @@ func TestLostWrites(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 2))
 	states := crashes(t, len(ops))
 	t.Logf("%d operations, %d fsyncs, %d states, seed %d", len(ops), syncs, states, seed)
-	key, err := os.ReadFile(filepath.Join(recorded, "node.key"))
-	must(t, err)
-	work := memoryDir(t)
-	for i := range states {
+	crashed(t, ops, recorded, states, random, func(i int) (int, loss) {
 		// Each moment at least once, and then any.
-		cut, how := i%len(ops)+1, loseSome
+		how := loseSome
 		switch i / len(ops) {
 		case 0:
 			how = loss(random.IntN(3))
 		case 1:
 			how = loss(random.IntN(2))
 		}
-		p := said(ops[:cut])
-		dir := filepath.Join(work, strconv.Itoa(i))
-		must(t, os.Mkdir(dir, 0o700))
-		after(ops[:cut], how, random).write(t, recorded, dir)
-		must(t, os.WriteFile(filepath.Join(dir, "node.key"), key, 0o600))
-		n := nodeIn(t, dir)
-		survives(t, n, p, true)
-		if t.Failed() {
-			t.Fatalf("state %d, the first %d operations (last %s %s), %v lost, promised %+v", i, cut, ops[cut-1].call, ops[cut-1].path, how, p)
+		return i%len(ops) + 1, how
+	})
+}
+
+// The same where an fsync had failed before: what is cleared away after that must
+// not be what the disk still asks for.
+func TestLostWritesAfterFailedSync(t *testing.T) {
+	const each = 40
+	seed := rand.Uint64()
+	random := rand.New(rand.NewPCG(seed, 4))
+	t.Logf("seed %d", seed)
+	for range max(1, crashes(t, each)/each) {
+		recorded := filepath.Join(memoryDir(t), "node")
+		newKey(t, recorded)
+		which := 1 + random.IntN(95)
+		ops, syncs := record(t, recorded, "-e", fmt.Sprintf("inject=fsync,fdatasync:error=EIO:when=%d", which))
+		if syncs < which {
+			t.Fatalf("%d fsyncs: number %d did not fail", syncs, which)
 		}
-		must(t, os.RemoveAll(dir))
+		crashed(t, ops, recorded, each, random, func(int) (int, loss) { return 1 + random.IntN(len(ops)), loss(random.IntN(3)) })
 	}
 }
 
@@ -528,7 +606,7 @@ func TestFailedSync(t *testing.T) {
 			if p.durable == 0 {
 				t.Fatal("it said nothing")
 			}
-			survives(t, nodeIn(t, dir), p, false)
+			survives(t, nodeIn(t, dir), p, shown(ops), false)
 		})
 	}
 }

@@ -22,3 +22,18 @@ func ForeignWAL(t testing.TB, path string) []byte {
 	c.head.Lines = "probity-chunk/9"
 	return walOf(encodeWALHead(evidence.Header{Node: c.head.Node, BootID: c.head.BootID, Clock: c.head.Clock}, c.head.Instance), `{"kind":"other"}`+"\n")
 }
+
+// WALWithHead is a write-ahead file like this one under another head.
+func WALWithHead(t testing.TB, path string, head func(string) string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := readWAL(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, _ := nextFrame(b, 0)
+	return walOf([]byte(head(string(payload))), string(c.lines))
+}

@@ -207,12 +207,15 @@ func (s *Spool) keepShare(sh *share) error {
 func (s *Spool) createWAL(name string) (*walFile, error) {
 	dir := s.walPath()
 	if err := os.Mkdir(dir, 0o700); err == nil {
-		err = syncPath(s.cfg.State)
-		if err != nil {
-			return nil, err
-		}
+		s.walNamed = false
 	} else if !errors.Is(err, os.ErrExist) {
 		return nil, err
+	}
+	if !s.walNamed {
+		if err := syncPath(s.cfg.State); err != nil {
+			return nil, err
+		}
+		s.walNamed = true
 	}
 	path := filepath.Join(dir, name+walExtension)
 	if err := ignoreMissing(os.Remove(path)); err != nil { // of an attempt that failed

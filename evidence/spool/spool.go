@@ -29,7 +29,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -41,7 +40,6 @@ import (
 
 	"probity/evidence"
 	"probity/evidence/sign"
-	"probity/evidence/tlog"
 )
 
 // Names below the spool's directory.
@@ -116,9 +114,10 @@ type Spool struct {
 	left   []leftover // write-ahead files of earlier processes, as long as the log cannot be read
 	leftAt uint64     // the number of the first
 
-	keeping sync.Mutex // held over everything that touches the write-ahead files; taken before mu
-	keepBuf []byte
-	waits   chan struct{} // capacity 1: keepUp has something to do
+	keeping  sync.Mutex // held over everything that touches the write-ahead files; taken before mu
+	keepBuf  []byte
+	walNamed bool          // their directory is durable
+	waits    chan struct{} // capacity 1: keepUp has something to do
 
 	mu       sync.Mutex
 	open     *chunk        // takes lines; nil if no line waits
@@ -180,6 +179,7 @@ func Open(cfg Config) (*Spool, error) {
 
 // begin finds out where the earlier agent was, and publishes what it left.
 func (s *Spool) begin() error {
+	s.instance = s.state.instance
 	left, err := s.leftovers()
 	if err != nil {
 		return err
@@ -192,7 +192,7 @@ func (s *Spool) begin() error {
 		names[l.name] = true
 	}
 	used := s.state.used
-	if _, err := os.Lstat(filepath.Join(s.book.dir(), tlog.CheckpointFile)); used > 0 && s.state.tree.Size == 0 && errors.Is(err, fs.ErrNotExist) {
+	if used > 0 && s.state.tree.Size == 0 && s.book.absent() {
 		s.state.unused()
 		used = 0
 	}
@@ -728,6 +728,10 @@ func (s *Spool) prepare(ctx context.Context, names map[string]bool) error {
 		if err := os.MkdirAll(filepath.Join(s.cfg.Dir, d), 0o750); err != nil {
 			return err
 		}
+	}
+	// Nobody must read a checkpoint there that could be gone with its directory.
+	if err := errors.Join(syncPath(s.cfg.Dir), syncPath(filepath.Dir(s.cfg.Dir))); err != nil {
+		return err
 	}
 	if names == nil {
 		var err error

@@ -93,33 +93,39 @@ type walContent struct {
 // did not come to its end.
 var errNoHead = errors.New("no whole head")
 
-// readWAL reads a write-ahead file.
+// readWAL reads a write-ahead file. After an error that is not errNoHead the lines
+// are there all the same: somebody will want to know how many there were.
 func readWAL(b []byte) (walContent, error) {
 	payload, sum := nextFrame(b, 0)
 	if payload == nil || len(payload) > maxWALHead {
 		return walContent{}, errNoHead
 	}
-	var c walContent
-	d := json.NewDecoder(bytes.NewReader(payload))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&c.head); err != nil {
-		return walContent{}, fmt.Errorf("the head of a write-ahead file: %w", err)
-	}
-	if d.InputOffset() != int64(len(payload)) {
-		return walContent{}, errors.New("the head of a write-ahead file: more than one value")
-	}
-	if c.head.Format != walFormat {
-		return walContent{}, fmt.Errorf("the head of a write-ahead file: the format %.40q is not %s", c.head.Format, walFormat)
-	}
+	head, err := decodeWALHead(payload)
+	c := walContent{head: head}
 	rest := b[frameHead+len(payload):]
 	for {
 		payload, next := nextFrame(rest, sum)
 		if len(payload) <= stampBytes || payload[len(payload)-1] != '\n' || len(c.lines)+len(payload)-stampBytes > evidence.MaxChunkBytes {
 			c.cut = len(rest)
-			return c, nil
+			return c, err
 		}
 		c.atNs = int64(binary.LittleEndian.Uint64(payload))
 		c.lines = append(c.lines, payload[stampBytes:]...)
 		rest, sum = rest[frameHead+len(payload):], next
 	}
+}
+
+func decodeWALHead(b []byte) (h walHead, err error) {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&h); err != nil {
+		return walHead{}, fmt.Errorf("the head of a write-ahead file: %w", err)
+	}
+	if d.InputOffset() != int64(len(b)) {
+		return walHead{}, errors.New("the head of a write-ahead file: more than one value")
+	}
+	if h.Format != walFormat {
+		return walHead{}, fmt.Errorf("the head of a write-ahead file: the format %.40q is not %s", h.Format, walFormat)
+	}
+	return h, nil
 }

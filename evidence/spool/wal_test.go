@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -289,6 +290,44 @@ func TestWALOfAnotherVersion(t *testing.T) {
 	rep := after.verify(t)
 	if len(rep.Gaps) != 1 || rep.Gaps[0].Reason != evidence.GapSpoolDropped || rep.Gaps[0].Count.N != 1 {
 		t.Errorf("gaps %+v", rep.Gaps)
+	}
+}
+
+// A file whose head no header can be made of, or none that this version knows, is put
+// aside: all else is published, and what it held is signed as lost.
+func TestWALOfNoHeader(t *testing.T) {
+	for why, head := range map[string]func(string) string{
+		"no node":     func(s string) string { return strings.Replace(s, `"node":"node-a"`, `"node":""`, 1) },
+		"a long node": func(s string) string { return strings.Replace(s, "node-a", strings.Repeat("n", 4000), 1) },
+		"no boot":     func(s string) string { return strings.Replace(s, bootID, "", 1) },
+		"no time": func(s string) string {
+			return regexp.MustCompile(`"clock":\{[^}]*\}`).ReplaceAllString(s, `"clock":{}`)
+		},
+		"another format": func(s string) string { return strings.Replace(s, "probity-wal/1", "probity-wal/9", 1) },
+	} {
+		t.Run(why, func(t *testing.T) {
+			n := newNode(t)
+			s := n.open(t)
+			must(t, errors.Join(s.Append(runID(1), coverage(1, true)), s.Sync()))
+			after := n.image(t)
+			name := filepath.Join(after.cfg.State, "wal", n.wals(t)[0])
+			bad := filepath.Join(after.cfg.State, "wal", evidence.ChunkName(8, "0123456789abcdef")+".wal")
+			must(t, os.WriteFile(bad, spool.WALWithHead(t, name, head), 0o600))
+			s = after.open(t)
+			must(t, errors.Join(s.Append(runID(2), coverage(2, true)), s.Flush(t.Context()), s.Close()))
+			after.has(t, 1, 2)
+			rep := after.verify(t)
+			if len(rep.Gaps) != 1 || rep.Gaps[0].Reason != evidence.GapSpoolDropped || rep.Gaps[0].Count.N != 1 {
+				t.Errorf("gaps %+v", rep.Gaps)
+			}
+			if _, err := os.Stat(bad + ".unreadable"); err != nil {
+				t.Error(err)
+			}
+			must(t, after.open(t).Close()) // it is in nobody's way, nor said again
+			if again := after.verify(t); len(again.Gaps) != 1 {
+				t.Errorf("gaps %+v", again.Gaps)
+			}
+		})
 	}
 }
 

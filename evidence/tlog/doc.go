@@ -8,7 +8,8 @@
 // that one entry is among them or that one state of the log grew out of another.
 //
 // True on disk: what checkpoint says, the tiles have, at every moment and after
-// kill -9 or loss of power: tiles are durable before the checkpoint over them. When
+// kill -9 or loss of power: tiles are durable before the checkpoint over them, and
+// the checkpoint is durable before it has its name ([Next]). When
 // [Log.Commit] returns nil, the checkpoint over everything appended before is
 // durable. After an error the log takes nothing more: what a failed fsync left
 // behind is not relied on. Open begins again at what it can verify, or, where the

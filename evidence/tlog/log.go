@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -15,6 +16,13 @@ import (
 
 // CheckpointFile is where the checkpoint lies in a log's directory.
 const CheckpointFile = "checkpoint"
+
+// nextFile is where the next one lies until it is durable: only then may anybody
+// read it under the name of a checkpoint.
+const nextFile = CheckpointFile + temporary
+
+// temporary ends the name of a file that has not its own yet.
+const temporary = ".new"
 
 // ErrDamaged is wrapped by Open where the directory does not hold what its
 // checkpoint says. Somebody has to look, or a new log has to begin and say so.
@@ -35,6 +43,10 @@ type Log struct {
 	// grown are the partial tiles of the last commit of this Log, by level, which the
 	// next one may append to. What another wrote, or a failed commit, is not.
 	grown map[int]partial
+
+	// named are the directories that this Log knows to be durable up to the log's own:
+	// one that a failed commit made is there, and may go with the power.
+	named map[string]bool
 }
 
 // partial is a tile that is not full, as it is on the disk.
@@ -197,8 +209,11 @@ func (l *Log) Tree() Tree { return Tree{Origin: l.origin, Size: l.size, Root: l.
 // ever be signed: Again.
 //
 // System calls, in order: for every tile and bundle that changed open(O_EXCL) of
-// a temporary name, write, fsync, rename, and fsync of its directory (and of those
-// above that were made for it); then the same for the checkpoint. A partial tile
+// a temporary name, write, fsync, rename; for the checkpoint open(O_EXCL) of
+// checkpoint.new, write, fsync; fsync of every directory that has a new name (and of
+// those above it, until they were once); then rename of checkpoint.new to checkpoint,
+// and fsync of the directory. So a checkpoint that somebody has read is on the disk
+// under one name or the other: see [Next]. A partial tile
 // that this Log wrote is appended to instead, fsynced, and renamed to its new width:
 // a log that grows by one leaf a minute would else write its last bundle each time.
 // Partial tiles that a wider one has replaced are gone then, which C2SP tlog-tiles
@@ -275,19 +290,23 @@ func (l *Log) commit(sign func(Tree) ([]byte, error)) error {
 	if err := write(entries, tilePath(entries, l.tileOf(0), int(l.size%width)), l.bundle); err != nil {
 		return err
 	}
-	if err := l.syncDirs(dirs); err != nil {
-		return err
-	}
 	b, err := sign(tree)
 	if err != nil {
 		return err
 	}
 	l.note = b
-	clear(dirs)
-	if err := l.replace(CheckpointFile, b, dirs); err != nil {
+	if err := l.create(CheckpointFile, b); err != nil {
 		return err
 	}
+	dirs["."] = true
 	if err := l.syncDirs(dirs); err != nil {
+		return err
+	}
+	if l.named == nil {
+		l.named = map[string]bool{}
+	}
+	maps.Copy(l.named, dirs)
+	if err := Take(l.dir); err != nil {
 		return err
 	}
 	last := l.at
@@ -329,7 +348,7 @@ func (l *Log) tileOf(level int) int64 { return int64(l.count(level) / width) }
 func (l *Log) replace(name string, data []byte, dirs map[string]bool) error {
 	at := filepath.Join(l.dir, filepath.FromSlash(name))
 	dir := filepath.Dir(at)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+	if !l.named[path.Dir(name)] {
 		if err := os.MkdirAll(dir, 0o750); err != nil {
 			return err
 		}
@@ -339,7 +358,15 @@ func (l *Log) replace(name string, data []byte, dirs map[string]bool) error {
 		dirs["."], dirs[".."] = true, true
 	}
 	dirs[path.Dir(name)] = true
-	tmp := at + ".new"
+	if err := l.create(name, data); err != nil {
+		return err
+	}
+	return os.Rename(at+temporary, at)
+}
+
+// create writes a file that replaces another one when it is renamed.
+func (l *Log) create(name string, data []byte) error {
+	tmp := filepath.Join(l.dir, filepath.FromSlash(name)) + temporary
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -354,18 +381,63 @@ func (l *Log) replace(name string, data []byte, dirs map[string]bool) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", name, err), os.Remove(tmp))
 	}
-	return os.Rename(tmp, at)
+	return nil
+}
+
+// Next returns the checkpoint that waits for its name in a log's directory, or nil.
+// After a crash it is one of three: torn; of a commit that nobody ever saw; or one
+// that had its name already, and the rename was lost with the power. The last kind
+// is over tiles that are durable, and somebody may have read it: whoever finds, after
+// the machine has started again, that the log's tiles and keys prove it has to Take
+// it, and may then append. Any other is for Discard.
+func Next(dir string) ([]byte, error) {
+	b, err := readFile(os.DirFS(dir), nextFile, MaxCheckpointBytes)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the next checkpoint: %w", err)
+	}
+	return b, nil
+}
+
+// Take makes the next checkpoint the log's, durably.
+func Take(dir string) error {
+	if err := os.Rename(filepath.Join(dir, nextFile), filepath.Join(dir, CheckpointFile)); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// Discard removes the next checkpoint, durably, if there is one: what it is over
+// did not happen, and must not come back.
+func Discard(dir string) error {
+	err := os.Remove(filepath.Join(dir, nextFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return syncDir(dir)
 }
 
 func (l *Log) syncDirs(dirs map[string]bool) error {
 	for d := range dirs {
-		f, err := os.Open(filepath.Join(l.dir, filepath.FromSlash(d)))
-		if err != nil {
+		if err := syncDir(filepath.Join(l.dir, filepath.FromSlash(d))); err != nil {
 			return err
 		}
-		if err := errors.Join(f.Sync(), f.Close()); err != nil {
-			return fmt.Errorf("sync %s: %w", d, err)
-		}
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
 	}
 	return nil
 }
@@ -379,6 +451,7 @@ func (l *Log) sweep(size uint64) {
 			os.Remove(p)
 			if n/width != l.count(level)/width {
 				os.Remove(filepath.Dir(p)) // the tile is full: its .p directory is empty now
+				delete(l.named, path.Dir(tilePath(level, int64(n/width), w)))
 			}
 		}
 	}
