@@ -247,6 +247,10 @@ var evasions = map[string]func(t *testing.T, dir, file string){
 	"upper": func(t *testing.T, _, file string) {
 		at := unix.AT_FDCWD
 		fd, _, errno := unix.RawSyscall6(upperHalf|unix.SYS_OPENAT, uintptr(at), str(file), unix.O_RDONLY, 0, 0, 0)
+		if errno == unix.ENOSYS { // older kernels look at all of the number, unless the call is traced
+			refused("upper", errno)
+			return
+		}
 		done(t, "openat", errno)
 		must(t, unix.Close(int(fd)))
 		_, _, errno = unix.RawSyscall(upperHalf|unix.SYS_CONNECT, uintptr(udp(t)), uintptr(unsafe.Pointer(inet4(unix.AF_INET, 1004, 127, 0, 0, 8))), 16)
