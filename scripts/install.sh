@@ -37,6 +37,8 @@ test clang-14 clang-14 clang
 test strace strace strace
 test swtpm swtpm swtpm
 test softhsm2-util softhsm2 softhsm
+test rsyslogd rsyslog rsyslog
+test omrelp.so rsyslog-relp rsyslog-relp
 full rustc rustc rust
 full node nodejs nodejs
 full java default-jre-headless java-headless
@@ -59,6 +61,7 @@ there() {
 	case $1 in
 	rustc) command -v rustc >/dev/null || [ -x "$HOME/.cargo/bin/rustc" ] ;; # as rustup leaves it
 	/*) [ -e "$1" ] ;;
+	*.so) [ -n "$(compgen -G "/usr/lib*/rsyslog/$1" || compgen -G "/usr/lib/*/rsyslog/$1")" ] ;; # rsyslog's modules
 	*.a) [ -e "$(gcc -print-file-name="$1" 2>/dev/null)" ] ;;
 	*) command -v "$1" >/dev/null ;;
 	esac

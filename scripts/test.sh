@@ -13,25 +13,26 @@
 # alone. All of them run even if one fails; the end says how each went and how
 # long it took.
 #
-#	race    every test under the race detector, the agent of tests/runtimes too
-#	fuzz    every fuzz target, half a minute each ($PROBITY_FUZZTIME)
-#	tests   what scripts/test.sh runs, and what needs compilers and interpreters
-#	        that are too large for it
-#	crashes thousands of crashes of the spool, and a day of its life
-#	guests  all of the engine's tests in every kernel, or those of $PROBITY_BOOT:
-#	        an hour of a processor each
+#	race     every test under the race detector, the agent of tests/runtimes too
+#	fuzz     every fuzz target, half a minute each ($PROBITY_FUZZTIME)
+#	tests    what scripts/test.sh runs, and what needs compilers and interpreters
+#	         that are too large for it
+#	crashes  thousands of crashes of the spool, and a day of its life
+#	shippers 10,000 chunks ($PROBITY_SHIPPED) through each real log shipper, with kills
+#	guests   all of the engine's tests in every kernel, or those of $PROBITY_BOOT:
+#	         an hour of a processor each
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
 
 full=
 parts=()
 if [ $# -gt 0 ]; then
-	[ "$1" = full ] || die "usage: test.sh [full [race|fuzz|tests|crashes|guests]...]" 2
+	[ "$1" = full ] || die "usage: test.sh [full [race|fuzz|tests|crashes|shippers|guests]...]" 2
 	full=yes
 	parts=("${@:2}")
-	if [ ${#parts[@]} = 0 ]; then parts=(race fuzz tests crashes guests); fi
+	if [ ${#parts[@]} = 0 ]; then parts=(race fuzz tests crashes shippers guests); fi
 	for part in "${parts[@]}"; do
-		case $part in race | fuzz | tests | crashes | guests) ;; *) die "full has no part $part: race, fuzz, tests, crashes, guests" 2 ;; esac
+		case $part in race | fuzz | tests | crashes | shippers | guests) ;; *) die "full has no part $part: race, fuzz, tests, crashes, shippers, guests" 2 ;; esac
 	done
 fi
 
@@ -93,6 +94,10 @@ crashes() {
 	PROBITY_CRASHES=${PROBITY_CRASHES:-3000} "${report[@]}" -count=1 -timeout 120m -run 'TestKillAnywhere|TestLostWrites|TestFailedSync|TestIdleDay' ./evidence/spool
 }
 
+shippers() {
+	PROBITY_SHIPPED=${PROBITY_SHIPPED:-10000} "${report[@]}" -count=1 -timeout 120m ./tests/shippers
+}
+
 guests() {
 	"${report[@]}" -count=1 -timeout 6h ./tests/kernels -boot "${PROBITY_BOOT:-all}" -whole
 }
@@ -119,6 +124,6 @@ for part in "${parts[@]}"; do
 	how=ok
 	printf '\n== %s\n' "$part"
 	"$part" || { how=FAIL && failed=1; }
-	summary+=("$(printf '%-7s  %-4s  %4d min %02d s' "$part" $how $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)))")
+	summary+=("$(printf '%-8s  %-4s  %4d min %02d s' "$part" $how $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)))")
 done
 status=$failed
