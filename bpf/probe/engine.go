@@ -284,7 +284,7 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 	own := b.file.Match.Origin != image.FromLayer // the container's own, which it may write
 	if own {
 		if err = h.tooSlow(); err == nil {
-			mine.lease, err = e.leases.take(b.file.Match, shared, h.own())
+			mine.lease, err = e.leases.take(b.file.Match, shared, h)
 		}
 		if err == nil {
 			err = b.file.unsteady

@@ -293,7 +293,7 @@ func TestOwnFilesAreBounded(t *testing.T) {
 	var others []*os.File
 	for range maxOwnAll - len(e.leases.held) {
 		others = append(others, new(os.File))
-		e.leases.held[others[len(others)-1]] = nil
+		e.leases.held[others[len(others)-1]] = lease{}
 	}
 	add(false)
 	for _, f := range others {

@@ -25,7 +25,13 @@ import (
 // O_NONBLOCK fails with EWOULDBLOCK meanwhile.
 type leases struct {
 	mu   sync.Mutex
-	held map[*os.File]*sharedFile
+	held map[*os.File]lease
+}
+
+// lease is of a file, for a container.
+type lease struct {
+	file *sharedFile
+	by   *Handle
 }
 
 // Bounds on the files of their own that containers have armed. Each is held open
@@ -65,11 +71,10 @@ func (h *Handle) own() (n int) {
 // be.
 var errWritten = errors.New("it is open for writing")
 
-// take guards the file of a match for as long as it is attached, for a container
-// that has so many already. It is
-// errWritten if somebody may write it now, and an error if it is not as it was when
-// it was read.
-func (l *leases) take(m image.Match, s *sharedFile, has int) (*os.File, error) {
+// take guards the file of a match for as long as it is attached, for a container.
+// It is errWritten if somebody may write it now, and an error if it is not as it was
+// when it was read.
+func (l *leases) take(m image.Match, s *sharedFile, by *Handle) (*os.File, error) {
 	f, err := m.Open()
 	if err != nil {
 		return nil, err
@@ -77,9 +82,9 @@ func (l *leases) take(m image.Match, s *sharedFile, has int) (*os.File, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.held == nil {
-		l.held = map[*os.File]*sharedFile{}
+		l.held = map[*os.File]lease{}
 	}
-	if err := l.room(has); err != nil {
+	if err := l.room(by.own()); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -94,7 +99,7 @@ func (l *leases) take(m image.Match, s *sharedFile, has int) (*os.File, error) {
 		f.Close()
 		return nil, err
 	}
-	l.held[f] = s
+	l.held[f] = lease{s, by}
 	return f, nil
 }
 
@@ -112,14 +117,17 @@ func (l *leases) drop(f *os.File) error {
 	return f.Close()
 }
 
-// broken lists what somebody waits for.
-func (l *leases) broken() map[*os.File]*sharedFile {
+// broken lists what somebody waits for, by container.
+func (l *leases) broken() map[*Handle]map[*os.File]*sharedFile {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	out := map[*os.File]*sharedFile{}
+	out := map[*Handle]map[*os.File]*sharedFile{}
 	for f, s := range l.held {
 		if kind, err := unix.FcntlInt(f.Fd(), unix.F_GETLEASE, 0); err != nil || kind != unix.F_RDLCK {
-			out[f] = s
+			if out[s.by] == nil {
+				out[s.by] = map[*os.File]*sharedFile{}
+			}
+			out[s.by][f] = s.file
 		}
 	}
 	return out
@@ -128,21 +136,49 @@ func (l *leases) broken() map[*os.File]*sharedFile {
 // Guard detaches from files that somebody is about to write, before they do.
 // It returns when ctx ends. Without it their writers wait for as long as the
 // kernel lets them.
+//
+// Containers do not wait for each other: one may have hundreds of files of its own
+// written at once, each of which takes tens of milliseconds to detach from.
 func (e *Engine) Guard(ctx context.Context) error {
 	told := make(chan os.Signal, 1) // one that waits stands for all
 	signal.Notify(told, unix.SIGIO)
 	defer signal.Stop(told)
+	done, under := make(chan *Handle), map[*Handle]bool{}
+	defer func() {
+		for range under {
+			<-done
+		}
+	}()
 	for {
-		for f, s := range e.leases.broken() {
-			e.forget(s, errWritten)
-			if err := e.leases.drop(f); err != nil {
-				e.cfg.Log.Warn("give back a lease", "file", s.path, "err", err)
+		for h, files := range e.leases.broken() {
+			if !under[h] {
+				under[h] = true
+				go func() { e.giveBack(files); done <- h }()
 			}
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-told:
+		case h := <-done: // more of its files may be waited for by now
+			delete(under, h)
 		}
 	}
+}
+
+// giveBack detaches from the files of one container and gives their leases back.
+func (e *Engine) giveBack(files map[*os.File]*sharedFile) {
+	free := make(chan struct{}, closers)
+	var work sync.WaitGroup
+	for f, s := range files {
+		free <- struct{}{}
+		work.Go(func() {
+			defer func() { <-free }()
+			e.forget(s, errWritten)
+			if err := e.leases.drop(f); err != nil {
+				e.cfg.Log.Warn("give back a lease", "file", s.path, "err", err)
+			}
+		})
+	}
+	work.Wait()
 }
