@@ -231,6 +231,7 @@ func digest(m image.Match, f *os.File, at stamp, until time.Time) (string, error
 	if err != nil {
 		return "", err
 	}
+	defer s.free()
 	h := sha256.New()
 	for left := at.size; left > 0; left -= digestPart {
 		if !until.IsZero() && time.Now().After(until) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,6 +24,8 @@ type steady struct {
 	f    *os.File
 	own  bool  // it is a container's own
 	left int64 // bytes until it is looked whether somebody wants to write it
+
+	stop, stopped chan struct{} // of giveWay
 }
 
 // steadyPart is how much is read of a file while somebody may wait to write it.
@@ -31,8 +34,13 @@ const steadyPart = 4 << 20
 // errUnsteady reports that a file could be written while it was read.
 var errUnsteady = errors.New("its bytes are not proven")
 
-// hold makes a file that was opened for reading steady, as long as it is open or
-// until free. It is errUnsteady where that is not possible.
+// steadyFor is how long somebody may wait to write a file that is read. To make out
+// what is in one may take seconds, and on a volume another container may wait.
+const steadyFor = 10 * time.Millisecond
+
+// hold makes a file that was opened for reading steady until free, which comes
+// before it is closed, or until somebody wants to write it. It is errUnsteady where
+// that is not possible.
 func hold(m image.Match, f *os.File) (*steady, error) {
 	s := &steady{f: f, own: m.Origin != image.FromLayer}
 	if !s.own {
@@ -50,7 +58,25 @@ func hold(m image.Match, f *os.File) (*steady, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w: %w", m.Path, errUnsteady, err)
 	}
+	s.stop, s.stopped = make(chan struct{}), make(chan struct{})
+	go s.giveWay()
 	return s, nil
+}
+
+// giveWay lets whoever wants to write the file do so: what is read from then on is
+// no fact of it.
+func (s *steady) giveWay() {
+	defer close(s.stopped)
+	look := time.NewTicker(steadyFor)
+	defer look.Stop()
+	for s.still() == nil {
+		select {
+		case <-s.stop:
+			return
+		case <-look.C:
+		}
+	}
+	s.unlock()
 }
 
 // still returns nil if nobody can have written it since it was held.
@@ -67,9 +93,13 @@ func (s *steady) still() error {
 // free lets whoever wants to write it do so.
 func (s *steady) free() {
 	if s.own {
-		_, _ = unix.FcntlInt(s.f.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
+		close(s.stop)
+		<-s.stopped
+		s.unlock()
 	}
 }
+
+func (s *steady) unlock() { _, _ = unix.FcntlInt(s.f.Fd(), unix.F_SETLEASE, unix.F_UNLCK) }
 
 // Read reads on, and no further once somebody waits to write it.
 func (s *steady) Read(b []byte) (int, error) {

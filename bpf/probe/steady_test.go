@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -89,6 +90,32 @@ func TestSteadyGivesWay(t *testing.T) {
 	w, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
 	must(t, err)
 	must(t, w.Close())
+}
+
+// Nor for as long as it takes to make out what is in it, without reading on.
+func TestSteadyIsNotWaitedFor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lib")
+	must(t, os.WriteFile(path, []byte("text"), 0o755))
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	s, err := hold(image.Match{Path: "/lib", Origin: image.FromVolume}, f)
+	must(t, err)
+	defer s.free()
+	opened := make(chan error, 1)
+	go func() {
+		w, err := os.OpenFile(path, os.O_WRONLY, 0)
+		opened <- errors.Join(err, w.Close())
+	}()
+	select {
+	case err := <-opened:
+		must(t, err)
+	case <-time.After(20 * time.Second): // less than the kernel waits
+		t.Error("it waits until the file is read")
+	}
+	if err := s.still(); !errors.Is(err, errUnsteady) {
+		t.Errorf("what was read is taken for a fact: %v", err)
+	}
 }
 
 // What was planned of a file while it could be written is not armed by that plan,
