@@ -24,20 +24,21 @@ type Status struct {
 	KeyID   string `json:"keyId"`
 	// Unsigned is why nothing can be signed now, if so: what the key is kept in cannot
 	// be reached, and evidence waits.
-	Unsigned string            `json:"unsigned,omitempty"`
-	BootID   string            `json:"bootId"`
-	Spool    string            `json:"spool"`
-	Stored   spool.Usage       `json:"stored"` // in the spool
-	Policies PolicyStatus      `json:"policies"`
-	Kernel   kernel.Facts      `json:"kernel"`
-	Exec     string            `json:"execMechanism"` // tracepoint, rawTracepoint, or why there is none
-	Cgroup   string            `json:"cgroupMode"`
-	Sources  map[string]string `json:"sources"` // by name: connected, or what is the matter
-	Seen     Seen              `json:"seen"`    // containers since the agent's start
-	Live     int               `json:"liveRuns"`
-	Waiting  int               `json:"waiting"` // runs being armed or sealed
-	Armed    probe.Stats       `json:"armed"`
-	Problems []string          `json:"problems"` // what a person should look at
+	Unsigned  string            `json:"unsigned,omitempty"`
+	BootID    string            `json:"bootId"`
+	Spool     string            `json:"spool"`
+	Stored    spool.Usage       `json:"stored"`    // in the spool
+	Coalesced uint64            `json:"coalesced"` // lines left out since the start because a later one says the same, at least
+	Policies  PolicyStatus      `json:"policies"`
+	Kernel    kernel.Facts      `json:"kernel"`
+	Exec      string            `json:"execMechanism"` // tracepoint, rawTracepoint, or why there is none
+	Cgroup    string            `json:"cgroupMode"`
+	Sources   map[string]string `json:"sources"` // by name: connected, or what is the matter
+	Seen      Seen              `json:"seen"`    // containers since the agent's start
+	Live      int               `json:"liveRuns"`
+	Waiting   int               `json:"waiting"` // runs being armed or sealed
+	Armed     probe.Stats       `json:"armed"`
+	Problems  []string          `json:"problems"` // what a person should look at
 }
 
 // PolicyStatus sums up the policies in force.
@@ -58,7 +59,7 @@ func (a *Agent) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := Status{
-		Version: a.cfg.Version, Node: a.cfg.Node, KeyID: a.signer.KeyID(), Unsigned: unsigned, BootID: a.bootID, Spool: a.cfg.Spool, Stored: stored,
+		Version: a.cfg.Version, Node: a.cfg.Node, KeyID: a.signer.KeyID(), Unsigned: unsigned, BootID: a.bootID, Spool: a.cfg.Spool, Stored: stored, Coalesced: a.witness.Coalesced(),
 		Policies: PolicyStatus{Dir: a.cfg.Policies, Digest: a.policies.Digest, Policies: len(a.policies.Policies)},
 		Kernel:   a.kernel, Sources: map[string]string{}, Seen: a.seen, Live: len(a.live), Waiting: a.busy, Problems: append([]string{}, a.problems...),
 	}

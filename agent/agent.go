@@ -173,6 +173,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	if err := sign.Published(cfg.State, a.signer); err != nil { // now nobody can change it any more
 		return nil, fmt.Errorf("open the node's key: %w", err)
 	}
+	var _ witness.Thrift = a.spool // what it has little room for is left out
 	a.witness = witness.New(witness.Config{Sink: a.spool, BootTime: cgroup.BootTime, Policies: a.policies.Digest, Log: a.log.With("in", "witness")})
 	a.finder = image.New(image.Config{ContainerdAddress: cfg.ContainerdAddress, PodmanRoot: cfg.PodmanRoot, Log: a.log.With("in", "image")})
 	if err := a.openKernel(); err != nil {

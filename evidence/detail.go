@@ -167,7 +167,7 @@ func FormatOf(l Line) string {
 	later := false
 	switch v := l.(type) {
 	case *Coverage:
-		later = v.Losses.ByType != nil
+		later = v.Losses.ByType != nil || slices.Contains(v.GapReasons, GapCoalesced)
 		for i := range v.Probes {
 			later = later || v.Probes[i].Entries != 0
 		}
@@ -178,8 +178,11 @@ func FormatOf(l Line) string {
 		for i := range v.Processes {
 			later = later || v.Processes[i].Session != ""
 		}
+		for i := range v.Gaps {
+			later = later || v.Gaps[i].Reason == GapCoalesced
+		}
 	case *Gap:
-		later = v.Offset != nil || v.ProbeType != ""
+		later = v.Offset != nil || v.ProbeType != "" || v.Reason == GapCoalesced
 	}
 	if later {
 		return Format2

@@ -88,20 +88,21 @@ const (
 	GapPowerLoss           GapReason = "powerLoss"
 	GapSuspended           GapReason = "suspended"
 	GapClockStep           GapReason = "clockStep"
+	GapCoalesced           GapReason = "coalesced" // interim lines were left out, for later ones that say the same
 )
 
 // GapReasons lists them all.
 var GapReasons = []GapReason{
 	GapAdopted, GapLateAttach, GapAgentDown, GapRuntimeDisconnected, GapRingFull, GapSetFull, GapKernelMissed,
 	GapUnarmedMapping, GapFileChanged, GapLinkLost, GapBudgetDisarm, GapStoodDown, GapPolicyChanged, GapAttachFailed,
-	GapAttributionLost, GapDecodeError, GapSpoolDropped, GapPowerLoss, GapSuspended, GapClockStep,
+	GapAttributionLost, GapDecodeError, GapSpoolDropped, GapPowerLoss, GapSuspended, GapClockStep, GapCoalesced,
 }
 
 // DetailOnly reports whether such a gap costs detail and not coverage: counters,
 // and so states, stay exact, and a line may be complete in spite of it.
 func (r GapReason) DetailOnly() bool {
 	switch r {
-	case GapRingFull, GapSetFull, GapDecodeError, GapSpoolDropped, GapClockStep:
+	case GapRingFull, GapSetFull, GapDecodeError, GapSpoolDropped, GapClockStep, GapCoalesced:
 		return true
 	}
 	return false

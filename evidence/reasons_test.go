@@ -28,6 +28,7 @@ var gapReasons = map[evidence.GapReason]reach{
 	evidence.GapRuntimeDisconnected: {reachedBy: "tests/runtimes"},
 	evidence.GapAgentDown:           {reachedBy: "tests/runtimes"},
 	evidence.GapSpoolDropped:        {reachedBy: "evidence/spool/spool_test.go"},
+	evidence.GapCoalesced:           {reachedBy: "evidence/witness"},
 	evidence.GapKernelMissed:        {reachedBy: "evidence/witness"},
 	evidence.GapRingFull:            {reachedBy: "evidence/witness"},
 	evidence.GapDecodeError:         {reachedBy: "evidence/witness"},

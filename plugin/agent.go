@@ -155,6 +155,9 @@ func printStatus(w io.Writer, st agent.Status) error {
 	for _, line := range stored(st.Stored) {
 		row("", "%s", line)
 	}
+	if st.Coalesced > 0 {
+		row("", "lines left out since the start, because a later one says the same: %d", st.Coalesced)
+	}
 	row("policies", "%d with %d probes, from %s", st.Policies.Policies, st.Policies.Probes, st.Policies.Dir)
 	row("kernel", "%s %s, execs by: %s", st.Kernel.Release, st.Kernel.Machine, st.Exec)
 	row("probe types", "%s", probeTypes(st.Kernel))

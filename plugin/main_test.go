@@ -74,7 +74,7 @@ func looks(ts *testscript.TestScript, neg bool, args []string) {
 // what was given up.
 func TestStatusOfTheSpool(t *testing.T) {
 	var b strings.Builder
-	st := agent.Status{Spool: "/s", Stored: spool.Usage{
+	st := agent.Status{Spool: "/s", Coalesced: 12, Stored: spool.Usage{
 		Bytes: 3 << 20, Chunks: 7, Quota: 16 << 20, ContainerQuota: 1 << 20, Waiting: 1 << 19, Dropped: map[string]uint64{spool.DroppedMemory: 4, spool.DroppedContainerQuota: 9},
 		Most: []spool.ContainerUsage{{ContainerID: strings.Repeat("a", 64), Bytes: 2 << 20, Refused: true}, {ContainerID: "quiet", Bytes: 1}},
 	}}
@@ -83,7 +83,7 @@ func TestStatusOfTheSpool(t *testing.T) {
 	}
 	for _, want := range []string{
 		"3.0 MiB in 7 chunks, of 16.0 MiB; waiting in memory: 0.5 MiB", "container aaaaaaaaaaaa has its share, 2.0 MiB of 1.0 MiB",
-		"lines dropped since the start, and signed as such: 9 (containerQuota)", ": 4 (memory)",
+		"lines dropped since the start, and signed as such: 9 (containerQuota)", ": 4 (memory)", "because a later one says the same: 12",
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())

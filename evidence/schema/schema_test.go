@@ -261,7 +261,7 @@ func TestFormatIsTheStructs(t *testing.T) {
 			t.Errorf("FORMAT.md does not name the probe type %s", p)
 		}
 	}
-	for r := range map[evidence.GapReason]bool{evidence.GapRingFull: true, evidence.GapSetFull: true, evidence.GapDecodeError: true, evidence.GapSpoolDropped: true, evidence.GapClockStep: true} {
+	for r := range map[evidence.GapReason]bool{evidence.GapRingFull: true, evidence.GapSetFull: true, evidence.GapDecodeError: true, evidence.GapSpoolDropped: true, evidence.GapClockStep: true, evidence.GapCoalesced: true} {
 		if !r.DetailOnly() || !strings.Contains(descriptions["observation"]["complete"], "`"+string(r)+"`") {
 			t.Errorf("%s: FORMAT.md and DetailOnly differ", r)
 		}

@@ -89,6 +89,8 @@ func TestLaterGaps(t *testing.T) {
 		{"lines dropped", []evidence.Line{r.gap("g", evidence.GapSpoolDropped, -time.Nanosecond, time.Second), r.covered(9 * time.Second)}, evidence.Partial, 0, []evidence.GapReason{evidence.GapSpoolDropped}},
 		{"lines dropped, perhaps the one with the hit", []evidence.Line{r.covered(9 * time.Second), r.gap("g", evidence.GapSpoolDropped, 2*time.Second, 3*time.Second)}, evidence.Partial, 2 * time.Second, []evidence.GapReason{evidence.GapSpoolDropped}},
 		{"lines dropped that this one superseded", []evidence.Line{r.gap("g", evidence.GapSpoolDropped, -time.Second, -time.Nanosecond), r.covered(9 * time.Second)}, evidence.ArmedNoHit, 9 * time.Second, []evidence.GapReason{evidence.GapSpoolDropped}},
+		{"lines left out", []evidence.Line{r.gap("g", evidence.GapCoalesced, time.Second, 0), r.covered(9 * time.Second)}, evidence.ArmedNoHit, 9 * time.Second, []evidence.GapReason{evidence.GapCoalesced}},
+		{"lines left out, and told", []evidence.Line{r.gap("g", evidence.GapCoalesced, time.Second, 3*time.Second), r.covered(9 * time.Second)}, evidence.ArmedNoHit, 9 * time.Second, nil},
 		{"of this file", []evidence.Line{thisFile, r.covered(9 * time.Second)}, evidence.ArmedNoHit, time.Second, []evidence.GapReason{evidence.GapFileChanged}},
 		{"of another file", []evidence.Line{otherFile, r.covered(9 * time.Second)}, evidence.ArmedNoHit, 9 * time.Second, nil},
 		{"of another run", []evidence.Line{otherRun, r.covered(9 * time.Second)}, evidence.ArmedNoHit, 9 * time.Second, nil},
@@ -97,7 +99,7 @@ func TestLaterGaps(t *testing.T) {
 			s, spool := signer(t), t.TempDir()
 			name, data := chunk(t, s, 1, []evidence.Line{r.covered(0), r.site}, nil)
 			put(t, spool, name, data)
-			name, data = chunk(t, s, 2, c.later, nil)
+			name, data = chunk2(t, 2, c.later)
 			put(t, spool, name, data)
 			rep, err := check(t, s.Public(), spool)
 			if err != nil || !rep.Sound() || len(rep.Rows) != 1 {
@@ -117,6 +119,27 @@ func TestLaterGaps(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// While lines are left out, the count of a hit that a coverage line extends is a lower
+// bound.
+func TestLeftOut(t *testing.T) {
+	for to, complete := range map[time.Duration]bool{0: false, 3 * time.Second: true} {
+		r, s, spool := newShortRun(t), signer(t), t.TempDir()
+		n := evidence.Uint64(3)
+		r.site.State, r.site.Count, r.site.FirstAt, r.site.LastAt = evidence.Hit, &n, r.site.From, r.site.To
+		for i, lines := range [][]evidence.Line{{r.covered(0), r.site}, {r.gap("g", evidence.GapCoalesced, time.Second, to), r.covered(9 * time.Second)}} {
+			name, data := chunk2(t, uint64(i+1), lines)
+			put(t, spool, name, data)
+		}
+		rep, err := check(t, s.Public(), spool)
+		if err != nil || !rep.Sound() || len(rep.Rows) != 1 {
+			t.Fatal(rep.Findings, err, len(rep.Rows))
+		}
+		if x := rep.Rows[0]; x.State != evidence.Hit || x.Complete != complete || x.To != r.at(9*time.Second) || (len(x.Gaps) == 0) != complete {
+			t.Errorf("closed after %v: %s, complete %v, to %v, gaps %v", to, x.State, x.Complete, x.To, x.Gaps)
+		}
 	}
 }
 

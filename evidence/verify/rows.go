@@ -373,6 +373,9 @@ func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 		end, extended = run.to, true
 	}
 	for _, g := range gaps { // by their beginning
+		if g.Reason == evidence.GapCoalesced && !g.To.IsZero() {
+			continue // all that was left out has been told since
+		}
 		refused := g.Reason == evidence.GapSpoolDropped && g.Scope == evidence.ScopeSite && r.Set != "" && r.Entry == nil
 		if !refused && !g.first.after(at) || !g.about(r) {
 			continue
@@ -395,6 +398,11 @@ func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 			}
 			if extended && g.From.Std().Before(end.Std()) {
 				end = g.From
+			}
+			continue
+		case g.Reason == evidence.GapCoalesced:
+			if r.State == evidence.Hit && extended {
+				r.Complete = false // it may have been hit more often since
 			}
 			continue
 		case g.Reason.DetailOnly():

@@ -15,6 +15,7 @@ const (
 	allSites                    // all of them
 	allEntries                  // all entries of sets, also those that have not changed
 	coverage                    // the coverage line
+	sparing                     // not those of which only the count is new
 
 	everything = counts | allSites | coverage
 )
@@ -74,6 +75,10 @@ func (w *Witness) emit(r *run, to int64, of what) {
 	}
 	to = max(to, r.last) // read later than the caller looked at the clock
 	to = max(to, r.said) // a later line never reaches less far
+	of, later := w.spare(r, to, of)
+	if later {
+		return
+	}
 	var b batch
 	defer func() { b.memory.put() }()
 	err := w.cfg.Sink.Append(r.runID, func(c evidence.Clock) []evidence.Line {
@@ -102,7 +107,7 @@ func (w *Witness) emit(r *run, to int64, of what) {
 // told remembers what the sink has taken.
 func (r *run) told(b batch, to int64) {
 	for _, g := range r.unsaid {
-		g.queued, g.grown = false, false
+		g.queued, g.grown, g.told = false, false, true
 	}
 	r.unsaid = r.unsaid[:0]
 	if b.grown {
@@ -151,10 +156,14 @@ func (w *Witness) lines(r *run, c evidence.Clock, to int64, of what) (b batch) {
 		s := &r.sites[i]
 		now := r.saying(s)
 		if of&allSites != 0 || now != s.said {
-			if only := of&(counts|allSites) == 0 && s.onlyCount(now); only && to-r.countAt < countEvery {
+			only := of&(counts|allSites) == 0 && s.onlyCount(now)
+			switch {
+			case only && of&sparing != 0:
+				return // who asks for counts finds it
+			case only && to-r.countAt < countEvery:
 				b.later = append(b.later, i)
 				return
-			} else if only {
+			case only:
 				b.counted = true
 			}
 			b.lines = append(b.lines, r.observe(c, s, to, w.cfg.Log))

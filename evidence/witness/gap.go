@@ -40,6 +40,7 @@ type gap struct {
 	folded int64 // nanoseconds together, of a gap that stands for several
 
 	queued bool // for the next lines
+	told   bool // there is a line of it
 	grown  bool // its count is not what its last line says; that is no hurry
 }
 
@@ -50,6 +51,9 @@ func (g *gap) losesDetail() bool { return g.reason.DetailOnly() }
 // covers reports whether the gap is one of the site's window.
 func (g *gap) covers(s *site) bool {
 	is := func(of, site string) bool { return of == "" || of == site }
+	if g.reason == evidence.GapCoalesced {
+		return false // it is one of the lines, and not of the site
+	}
 	switch g.scope {
 	case evidence.ScopeRun:
 		return is(string(g.probeType), string(s.Type))
@@ -133,25 +137,33 @@ func (r *run) closeSite(i int, g *gap, at int64) {
 	r.touch(i)
 }
 
-// compact folds closed gaps of one reason and selector, whose lines are written,
-// into the first of them: a container that lives for months has as many as it
-// likes.
+// compact folds closed gaps of one reason and selector into the first of them: a
+// container that lives for months has as many as it likes. Those that have lines fold
+// into one that has, and those that wait for theirs into one that waits, so that each
+// is counted in one line. Of the latter each is a line that is left out.
 func (r *run) compact(gaps []*gap) []*gap {
 	if len(gaps) < manyGaps || len(gaps)%manyGaps != 0 {
 		return gaps
 	}
+	return r.fold(gaps)
+}
+
+func (r *run) fold(gaps []*gap) []*gap {
 	type kind struct {
 		selector
 		reason evidence.GapReason
+		told   bool
 	}
+	leftOut := uint64(0)
 	first := map[kind]*gap{}
 	out := gaps[:0]
 	for _, g := range gaps {
-		if g.to == 0 || g.queued || g.grown {
+		// One that is neither has just been made, and the maker queues it.
+		if settled, waits := g.told && !g.queued, !g.told && g.queued; g.to == 0 || g.grown || !settled && !waits {
 			out = append(out, g)
 			continue
 		}
-		k := kind{g.selector, g.reason}
+		k := kind{g.selector, g.reason, g.told}
 		f := first[k]
 		if f == nil {
 			first[k] = g
@@ -160,8 +172,16 @@ func (r *run) compact(gaps []*gap) []*gap {
 		}
 		f.folded = max(1, f.length(0)+g.length(0)) // 0 would say that nothing is folded
 		f.from, f.to, f.count = min(f.from, g.from), max(f.to, g.to), f.count+g.count
+		if g.queued {
+			g.queued = false
+			leftOut++
+		}
 	}
 	clear(gaps[len(out):])
+	if leftOut > 0 {
+		r.unsaid = slices.DeleteFunc(r.unsaid, func(g *gap) bool { return !g.queued })
+		r.folded += leftOut
+	}
 	return out
 }
 

@@ -55,6 +55,8 @@ type run struct {
 	grown      []*gap // whose count is not what their last line says
 	reasons    []evidence.GapReason
 	files      map[evidence.GapReason]int // gaps of files
+	folded     uint64                     // gaps that had no line of their own, since it was last asked
+	spared     *gap                       // says what is left out of its lines now; nil if nothing is
 	unwritable uint64                     // lines that no chunk could take
 	unreadable int                        // open gaps of what could not be read
 

@@ -39,6 +39,12 @@ type Sink interface {
 	Seal()
 }
 
+// Thrift is a Sink that wants fewer lines of a container while it has little room:
+// those that a later one replaces are then left out, which is signed.
+type Thrift interface {
+	Thrifty(containerID string) bool
+}
+
 // Armament is one armed container as the probe engine presents it.
 type Armament interface {
 	Counter(probe.Site) (bpf.Counter, error)
@@ -73,7 +79,8 @@ type Config struct {
 // has its own lock, so that what one container does waits for no other's lines.
 type Witness struct {
 	cfg     Config
-	entries atomic.Int64 // bytes of entries of all runs
+	entries atomic.Int64  // bytes of entries of all runs
+	leftOut atomic.Uint64 // lines, of all runs
 
 	mu       sync.RWMutex    // no run's lock is taken while it is held; not held over the sink
 	runs     map[string]*run // by run id
@@ -580,6 +587,10 @@ func (w *Witness) Live() []Live {
 	}
 	return out
 }
+
+// Coalesced is how many lines were left out because a later one says the same, at
+// least, of all runs so far.
+func (w *Witness) Coalesced() uint64 { return w.leftOut.Load() }
 
 // sign hands a gap that is no run's to the sink. A sink that cannot take it
 // counts it as dropped itself; here it is only told to a person.

@@ -1,0 +1,147 @@
+package witness
+
+import (
+	"slices"
+	"testing"
+
+	"probity/bpf"
+	"probity/bpf/probe"
+	"probity/evidence"
+)
+
+// little is a sink that may have little room.
+type little struct {
+	*sink
+	room bool
+}
+
+func (l *little) Thrifty(containerID string) bool { return !l.room && containerID != "" }
+
+func newSparingStage(t *testing.T, sites ...probe.Site) (*stage, *little) {
+	st := newStage(t, sites...)
+	l := &little{sink: st.out, room: true}
+	st.cfg.Sink = l
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	return st, l
+}
+
+// Where there is little room, counts wait for later lines, and that is signed. What is
+// new is told as ever: a first hit, a new entry, a state. When there is room again,
+// and at the end, all is told that was left out.
+func TestCountsWait(t *testing.T) {
+	for _, atEnd := range []bool{false, true} {
+		st, little := newSparingStage(t, armed(1, "hello"), armed(2, "more"), setSite(evidence.SetNetwork))
+		st.hit(1, 1, 6000)
+		st.Entries(42, connect("192.0.2.1", 443, 6000))
+		st.now = 7000
+		st.Hourly()
+		st.out.lines = nil
+		little.room = false
+		for hour := range int64(3) {
+			st.hit(1, 10, 8000+hour)
+			e := connect("192.0.2.1", 443, 6000)
+			e.Count, e.Last = uint64(5*(hour+1)), 8000+hour
+			st.Entries(42, e)
+			st.now = 8000 + hour
+			st.Hourly()
+			obs := take[*evidence.Observation](st.out)
+			obs = slices.DeleteFunc(obs, func(o *evidence.Observation) bool { return o.Set != "" && o.Entry == nil })
+			if len(obs) != 0 {
+				t.Fatalf("hour %d: %+v", hour, obs)
+			}
+			gaps := take[*evidence.Gap](st.out)
+			if len(gaps) != 1 || gaps[0].Reason != evidence.GapCoalesced || gaps[0].Scope != evidence.ScopeRun || !gaps[0].To.IsZero() || gaps[0].Count.N != uint64(2*(hour+1)) {
+				t.Fatalf("hour %d: gaps %+v", hour, gaps)
+			}
+			if cov := take[*evidence.Coverage](st.out); len(cov) != 1 || !slices.Contains(cov[0].GapReasons, evidence.GapCoalesced) {
+				t.Fatalf("hour %d: %+v", hour, cov)
+			}
+		}
+		if st.Coalesced() != 6 {
+			t.Errorf("%d lines left out", st.Coalesced())
+		}
+		// Something new is told at once.
+		st.hit(2, 1, 9000)
+		st.now = 9000
+		st.Event(bpf.Event{Kind: bpf.EventHit, Site: 2, Cgroup: 42, Ns: 9000, Pid: 7})
+		st.Entries(42, connect("192.0.2.2", 443, 9000))
+		obs := take[*evidence.Observation](st.out)
+		if !slices.ContainsFunc(obs, func(o *evidence.Observation) bool { return o.Symbol == "more" && o.State == evidence.Hit }) ||
+			!slices.ContainsFunc(obs, func(o *evidence.Observation) bool { return o.Entry != nil && o.Entry.Address == "192.0.2.2" }) {
+			t.Errorf("new things: %+v", obs)
+		}
+		st.out.lines = nil
+		if atEnd {
+			st.End(st.id, 10000, true)
+		} else {
+			little.room, st.now = true, 10000
+			st.Hourly()
+		}
+		counts := map[string]evidence.Uint64{}
+		for _, o := range take[*evidence.Observation](st.out) {
+			if o.Symbol != "" {
+				counts[o.Symbol] = *o.Count
+			} else if o.Entry != nil {
+				counts[o.Entry.Address] = *o.Count
+			}
+			if !o.Complete {
+				t.Errorf("%+v", o)
+			}
+		}
+		if counts["hello"] != 31 || counts["192.0.2.1"] != 15 {
+			t.Errorf("counts at last: %v", counts)
+		}
+		gaps := take[*evidence.Gap](st.out)
+		i := slices.IndexFunc(gaps, func(g *evidence.Gap) bool { return g.Reason == evidence.GapCoalesced })
+		if i < 0 || gaps[i].To.IsZero() || gaps[i].Count.N != 6 {
+			t.Errorf("gaps %+v", gaps)
+		}
+	}
+}
+
+// A container that has gaps without end costs a line in ten seconds at most, and none of them is lost.
+func TestGapsAreToldTogether(t *testing.T) {
+	count := func(room bool) (lines int, events uint64, o *evidence.Observation) {
+		st, little := newSparingStage(t, armed(1, "hello"))
+		st.hit(1, 1, 6000)
+		little.room = room
+		last := map[string]*evidence.Gap{}
+		look := func() {
+			for _, g := range take[*evidence.Gap](st.out) {
+				if g.Reason == evidence.GapUnarmedMapping {
+					lines++
+					last[g.GapID] = g
+				}
+			}
+		}
+		st.Sweep()
+		for i := range int64(1000) {
+			st.now = 7000 + i*1e8 // 100 seconds
+			st.UnarmedMapping(st.id, libPath, st.now-10, st.now, "by a test")
+			look()
+		}
+		st.now += 1e9
+		st.End(st.id, st.now, true)
+		for _, l := range take[*evidence.Observation](st.out) {
+			o = l
+		}
+		look()
+		for id, g := range last {
+			if g.To.IsZero() {
+				t.Errorf("gap %s is open", id)
+			}
+			events += g.Count.N
+		}
+		return lines, events, o
+	}
+	many, events, free := count(true)
+	few, sameEvents, spared := count(false)
+	t.Logf("%d lines, and %d where there is little room", many, few)
+	if many < 200 || few > many/20 || events != 1000 || sameEvents != 1000 {
+		t.Errorf("%d lines about %d gaps; with little room %d about %d", many, events, few, sameEvents)
+	}
+	if spared.State != evidence.Hit || spared.Complete || len(spared.Gaps) != 1 || spared.Gaps[0].Count != free.Gaps[0].Count || spared.Gaps[0].DurationNs != free.Gaps[0].DurationNs || spared.Gaps[0].From != free.Gaps[0].From {
+		t.Errorf("at the end %+v\nand with room %+v", spared, free)
+	}
+}
