@@ -9,7 +9,9 @@ import (
 )
 
 // Match reports whether the selector selects a container. What is not known of
-// it, its pod for instance, matches nothing that is asked for.
+// it, its pod for instance, matches nothing that is asked for; but a label or an
+// annotation that may have been left out for want of room matches: its author would
+// get out of sight by giving a container a thousand others.
 func (s Selector) Match(id container.Identity) bool {
 	var pod container.Pod
 	if id.Pod != nil {
@@ -17,10 +19,10 @@ func (s Selector) Match(id container.Identity) bool {
 	}
 	return (len(s.Runtimes) == 0 || slices.Contains(s.Runtimes, id.Runtime)) &&
 		anyGlob(s.Namespaces, pod.Namespace) &&
-		subset(s.PodLabels, pod.Labels) &&
+		subset(s.PodLabels, pod.Labels, id.Cut) &&
 		anyGlob(s.Images, id.Image.Name) &&
 		anyGlob(s.Containers, id.Name) &&
-		subset(s.Annotations, id.Annotations)
+		subset(s.Annotations, id.Annotations, id.Cut)
 }
 
 // anyGlob reports whether one of the globs matches a name, or there are none.
@@ -34,9 +36,9 @@ func anyGlob(globs []string, name string) bool {
 	})
 }
 
-func subset(want, have map[string]string) bool {
+func subset(want, have map[string]string, cut bool) bool {
 	for k, v := range want {
-		if h, ok := have[k]; !ok || h != v {
+		if h, ok := have[k]; !ok && !cut || ok && h != v {
 			return false
 		}
 	}

@@ -117,7 +117,8 @@ func TestSelect(t *testing.T) {
 		Image:       container.Image{Name: "ghcr.io/acme/web:1.2"},
 		Annotations: map[string]string{"io.example/on": "true"},
 	}
-	noPod, noImage := id, id
+	noPod, noImage, cut := id, id, id
+	cut.Cut = true
 	noPod.Pod, noImage.Image = nil, container.Image{}
 	for _, c := range []struct {
 		name string
@@ -144,6 +145,9 @@ func TestSelect(t *testing.T) {
 		{"other container", Selector{Containers: []string{"db-*"}}, id, false},
 		{"annotation", Selector{Annotations: map[string]string{"io.example/on": "true"}}, id, true},
 		{"other annotation", Selector{Annotations: map[string]string{"io.example/on": "false"}}, id, false},
+		{"a label that may have been left out", Selector{PodLabels: map[string]string{"zone": "eu"}}, cut, true},
+		{"an annotation that may have been", Selector{Annotations: map[string]string{"io.example/zone": "eu"}}, cut, true},
+		{"one that differs was not", Selector{PodLabels: map[string]string{"app": "db"}}, cut, false},
 		{"all must match", Selector{Containers: []string{"web-*"}, Namespaces: []string{"dev"}}, id, false},
 	} {
 		if got := c.s.Match(c.id); got != c.want {

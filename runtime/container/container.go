@@ -75,6 +75,9 @@ type Identity struct {
 	Image       Image             `json:"image"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
+	// Cut says that not all labels and annotations are there: one that is missing
+	// may be among those that were left out.
+	Cut bool `json:"cut,omitempty"`
 
 	BootID     string `json:"bootId,omitempty"`
 	CgroupID   uint64 `json:"cgroupId,string,omitempty"` // kernel cgroup id (inode number in cgroup2)

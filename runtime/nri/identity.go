@@ -61,7 +61,9 @@ func identify(r container.Runtime, p *api.PodSandbox, c *api.Container) (id cont
 	if pod.ID != "" || pod.Name != "" {
 		id.Pod = &pod
 	}
-	return id, a + b + d
+	cut = a + b + d
+	id.Cut = cut > 0
+	return id, cut
 }
 
 // nameOf prefers what only the kubelet and the runtime can write. CRI-O copies

@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/nri/pkg/api"
 
+	"probity/bpf/policy"
 	"probity/runtime/container"
 )
 
@@ -107,9 +108,26 @@ func TestFit(t *testing.T) {
 				t.Errorf("%d kept, not the one that matters", len(kept))
 			}
 		}
+		if !id.Cut {
+			t.Error("it does not say that some are missing")
+		}
 		if want := 3 * (len(m) - len(id.Labels)); cut != want || cut == 0 {
 			t.Errorf("%d left out, want %d", cut, want)
 		}
+	}
+}
+
+// The labels that a policy goes by are the longest, for instance: it is for the
+// container all the same.
+func TestFitSelects(t *testing.T) {
+	want := map[string]string{"app.kubernetes.io/part-of": "payments"}
+	m := map[string]string{"app.kubernetes.io/part-of": "payments"}
+	for i := range container.MaxPairs {
+		m[fmt.Sprintf("x%06d", i)] = ""
+	}
+	id, _ := identify(container.Containerd, &api.PodSandbox{Id: "p", Labels: m}, &api.Container{Id: "c"})
+	if s := (policy.Selector{PodLabels: want}); !s.Match(id) {
+		t.Error("it got out of sight")
 	}
 }
 
