@@ -129,14 +129,16 @@ var rules = map[string]rule{
 	},
 	// It is handed what was verified, and reads nothing itself.
 	"evidence/export": {ours: []string{"evidence", "evidence/verify"}},
+	// What the policy keeps out of evidence: the one place that both know.
+	"evidence/redact": {ours: []string{"bpf/policy", "evidence"}, modules: []string{"golang.org/x/sys/unix"}},
 	"evidence/witness": {
-		ours: []string{"bpf", "bpf/policy", "bpf/probe", "evidence", "evidence/score", "runtime/container", "runtime/image"},
+		ours: []string{"bpf", "bpf/policy", "bpf/probe", "evidence", "evidence/redact", "evidence/score", "runtime/container", "runtime/image"},
 	},
 
 	// What wires.
 	"agent": {
 		ours: []string{
-			"bpf", "bpf/kernel", "bpf/policy", "bpf/probe", "evidence", "evidence/nodekey", "evidence/sign", "evidence/sign/pkcs11", "evidence/spool", "evidence/witness",
+			"bpf", "bpf/kernel", "bpf/policy", "bpf/probe", "evidence", "evidence/nodekey", "evidence/redact", "evidence/sign", "evidence/sign/pkcs11", "evidence/spool", "evidence/witness",
 			"runtime/cgroup", "runtime/container", "runtime/handoff", "runtime/handoff/wire", "runtime/image", "runtime/lifecycle", "runtime/nri", "runtime/oci", "runtime/process", "runtime/sandbox",
 		},
 		modules: []string{"github.com/cilium/ebpf/ringbuf", "go.yaml.in/yaml/", "golang.org/x/sync/errgroup", "golang.org/x/sys/unix"},

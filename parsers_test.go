@@ -55,6 +55,8 @@ var parsers = map[string]string{
 	"evidence/delivery.Parse":             "FuzzParse",
 	"evidence/delivery.parseOTLP":         "FuzzParse",
 	"evidence/delivery.Joiner.Read":       "FuzzJoin",
+	"evidence/redact.New":                 "the key, which is not looked at",
+	"evidence/redact.parseKey":            "FuzzKey",
 	"evidence/sign.LoadPublic":            "FuzzLoadPublic",
 	"evidence/sign.Open":                  "FuzzOpen",
 	"evidence/sign.ParseChain":            "FuzzChain",

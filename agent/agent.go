@@ -35,6 +35,7 @@ import (
 	"probity/bpf/probe"
 	"probity/evidence"
 	"probity/evidence/nodekey"
+	"probity/evidence/redact"
 	"probity/evidence/sign"
 	"probity/evidence/spool"
 	"probity/evidence/witness"
@@ -55,11 +56,14 @@ type Agent struct {
 	signer   *sign.Signer
 	spool    *spool.Spool
 	witness  *witness.Witness
-	cgroups  *cgroup.FS // nil without a cgroup2 hierarchy
+	redact   *redact.Redactor // of what is of no run, or of one that is not known
+	cgroups  *cgroup.FS       // nil without a cgroup2 hierarchy
 	cgErr    error
-	finder   *image.Finder
-	layers   *image.Cache
-	inspect  *probe.Inspector
+
+	redactKey []byte // nil if no rule is keyed
+	finder    *image.Finder
+	layers    *image.Cache
+	inspect   *probe.Inspector
 
 	obj    *bpf.Objects // nil where the kernel refuses eBPF
 	bpfErr error
@@ -173,8 +177,15 @@ func New(cfg Config) (_ *Agent, err error) {
 	if err := sign.Published(cfg.State, a.signer); err != nil { // now nobody can change it any more
 		return nil, fmt.Errorf("open the node's key: %w", err)
 	}
+	all := a.policies.RedactAll()
+	if slices.ContainsFunc(all, func(r policy.Rule) bool { return r.Keyed }) { // the spool has the state directory for itself
+		if a.redactKey, err = redact.Key(cfg.State); err != nil {
+			return nil, err
+		}
+	}
+	a.redact = redact.New(all, a.redactKey, "")
 	var _ witness.Thrift = a.spool // what it has little room for is left out
-	a.witness = witness.New(witness.Config{Sink: a.spool, BootTime: cgroup.BootTime, Policies: a.policies.Digest, Log: a.log.With("in", "witness")})
+	a.witness = witness.New(witness.Config{Sink: a.spool, BootTime: cgroup.BootTime, Policies: a.policies.Digest, Redact: a.redact, Log: a.log.With("in", "witness")})
 	a.finder = image.New(image.Config{ContainerdAddress: cfg.ContainerdAddress, PodmanRoot: cfg.PodmanRoot, Log: a.log.With("in", "image")})
 	if err := a.openKernel(); err != nil {
 		return nil, err

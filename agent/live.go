@@ -17,6 +17,7 @@ import (
 	"probity/bpf/policy"
 	"probity/bpf/probe"
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/witness"
 	"probity/runtime/cgroup"
 	"probity/runtime/container"
@@ -283,7 +284,10 @@ func waitStarted(ctx context.Context, ended <-chan end) (e end) {
 // armNow does what must happen before the container's first instruction.
 func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr error) witness.Start {
 	n, began := run.Notice, cgroup.BootTime()
-	start := witness.Start{Identity: n.Identity, Source: n.Source, Notified: n.At}
+	start := witness.Start{
+		Identity: n.Identity, Source: n.Source, Notified: n.At,
+		Redact: redact.New(a.policies.Redact(n.Identity), a.redactKey, n.Identity.Image.Name),
+	}
 	refuse := func(r evidence.NotArmedReason, err error) witness.Start {
 		plan := probe.Refuse(probes, r, err.Error())
 		start.Sites, start.Searches = plan.Sites, plan.Searches

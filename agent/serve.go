@@ -313,6 +313,8 @@ func (a *Agent) recover() {
 			Count: evidence.Loss{N: 1}, RunID: cov.RunID, ContainerID: cov.ContainerID,
 			Detail: "no agent, and nothing that kept its counters",
 		}
+		a.redact.Line(&cov) // what was redacted then stays, and the rules may be others now
+		a.redact.Line(gap)
 		err := a.spool.Append(cov.RunID, func(evidence.Clock) []evidence.Line { return []evidence.Line{&cov, gap} })
 		if err != nil {
 			a.problem("the gap of run %s was not signed: %v", cov.RunID, err)
@@ -324,6 +326,7 @@ func (a *Agent) recover() {
 func (a *Agent) signNode(g *evidence.Gap, complete func(*evidence.Gap, evidence.Time)) {
 	err := a.spool.Append("", func(c evidence.Clock) []evidence.Line {
 		complete(g, c.Time(cgroup.BootTime()))
+		a.redact.Line(g)
 		return []evidence.Line{g}
 	})
 	if err != nil {

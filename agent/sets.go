@@ -153,6 +153,7 @@ func entryOf(e *bpf.SetEntry, id probe.Identified, mountNS uint32) *witness.Entr
 		Set: e.Set.String(), Key: e.Bytes(), At: e.FirstNs, Last: e.LastNs, Count: e.Count, Process: evidence.Process{Pid: e.Pid, Comm: e.Comm()},
 		FileDigest: id.Digest, BuildID: id.BuildID, Origin: id.Origin, LayerDiffID: id.LayerDiffID,
 	}
+	w.PathCut, w.ArgumentCut = e.PathCut(), e.ArgumentCut()
 	if e.Session == bpf.SessionExec {
 		w.Process.Session = evidence.SessionExec
 	}
@@ -175,7 +176,7 @@ func entryOf(e *bpf.SetEntry, id probe.Identified, mountNS uint32) *witness.Entr
 			w.Parent = &evidence.Process{Pid: e.Parent, Comm: e.ParentComm()}
 		}
 		if w.Path == "" {
-			w.Path = e.Argument()
+			w.Path, w.PathCut = e.Argument(), e.ArgumentCut()
 		} else if arg := e.Argument(); arg != w.Path {
 			w.Argument = arg
 		}

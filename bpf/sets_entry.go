@@ -248,6 +248,14 @@ func (e *SetEntry) PathDoubt() string {
 	return ""
 }
 
+// PathCut reports whether the beginning of Path may be missing, or its end.
+func (e *SetEntry) PathCut() bool {
+	return e.flags&uint32(setsPathFlagsPATH_CUT|setsPathFlagsPATH_OUTSIDE) != 0 || e.Given() && e.ArgumentCut()
+}
+
+// ArgumentCut reports whether the end of Argument is missing.
+func (e *SetEntry) ArgumentCut() bool { return e.flags&uint32(setsPathFlagsPATH_ARG_CUT) != 0 }
+
 // PathKnown reports whether Path is a path in the container's own tree.
 func (e *SetEntry) PathKnown() bool {
 	return e.path > 0 && e.PathDoubt() == ""

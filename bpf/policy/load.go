@@ -30,7 +30,7 @@ func NewSet(files []Source) (*Set, error) {
 	slices.SortStableFunc(files, func(a, b Source) int { return strings.Compare(a.Name, b.Name) })
 	set, sum := &Set{}, sha256.New()
 	var problems Diagnostics
-	names, ids := map[string]string{}, map[string]string{} // to the file that has it
+	names, ids, rules := map[string]string{}, map[string]string{}, map[string]string{} // to the file that has it
 	for _, f := range files {
 		fmt.Fprintf(sum, "%s\x00%d\x00", filepath.Base(f.Name), len(f.Data))
 		sum.Write(f.Data)
@@ -44,6 +44,9 @@ func NewSet(files []Source) (*Set, error) {
 		taken(r, names, "name", p.Name, where.name)
 		for i, probe := range p.Probes {
 			taken(r, ids, "id", probe.ID, where.ids[i])
+		}
+		for i, rule := range p.Redact {
+			taken(r, rules, "the rule's id", rule.ID, where.rules[i])
 		}
 		if errors.As(r.err(), &ds) {
 			problems = append(problems, ds...)

@@ -29,6 +29,8 @@ func Parse(file string, data []byte) (Policy, error) {
 type places struct {
 	name position
 	ids  []position // of Probes, one by one
+
+	rules []position // of Redact
 }
 
 func parse(file string, data []byte) (Policy, places, error) {

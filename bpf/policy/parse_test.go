@@ -109,7 +109,7 @@ func TestProblems(t *testing.T) {
 		{"nothing", "~\n", []string{"1:1: policy: want a mapping, not nothing"}},
 		{"a list", "- a\n", []string{"1:1: policy: want a mapping, not a list"}},
 		{"text", "\n  demo\n", []string{"2:3: policy: want a mapping, not text"}},
-		{"empty mapping", "{}\n", []string{"1:1: policy: no name", "1:1: policy: no probes"}},
+		{"empty mapping", "{}\n", []string{"1:1: policy: no name", "1:1: policy: no probes, and nothing to redact"}},
 		{"two documents", demo + "---\n" + demo, []string{"19:1: a second document"}},
 		{"an empty second document", demo + "---\n", []string{"19:1: a second document"}},
 		{"broken second document", "name: n\n---\n[\n", []string{"4:1: not YAML"}},
@@ -125,7 +125,7 @@ func TestProblems(t *testing.T) {
 		{"unknown alias", "name: *nowhere\n", []string{"1:7: not YAML: unknown anchor"}},
 		{"nested", "name: " + strings.Repeat("[", 100) + "\n", []string{"1:23: not YAML: "}},
 		{"too large", "# " + strings.Repeat("x", MaxFile), []string{"1:1: the file is larger than 1048576 bytes"}},
-		{"unknown key", "nmae: n\n" + demo, []string{"1:1: policy: unknown key \"nmae\"; there are name, probes, select"}},
+		{"unknown key", "nmae: n\n" + demo, []string{"1:1: policy: unknown key \"nmae\"; there are name, probes, redact, select"}},
 		{"key twice", demo + "name: again\n", []string{"19:1: policy: \"name\" is there twice"}},
 		{"number as a key", demo + "7: x\n", []string{"19:1: policy: the key 7 is a number"}},
 		{"list as a key", demo + "? [a]\n: x\n", []string{"19:3: policy: want text as a key, not a list"}},
@@ -292,7 +292,7 @@ func TestAliasBomb(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, seed := range []string{demo, probe("id: b\ntype: uprobe\nfile: /a/{b,c}/[d-e]*\noffsets: [entry]"), sel("images: ['**']"), probe("id: b\ntype: usdt\nlibrary: 'lib*'\nmarkers: ['a:b*']\nstopAfter: 1\nrearmAfter: 5m"), probe("id: b\ntype: kprobe\nsyscalls: [read]\nduration: true"), probe("id: b\nset: files"), "a: &a [*a]\n", "---\n---\n", "? {a: b}\n: c\n", "\xff"} {
+	for _, seed := range []string{demo, probe("id: b\ntype: uprobe\nfile: /a/{b,c}/[d-e]*\noffsets: [entry]"), sel("images: ['**']"), probe("id: b\ntype: usdt\nlibrary: 'lib*'\nmarkers: ['a:b*']\nstopAfter: 1\nrearmAfter: 5m"), probe("id: b\ntype: kprobe\nsyscalls: [read]\nduration: true"), probe("id: b\nset: files"), redacting, "a: &a [*a]\n", "---\n---\n", "? {a: b}\n: c\n", "\xff"} {
 		f.Add([]byte(seed))
 	}
 	id := container.Identity{Runtime: container.Podman, Name: "web-1", Pod: &container.Pod{Namespace: "prod-1"}, Image: container.Image{Name: "localhost/demo:latest"}}
@@ -310,8 +310,13 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if p.Name == "" || len(p.Probes) == 0 {
+		if p.Name == "" || len(p.Probes)+len(p.Redact) == 0 {
 			t.Errorf("%+v", p)
+		}
+		for _, r := range p.Redact {
+			if why := wrongRule(r); why != "" {
+				t.Errorf("%s: %+v", why, r)
+			}
 		}
 		for _, pr := range p.Probes {
 			if why := wrong(pr); why != "" {

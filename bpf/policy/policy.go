@@ -40,6 +40,7 @@ type Policy struct {
 	File   string // as the file was named to the parser
 	Select Selector
 	Probes []Probe
+	Redact []Rule // what is kept out of the evidence of these containers
 }
 
 // Selector says which containers a policy is for. All that is given must

@@ -73,7 +73,7 @@ func TestLoadProblems(t *testing.T) {
 	want := []string{
 		"2.yaml:1:7: name \"a\" is taken by " + one,
 		"2.yaml:3:9: id \"exec\" is taken by " + one,
-		"3.yaml:1:1: policy: no probes",
+		"3.yaml:1:1: policy: no probes, and nothing to redact",
 		"4.yaml:1:1: the file is larger than 1048576 bytes",
 	}
 	for i := range want {

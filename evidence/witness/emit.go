@@ -2,6 +2,7 @@ package witness
 
 import (
 	"fmt"
+	"slices"
 
 	"probity/evidence"
 )
@@ -139,16 +140,20 @@ func (r *run) told(b batch, to int64) {
 // lines makes the lines. It changes nothing, because the sink may ask for them
 // again with another clock.
 func (w *Witness) lines(r *run, c evidence.Clock, to int64, of what) (b batch) {
+	add := func(l evidence.Line) {
+		r.redact.Line(l)
+		b.lines = append(b.lines, l)
+	}
 	if of&coverage != 0 {
-		b.lines = append(b.lines, r.cover(c, to, w.cfg.Policies))
+		add(r.cover(c, to, w.cfg.Policies))
 	}
 	for _, g := range r.unsaid {
-		b.lines = append(b.lines, r.gapLine(c, g))
+		add(r.gapLine(c, g))
 	}
 	if b.grown = len(r.grown) > 0 && (of&coverage != 0 || to-r.grewAt >= growEvery); b.grown {
 		for _, g := range r.grown {
 			if !g.queued {
-				b.lines = append(b.lines, r.gapLine(c, g))
+				add(r.gapLine(c, g))
 			}
 		}
 	}
@@ -166,7 +171,7 @@ func (w *Witness) lines(r *run, c evidence.Clock, to int64, of what) (b batch) {
 			case only:
 				b.counted = true
 			}
-			b.lines = append(b.lines, r.observe(c, s, to, w.cfg.Log))
+			add(r.observe(c, s, to, w.cfg.Log))
 			b.sites = append(b.sites, toldSite{i, now})
 		}
 	}
@@ -225,6 +230,7 @@ func (r *run) writable(c evidence.Clock, lines []evidence.Line) (out []evidence.
 		err := fits(l)
 		if v, ok := l.(*evidence.Coverage); ok && err != nil {
 			v.ContainerName, v.Image, v.CgroupPath, v.Pod, v.Probes = "", "", "", nil, nil
+			v.Redacted = slices.DeleteFunc(v.Redacted, func(x evidence.Redaction) bool { return x.Member != "imageDigestReason" })
 			r.unwritable, why = r.unwritable+1, err
 			err = fits(v)
 		}
@@ -238,7 +244,9 @@ func (r *run) writable(c evidence.Clock, lines []evidence.Line) (out []evidence.
 		return out
 	}
 	r.sum(evidence.GapSpoolDropped, wholeRun, r.armedAt, r.unwritable, clip(fmt.Sprintf("a line could not be written: %v", why), maxDetail))
-	return append(out, r.gapLine(c, r.openGap(evidence.GapSpoolDropped, wholeRun)))
+	l := r.gapLine(c, r.openGap(evidence.GapSpoolDropped, wholeRun))
+	r.redact.Line(l)
+	return append(out, l)
 }
 
 func fits(l evidence.Line) error {

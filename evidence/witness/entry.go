@@ -3,11 +3,13 @@ package witness
 import (
 	"encoding/binary"
 	"slices"
+	"strings"
 	"sync"
 
 	"probity/bpf"
 	"probity/bpf/probe"
 	"probity/evidence"
+	"probity/evidence/redact"
 )
 
 // Bounds on the entries of sets (FORMAT.md, "Sets"). The node's protects the
@@ -43,6 +45,13 @@ type Entry struct {
 	Detail                                         string // why there is no digest, for a person
 
 	evidence.Entry
+
+	// PathCut and ArgumentCut say that a part of the one and the other is missing.
+	PathCut, ArgumentCut bool
+
+	redacted    []evidence.Redaction
+	wasRedacted bool
+	first       *evidence.Process // Process as it was; nil if that is as it was
 
 	said uint64 // the count that its last line says
 }
@@ -98,7 +107,36 @@ func (e *Entry) appendKey(b []byte) []byte {
 	for _, s := range [...]string{e.Path, e.FileDigest, e.BuildID, e.Origin, e.LayerDiffID, e.Argument, e.Process.Session, e.Device, e.Mapped, e.Operation, e.Protocol, e.Family, e.Address, e.Access} {
 		b = append(binary.AppendUvarint(b, uint64(len(s))), s...)
 	}
+	// What looks redacted is not what was.
+	for _, x := range e.redacted {
+		if x.Member == "path" || strings.HasPrefix(x.Member, "entry.") && !strings.HasPrefix(x.Member, "entry.parent.") {
+			b = append(append(append(b, x.Member...), ' '), x.Rule...)
+			b = append(b, '\n')
+		}
+	}
 	return binary.AppendUvarint(binary.AppendUvarint(b, uint64(e.Inode)), uint64(e.Port))
+}
+
+// redact takes out of an entry what is kept out of evidence, before it is looked for
+// among those that are known: entries that read alike then are one.
+func (e *Entry) redact(r *redact.Redactor) {
+	if r == nil || e.wasRedacted {
+		return
+	}
+	e.wasRedacted = true
+	first := e.Process
+	e.redacted = r.Entry(redact.Entry{Path: &e.Path, Detail: &e.Detail, Process: &e.Process, Entry: &e.Entry, PathCut: e.PathCut, ArgumentCut: e.ArgumentCut})
+	if first != e.Process {
+		e.first = &first
+	}
+}
+
+// process is the process as it was: the line about the set itself redacts its own.
+func (e *Entry) process() *evidence.Process {
+	if e.first != nil {
+		return e.first
+	}
+	return &e.Process
 }
 
 // enter notes an entry. It reports whether there is something to write: a new
@@ -109,6 +147,7 @@ func (r *run) enter(e *Entry, room func(int64) bool) bool {
 	if set == nil || e.Set == evidence.SetSyscalls {
 		return false // no probe wants it
 	}
+	e.redact(r.redact)
 	last, count := max(e.Last, e.At), max(1, e.Count)
 	var buf [512]byte
 	key := e.appendKey(buf[:0])
@@ -128,7 +167,7 @@ func (r *run) enter(e *Entry, room func(int64) bool) bool {
 	}
 	if have == nil && len(set.order) >= MaxEntries || set.bytes+size > maxEntryText+MaxEntries*(entryCost+keyCost) || !room(size) {
 		set.past++
-		r.saw(set, &e.Process, e.At, last, count)
+		r.saw(set, e.process(), e.At, last, count)
 		r.setGap(set, evidence.GapSetFull, e.At, set.past+set.full, whySetFull)
 		return set.past+set.full == 1
 	}
@@ -142,7 +181,7 @@ func (r *run) enter(e *Entry, room func(int64) bool) bool {
 	set.entries[string(key)], set.told[e.Key] = e, told{e, count}
 	set.order = append(set.order, e)
 	r.fresh = append(r.fresh, e)
-	r.saw(set, &e.Process, e.At, last, count-min(count, before.count))
+	r.saw(set, e.process(), e.At, last, count-min(count, before.count))
 	return true
 }
 
@@ -156,7 +195,7 @@ func (r *run) again(set *set, k Key, before told, count uint64, at, last int64) 
 	have.Count += more
 	have.At, have.Last = min(have.At, at), max(have.Last, last)
 	set.told[k] = told{have, count}
-	r.saw(set, &have.Process, at, last, more)
+	r.saw(set, have.process(), at, last, more)
 }
 
 const whySetFull = "distinct entries past the bound of the set: they have no lines"
@@ -297,6 +336,9 @@ func (l *entryLines) add(lines []evidence.Line, r *run, c evidence.Clock, entrie
 			o.Count, o.FirstAt, o.LastAt = count, c.Time(e.At), c.Time(e.Last)
 			o.Path, o.FileDigest, o.BuildID, o.Origin, o.LayerDiffID, o.Detail = e.Path, e.FileDigest, e.BuildID, e.Origin, e.LayerDiffID, e.Detail
 			o.Entry = &e.Entry
+			if e.redacted != nil {
+				o.Redacted = slices.Concat(alike[i].Redacted, e.redacted) // in order: what is alike comes first
+			}
 			if e.Process != (evidence.Process{}) {
 				o.Process = &e.Process
 			}
@@ -313,6 +355,7 @@ func (r *run) observeEntries(c evidence.Clock, s *site, to int64) *evidence.Obse
 	o.State = evidence.Hit
 	_, o.Complete = r.windows(s, to)
 	o.Gaps = r.siteGaps(c, s, to)
+	r.redact.Line(o)
 	return o
 }
 

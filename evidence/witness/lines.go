@@ -71,7 +71,7 @@ func (r *run) observe(c evidence.Clock, s *site, to int64, log *slog.Logger) *ev
 		o.FirstAt, o.LastAt = c.Time(s.counter.FirstNs), c.Time(max(s.counter.LastNs, s.counter.FirstNs))
 		o.Process, o.Stack = s.process, s.stack
 		if s.Requested == evidence.Tracepoint && s.ID == 0 {
-			o.Processes = r.processes
+			o.Processes, o.Redacted = r.processes, r.procGone
 		}
 		o.Duration = r.duration(s, log)
 		r.describeSet(o, s)

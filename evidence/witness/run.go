@@ -11,6 +11,7 @@ import (
 	"probity/bpf"
 	"probity/bpf/probe"
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/runtime/container"
 )
 
@@ -29,6 +30,7 @@ type run struct {
 	runID    string
 	source   string
 	arm      Armament
+	redact   *redact.Redactor
 	notified int64
 	armedAt  int64
 
@@ -71,6 +73,7 @@ type run struct {
 
 	paths     map[int]string // executable by pid
 	processes []evidence.Process
+	procGone  []evidence.Redaction // of the processes
 	procBytes int
 	procKnown map[string]bool
 	procFull  uint64
@@ -78,7 +81,7 @@ type run struct {
 
 func newRun(s Start) *run {
 	r := &run{
-		id: s.Identity, runID: s.Identity.RunID(), source: s.Source, arm: s.Arm, searches: slices.Clone(s.Searches),
+		id: s.Identity, runID: s.Identity.RunID(), source: s.Source, arm: s.Arm, redact: s.Redact, searches: slices.Clone(s.Searches),
 		notified: s.Notified, first: s.ArmedAt, armedAt: s.ArmedAt, lastGood: s.ArmedAt,
 		paths: map[int]string{}, procKnown: map[string]bool{}, files: map[evidence.GapReason]int{},
 	}
@@ -164,6 +167,7 @@ func (r *run) attributionLost(total uint64, detail string) {
 
 // addProcess keeps the distinct executables that the container ran.
 func (r *run) addProcess(p evidence.Process) {
+	gone := r.redact.Process(&p) // before they are counted: those that read alike are one
 	key := p.Comm + "\x00" + p.Path + "\x00" + p.Session
 	if r.procKnown[key] {
 		return
@@ -177,6 +181,7 @@ func (r *run) addProcess(p evidence.Process) {
 	r.procKnown[key] = true
 	r.procBytes += len(b)
 	r.processes = append(r.processes, p)
+	r.procGone = evidence.SortRedactions(evidence.KindObservation, append(r.procGone, gone...))
 }
 
 // refresh reads the counters. What has changed is then among what the next lines

@@ -25,6 +25,7 @@ import (
 	"probity/bpf"
 	"probity/bpf/probe"
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/runtime/container"
 )
 
@@ -72,7 +73,9 @@ type Config struct {
 	// MaxEntryBytes bounds the memory of all entries of sets of all runs
 	// (DefaultMaxEntryBytes). Past it, sets are full.
 	MaxEntryBytes int64
-	Log           *slog.Logger
+	// Redact is for lines that are of no run; a run has its own (Start).
+	Redact *redact.Redactor
+	Log    *slog.Logger
 }
 
 // Witness keeps the state of every live run. Safe for concurrent use: each run
@@ -144,8 +147,9 @@ type Start struct {
 	Source   string
 	Sites    []probe.Site
 	Searches []probe.Search
-	Arm      Armament // nil if nothing could be armed
-	Notified int64    // boot time at which the source announced the start
+	Arm      Armament         // nil if nothing could be armed
+	Redact   *redact.Redactor // what its policies keep out of evidence
+	Notified int64            // boot time at which the source announced the start
 	ArmedAt  int64
 }
 
@@ -595,7 +599,11 @@ func (w *Witness) Coalesced() uint64 { return w.leftOut.Load() }
 // sign hands a gap that is no run's to the sink. A sink that cannot take it
 // counts it as dropped itself; here it is only told to a person.
 func (w *Witness) sign(g *gap) {
-	err := w.cfg.Sink.Append("", func(c evidence.Clock) []evidence.Line { return []evidence.Line{g.line(c)} })
+	err := w.cfg.Sink.Append("", func(c evidence.Clock) []evidence.Line {
+		l := g.line(c)
+		w.cfg.Redact.Line(l)
+		return []evidence.Line{l}
+	})
 	if err != nil {
 		w.cfg.Log.Error("evidence was not taken", "gap", g.reason, "err", err)
 	}
