@@ -219,3 +219,57 @@ func TestLossNamesEveryRun(t *testing.T) {
 		}
 	}
 }
+
+// That lines were refused stays signed when the chunk that says so goes in its turn:
+// with the quota, or out of memory.
+func TestRefusedStaysSigned(t *testing.T) {
+	const made = 100
+	for name, memory := range map[string]bool{"with the quota": false, "out of memory": true} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.cfg.ContainerQuota, n.cfg.MaxPending = 30_000, 60_000
+			if !memory {
+				n.cfg.Quota = 150_000
+			}
+			s := n.open(t)
+			must(t, errors.Join(s.Append(runID(9), coverage(9, true)), s.Flush(t.Context())))
+			tmp := filepath.Join(n.cfg.Dir, "tmp")
+			if memory {
+				must(t, errors.Join(os.Remove(tmp), os.WriteFile(tmp, nil, 0o600)))
+			}
+			must(t, s.Append(runID(1), entries(1, 0, made)))
+			s.Seal()
+			for i := range 20 {
+				must(t, s.Append(runID(10+i), sites(10+i, 10, 1000)))
+				s.Seal()
+				if !memory {
+					must(t, s.Flush(t.Context()))
+				}
+			}
+			if memory {
+				must(t, errors.Join(os.Remove(tmp), os.Mkdir(tmp, 0o750)))
+			}
+			must(t, errors.Join(s.Flush(t.Context()), s.Close()))
+			rep := n.report(t)
+			if r := row(rep, 1, anyRow); r != nil {
+				t.Fatalf("still there: %+v", r)
+			}
+			of, sum, node := uint64(0), uint64(0), uint64(0)
+			for _, g := range rep.Gaps {
+				switch {
+				case g.Reason != evidence.GapSpoolDropped:
+				case g.Scope == evidence.ScopeNode:
+					node += g.Count.N
+				default:
+					sum += g.Count.N
+					if g.RunID == runID(1) && g.ProbeType == evidence.RawTracepoint {
+						of += g.Count.N
+					}
+				}
+			}
+			if of != made || sum != node {
+				t.Errorf("of %d entries %d are signed as lost; of all runs %d, of the node %d", made, of, sum, node)
+			}
+		})
+	}
+}

@@ -30,7 +30,7 @@ func newSparingStage(t *testing.T, sites ...probe.Site) (*stage, *little) {
 // new is told as ever: a first hit, a new entry, a state. When there is room again,
 // and at the end, all is told that was left out.
 func TestCountsWait(t *testing.T) {
-	for _, atEnd := range []bool{false, true} {
+	for _, then := range []string{"the next hour", "something new", "the end"} {
 		st, little := newSparingStage(t, armed(1, "hello"), armed(2, "more"), setSite(evidence.SetNetwork))
 		st.hit(1, 1, 6000)
 		st.Entries(42, connect("192.0.2.1", 443, 6000))
@@ -72,11 +72,16 @@ func TestCountsWait(t *testing.T) {
 			t.Errorf("new things: %+v", obs)
 		}
 		st.out.lines = nil
-		if atEnd {
-			st.End(st.id, 10000, true)
-		} else {
-			little.room, st.now = true, 10000
+		st.now = 10000
+		switch then {
+		case "the next hour":
+			little.room = true
 			st.Hourly()
+		case "something new":
+			little.room = true
+			st.Entries(42, connect("192.0.2.3", 443, 9500))
+		case "the end":
+			st.End(st.id, 10000, true)
 		}
 		counts := map[string]evidence.Uint64{}
 		for _, o := range take[*evidence.Observation](st.out) {
@@ -90,7 +95,7 @@ func TestCountsWait(t *testing.T) {
 			}
 		}
 		if counts["hello"] != 31 || counts["192.0.2.1"] != 15 {
-			t.Errorf("counts at last: %v", counts)
+			t.Errorf("%s: counts at last: %v", then, counts)
 		}
 		gaps := take[*evidence.Gap](st.out)
 		i := slices.IndexFunc(gaps, func(g *evidence.Gap) bool { return g.Reason == evidence.GapCoalesced })
