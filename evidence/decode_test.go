@@ -196,6 +196,8 @@ var changes2 = []change{
 	{"a set on a line about an instruction", "set:", 3, `"count":"4","firstAt"`, `"set":"exec","count":"4","firstAt"`},
 	{"system calls on another set's line", "systemCalls", 15, `"set":"syscalls"`, `"set":"files"`},
 	{"system calls that do not rise", "numbers:", 15, `[0,1,59,231]`, `[0,59,1,231]`},
+	{"an observation without a probe type", "not in canonical form", 3, `"probeType":"uprobe",`, ``},
+	{"a list of system calls that is null", "not in canonical form", 15, `"numbers":[0,1,59,231]`, `"numbers":null`},
 	{"an architecture that is not known", "arch:", 15, `"arch":"i386"`, `"arch":"x86"`},
 	{"ioUring that is false", "not in canonical form", 15, `"ioUring":true`, `"ioUring":false`},
 	{"a duration whose counts are not its count", "duration:", 3, `"count":"3","unmatched"`, `"count":"4","unmatched"`},
@@ -321,6 +323,34 @@ func TestInvalidLines(t *testing.T) {
 		}
 		if err == nil || !strings.Contains(err.Error(), c.Error) {
 			t.Errorf("%s: got %v, want an error with %q", c.Why, err, c.Error)
+		}
+	}
+}
+
+// A list that has to be there is [] if it is empty. It once was null, which is a second
+// spelling of the same line, and in another language no list.
+func TestRequiredListsAreNeverNull(t *testing.T) {
+	line := vectors[1].fileLines(t)[2]
+	o, err := evidence.Decode(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hit := o.(*evidence.Observation)
+	hit.Stack = &evidence.Stack{Reason: "unreadable"}
+	hit.Duration = &evidence.Duration{Unit: evidence.UnitNs, Unmatched: 1}
+	b, err := evidence.Encode(hit)
+	if err == nil {
+		err = evidence.Validate(hit)
+	}
+	if err != nil || bytes.Contains(b, []byte("null")) || !bytes.Contains(b, []byte(`"frames":[]`)) || !bytes.Contains(b, []byte(`"counts":[]`)) {
+		t.Fatalf("%s, %v", b, err)
+	}
+	if _, err := evidence.Decode(string(b)); err != nil {
+		t.Error(err)
+	}
+	for _, list := range []string{`"frames":[]`, `"counts":[]`} {
+		if _, err := evidence.Decode(strings.Replace(string(b), list, strings.Replace(list, "[]", "null", 1), 1)); err == nil {
+			t.Errorf("%s as null is taken", list)
 		}
 	}
 }

@@ -373,11 +373,7 @@ func (w *writer) value(sh *shape, v reflect.Value) {
 		} else {
 			w.value(sh.elem, v.Elem())
 		}
-	case isSlice:
-		if v.IsNil() {
-			w.b = append(w.b, "null"...)
-			return
-		}
+	case isSlice: // one that has to be there is [], never null
 		w.b = append(w.b, '[')
 		for i := range v.Len() {
 			if i > 0 {

@@ -16,11 +16,33 @@ import (
 
 // plainJSON is what Append promises, by encoding/json.
 func plainJSON(l Line) ([]byte, error) {
-	if c, ok := l.(*Coverage); ok && c.Probes == nil {
-		c.Probes = []ProbeFold{}
-	}
+	noNull(reflect.ValueOf(l).Elem())
 	reflect.ValueOf(l).Elem().FieldByName("Kind").SetString(l.kind())
 	return marshal(l)
+}
+
+// noNull makes empty lists of those that are nil: what has to be there is [], and what
+// has not is left out.
+func noNull(v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Pointer:
+		if !v.IsNil() {
+			noNull(v.Elem())
+		}
+	case reflect.Slice:
+		if v.IsNil() {
+			v.Set(reflect.MakeSlice(v.Type(), 0, 0))
+		}
+		for i := range v.Len() {
+			noNull(v.Index(i))
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if v.Field(i).CanSet() {
+				noNull(v.Field(i))
+			}
+		}
+	}
 }
 
 func compareEncoders(t *testing.T, l Line) {
