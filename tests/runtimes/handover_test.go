@@ -16,14 +16,20 @@ import (
 	"probity/tests/need"
 )
 
-// byHand checks a chunk and its proofs with a program in another language, which
-// was written from FORMAT.md.
-func byHand(t *testing.T, a *Agent, it spool.Item) {
+// python runs the verifier in another language, which was written from FORMAT.md.
+func python(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	python := need.Command(t, "/usr/bin/python3")[0] // Debian's, which has Debian's modules
 	if out, err := exec.Command(python, "-c", "import cryptography").CombinedOutput(); err != nil {
 		need.File(t, "Debian's python3-cryptography", errors.Join(os.ErrNotExist, errors.New(string(out))))
 	}
+	out, err := exec.Command(python, append([]string{"../../evidence/testdata/verify.py"}, args...)...).CombinedOutput()
+	return string(out), err
+}
+
+// byHand checks a chunk and its proofs with it.
+func byHand(t *testing.T, a *Agent, it spool.Item) {
+	t.Helper()
 	dir := t.TempDir()
 	proof := func(name string, args ...string) string {
 		code, out, errs := a.Probity(t, append([]string{"evidence", "proof", a.Spool, it.Chunk}, args...)...)
@@ -38,8 +44,7 @@ func byHand(t *testing.T, a *Agent, it spool.Item) {
 	}
 	chunk, epoch := proof("chunk"), proof("epoch", "--epoch")
 	verify := func(chunkFile string) (string, error) {
-		out, err := exec.Command(python, "../../evidence/testdata/verify.py", a.Key(), chunkFile, chunk, epoch).CombinedOutput()
-		return string(out), err
+		return python(t, a.Key(), chunkFile, chunk, epoch)
 	}
 	out, err := verify(it.Path)
 	if err != nil || !strings.Contains(out, "leaf "+strconv.FormatUint(uint64(it.Leaf), 10)+" of "+it.Origin+" is this chunk") {
@@ -132,6 +137,13 @@ func TestHandOver(t *testing.T) {
 	}
 	if code, out, errs := a.Probity(t, "verify", a.Spool, "--key", a.Key(), "--checkpoint", kept); code != 0 {
 		t.Errorf("against what was kept: exit code %d\n%s%s", code, out, errs)
+	}
+	// The same by the verifier in another language: tombstones, and a kept state.
+	if out, err := python(t, a.Key(), a.Spool, kept); err != nil || !strings.Contains(out, "each signed by the node and in its log") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if out, err := python(t, a.Key(), early, kept); err == nil || !strings.Contains(out, "NOT SOUND: log "+ack.Origin+": it did not grow") {
+		t.Errorf("an earlier spool: %v\n%s", err, out)
 	}
 	if code, out, errs := a.Probity(t, "verify", early, "--key", a.Key(), "--checkpoint", kept); code != 1 || !strings.Contains(out, "rolledBack") {
 		t.Errorf("an earlier spool against what was kept: exit code %d\n%s%s", code, out, errs)
