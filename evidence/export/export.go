@@ -56,6 +56,7 @@ const (
 	NoRules   = "the fields of the format's event are not known"    // see docs/export.md
 	NoSymbol  = "the site has no symbol"                            // a site that was named by its offset
 	NoPath    = "the path of the file is not known"                 // only its inode is
+	Redacted  = "the policy keeps the path out of evidence"         // a mark is no path
 	NoPid     = "the process id is not one that the format allows"  // 0, the idle task
 	NoRun     = "no coverage line says in which cgroup the run was" // the format requires it
 	NoTime    = "the first hit was before the boot"                 // the format counts from there
@@ -146,6 +147,7 @@ func siteOf(node string, o *evidence.Observation) string {
 		Node, Run, Probe, Path, Origin, File, Build, Symbol, Function, Event, Set, Session string
 		Offset                                                                             *evidence.Uint64
 		Entry                                                                              evidence.Entry
+		Redacted                                                                           []evidence.Redaction
 	}
 	k := site{Node: node, Run: o.RunID, Probe: o.ProbeID, Path: o.Path, File: o.FileDigest, Symbol: o.Symbol, Function: o.Function, Event: o.Event, Set: o.Set, Offset: o.Offset}
 	if o.Entry == nil {
@@ -155,6 +157,11 @@ func siteOf(node string, o *evidence.Observation) string {
 		k.Entry.Parent = nil
 		if o.Set == evidence.SetExec && o.Process != nil {
 			k.Session = o.Process.Session
+		}
+	}
+	for _, r := range o.Redacted {
+		if r.Member == "path" || strings.HasPrefix(r.Member, "entry.") && !strings.HasPrefix(r.Member, "entry.parent.") {
+			k.Redacted = append(k.Redacted, r)
 		}
 	}
 	b, err := json.Marshal(k)
@@ -205,8 +212,8 @@ func eventOf(o *evidence.Observation) (e event, src, left string) {
 	clone := strings.Clone
 	switch o.Set {
 	case evidence.SetExec:
-		if o.Path == "" {
-			return e, "", NoPath
+		if left := pathless(o); left != "" {
+			return e, "", left
 		}
 		e = event{Type: ProcessExec, Filename: clone(o.Path)}
 		if o.Entry.Parent != nil && o.Entry.Parent.Pid > 0 {
@@ -214,8 +221,8 @@ func eventOf(o *evidence.Observation) (e event, src, left string) {
 		}
 		return e, source(o, "exec"), ""
 	case evidence.SetFiles:
-		if o.Path == "" {
-			return e, "", NoPath
+		if left := pathless(o); left != "" {
+			return e, "", left
 		}
 		return event{Type: FileOpen, Path: clone(o.Path)}, source(o, "open"), ""
 	case evidence.SetNetwork:
@@ -229,9 +236,24 @@ func eventOf(o *evidence.Observation) (e event, src, left string) {
 	case o.Function != "":
 		return event{Type: FunctionCall, Symbol: clone(o.Function)}, source(o, o.Function), ""
 	case o.Symbol != "":
-		return event{Type: FunctionCall, Symbol: clone(o.Symbol), Library: clone(o.Path)}, source(o, o.Symbol), ""
+		e = event{Type: FunctionCall, Symbol: clone(o.Symbol)}
+		if pathless(o) == "" {
+			e.Library = clone(o.Path)
+		}
+		return e, source(o, o.Symbol), ""
 	}
 	return e, "", NoSymbol
+}
+
+// pathless says why an observation has no path that could be written.
+func pathless(o *evidence.Observation) string {
+	switch {
+	case evidence.IsRedacted(o.Redacted, "path"):
+		return Redacted
+	case o.Path == "":
+		return NoPath
+	}
+	return ""
 }
 
 // source names what saw it as the schema's examples do: the kind of probe, as the

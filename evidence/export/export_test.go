@@ -107,6 +107,13 @@ func TestMapping(t *testing.T) {
 		"a container id of another form": {o: hit(func(o *evidence.Observation) { o.ContainerID = "web" }),
 			want: `{"cgroup_id":77,"comm":"caller","event":{"library":"/lib/l.so","symbol":"f","type":"function_call"}` + tail + `"uprobe:f","ts_ns":1000000005}`},
 
+		"a library's path redacted": {o: hit(func(o *evidence.Observation) {
+			o.Path, o.Redacted = "‹redacted:home:0123456789abcdef›", []evidence.Redaction{{Member: "path", Rule: "home"}}
+		}), want: head + `{"symbol":"f","type":"function_call"}` + tail + `"uprobe:f","ts_ns":1000000005}`},
+
+		"a file's path redacted": {o: hit(set("files", evidence.Entry{Access: "read"}, "‹redacted:home:0123456789abcdef›"), func(o *evidence.Observation) {
+			o.Redacted = []evidence.Redaction{{Member: "path", Rule: "home"}}
+		}), left: export.Redacted},
 		"no process":        {o: hit(func(o *evidence.Observation) { o.Process = nil }), left: export.NoProcess},
 		"pid 0":             {o: hit(func(o *evidence.Observation) { o.Process = &evidence.Process{Comm: "swapper/0"} }), left: export.NoPid},
 		"no comm":           {o: hit(func(o *evidence.Observation) { o.Process = &evidence.Process{Pid: 1} }), left: export.NoComm},
@@ -217,7 +224,7 @@ func TestVectors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]int{"0000000000000007": 1, "0000000000000008": 1} {
+	for name, want := range map[string]int{"0000000000000007": 1, "0000000000000008": 1, "0000000000000009": 0} {
 		data, err := os.ReadFile("../testdata/" + name + "-00112233445566ff.ndjson")
 		if err != nil {
 			t.Fatal(err)

@@ -77,7 +77,7 @@ def check_chunk(keys, data, name="chunk"):
     if data.count(b"\n") < 3 or not data.endswith(b"\n"):
         wrong(name + ": it is cut off, or something was added")
     header = json.loads(data[: data.index(b"\n")])
-    if header["format"] not in ("probity-chunk/1", "probity-chunk/2"):
+    if header["format"] not in ("probity-chunk/1", "probity-chunk/2", "probity-chunk/3"):
         wrong("%s: %s is made by another version: nothing is said of it" % (name, header["format"]))
     end = data.rindex(b"\n", 0, -1) + 1
     body, envelope = data[:end], json.loads(data[end:])
