@@ -28,9 +28,15 @@ import (
 	"probity/runtime/lifecycle"
 	"probity/tests/leak"
 	"probity/tests/need"
+	"probity/tests/schemas"
 )
 
-func TestMain(m *testing.M) { leak.Main(m) }
+func TestMain(m *testing.M) { leak.Main(shown{m}) }
+
+// shown are the tests, and then what they have shown.
+type shown struct{ *testing.M }
+
+func (s shown) Run() int { return schemas.Done("agent", true, s.M.Run()) }
 
 const wanted = `name: test
 probes:
@@ -115,6 +121,7 @@ func (n *node) allLines(id string) (obs []*evidence.Observation, gaps []*evidenc
 	for _, f := range report.Findings {
 		n.t.Error(f)
 	}
+	schemas.Spool(n.t, n.cfg.Spool)
 	files, err := filepath.Glob(n.cfg.Spool + "/ready/*/*.ndjson")
 	must(n.t, err)
 	for _, f := range files {

@@ -13,6 +13,7 @@ import (
 	"probity/evidence/spool"
 	"probity/evidence/verify"
 	"probity/tests/need"
+	"probity/tests/schemas"
 )
 
 // The machine stopped without warning while an agent ran: what it had kept is
@@ -61,6 +62,7 @@ func TestPowerLoss(t *testing.T) {
 	if !rep.Sound() {
 		t.Fatal(rep.Findings)
 	}
+	schemas.Spool(t, filepath.Join(after, "spool"))
 	found := map[string]bool{}
 	var power []verify.GapRow
 	for _, g := range rep.Gaps {

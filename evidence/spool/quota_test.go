@@ -10,6 +10,7 @@ import (
 
 	"probity/evidence"
 	"probity/evidence/verify"
+	"probity/tests/schemas"
 )
 
 // tombs returns the reasons of the tombstones in the current log, by chunk.
@@ -30,6 +31,7 @@ func (n *node) report(t testing.TB) verify.Report {
 	if err != nil || !rep.Sound() || rep.Log != verify.LogSound {
 		t.Fatalf("log %s: %v %v", rep.Log, rep.Findings, err)
 	}
+	schemas.Spool(t, n.cfg.Dir)
 	return rep
 }
 

@@ -25,6 +25,7 @@ import (
 	"probity/evidence/spool"
 	"probity/evidence/verify"
 	"probity/tests/need"
+	"probity/tests/schemas"
 )
 
 const bootID = "5b1a7f9e-3c0d-4e2a-9b8c-7d6e5f4a3b2c"
@@ -44,7 +45,7 @@ func TestMain(m *testing.M) {
 		script(dir)
 		return
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(exit int) { os.Exit(schemas.Done("evidence/spool", false, exit)) }))
 }
 
 // bootClock counts up by itself: nothing here depends on how fast time goes.

@@ -3,6 +3,7 @@ package witness
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"probity/evidence"
 	"probity/runtime/container"
 	"probity/runtime/image"
+	"probity/tests/schemas"
 )
 
 // sink keeps lines, and insists that each one can be encoded.
@@ -22,6 +24,8 @@ type sink struct {
 	appends int
 	seals   int
 }
+
+func TestMain(m *testing.M) { os.Exit(schemas.Done("evidence/witness", false, m.Run())) }
 
 var clock = evidence.Clock{BootNs: 1000, Wall: evidence.TimeOf(time.Unix(1700000000, 0))}
 
@@ -35,6 +39,7 @@ func (s *sink) Append(_ string, build func(evidence.Clock) []evidence.Line) erro
 		if err != nil {
 			s.t.Errorf("the spool would not take this line: %v\n%s", err, b)
 		}
+		schemas.Line(s.t, b)
 		s.lines = append(s.lines, kept(l))
 	}
 	return nil

@@ -1,10 +1,12 @@
 package runtimes
 
 import (
+	"os"
 	"strings"
 	"testing"
 
 	"probity/evidence"
+	"probity/tests/schemas"
 )
 
 // driver runs the scenarios' containers under one runtime.
@@ -144,12 +146,15 @@ probes:
     event: sched:sched_process_exec
 `
 
-// settled waits until every container is sealed, verifies the spool and
-// returns what it says.
+func TestMain(m *testing.M) { os.Exit(schemas.Done("tests/runtimes", true, m.Run())) }
+
+// settled waits until every container is sealed, verifies the spool, holds its lines
+// to the schemas, and returns what it says.
 func settled(t *testing.T, a *Agent) Evidence {
 	t.Helper()
 	a.WaitIdle(t)
 	a.Verify(t)
+	schemas.Spool(t, a.Spool)
 	return a.Evidence(t)
 }
 
