@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -52,14 +53,14 @@ type PolicyStatus struct {
 // Status returns what the agent is doing.
 func (a *Agent) Status() Status {
 	stored := a.spool.Usage()
-	unsigned := ""
-	if err := a.signer.Failing(); err != nil {
+	unsigned, key := "", a.key()
+	if err := key.Failing(); err != nil {
 		unsigned = err.Error()
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := Status{
-		Version: a.cfg.Version, Node: a.cfg.Node, KeyID: a.signer.KeyID(), Unsigned: unsigned, BootID: a.bootID, Spool: a.cfg.Spool, Stored: stored, Coalesced: a.witness.Coalesced(),
+		Version: a.cfg.Version, Node: a.cfg.Node, KeyID: key.KeyID(), Unsigned: unsigned, BootID: a.bootID, Spool: a.cfg.Spool, Stored: stored, Coalesced: a.witness.Coalesced(),
 		Policies: PolicyStatus{Dir: a.cfg.Policies, Digest: a.policies.Digest, Policies: len(a.policies.Policies)},
 		Kernel:   a.kernel, Sources: map[string]string{}, Seen: a.seen, Live: len(a.live), Waiting: a.busy, Problems: append([]string{}, a.problems...),
 	}
@@ -89,7 +90,7 @@ type Collected struct {
 }
 
 // serveAdmin serves the administration socket: root only. All that it changes is
-// that acknowledged chunks go. The kernel's
+// that acknowledged chunks go, and the node's key. The kernel's
 // word for who connects (SO_PEERCRED) is the only thing that is believed.
 func (a *Agent) serveAdmin(ctx context.Context, l net.Listener) error {
 	mux := http.NewServeMux()
@@ -115,6 +116,7 @@ func (a *Agent) serveAdmin(ctx context.Context, l net.Listener) error {
 		}
 		reply(w, Collected{n})
 	})
+	a.serveKey(mux)
 	srv := &http.Server{
 		// No ReadTimeout: it would end the wait of /idle.
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Minute, IdleTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10,
@@ -166,6 +168,19 @@ func Collect(ctx context.Context, socket string) (Collected, error) {
 }
 
 func ask(ctx context.Context, method, socket, path string, into any) error {
+	return send(ctx, method, socket, path, nil, into)
+}
+
+// send asks with a body, if there is one.
+func send(ctx context.Context, method, socket, path string, body, into any) error {
+	var content io.Reader = http.NoBody
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		content = bytes.NewReader(b)
+	}
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -173,7 +188,7 @@ func ask(ctx context.Context, method, socket, path string, into any) error {
 			return d.DialContext(ctx, "unix", socket)
 		},
 	}}
-	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, content)
 	if err != nil {
 		return err
 	}

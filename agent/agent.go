@@ -53,7 +53,8 @@ type Agent struct {
 	bootID   string
 	kernel   kernel.Facts
 	policies *policy.Set
-	signer   *sign.Signer
+	signer   *sign.Signer // with mu held once Run runs: see key
+	rekeying sync.Mutex   // held while the key is changed, and over what cfg says of it
 	spool    *spool.Spool
 	witness  *witness.Witness
 	redact   *redact.Redactor // of what is of no run, or of one that is not known
@@ -269,7 +270,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	g, gctx := errgroup.WithContext(ctx)
 	a.serve(g, gctx)
 	a.cfg.Ready()
-	a.log.Info("ready", "version", a.cfg.Version, "node", a.cfg.Node, "key", a.signer.KeyID(), "spool", a.cfg.Spool, "policies", len(a.policies.Policies))
+	a.log.Info("ready", "version", a.cfg.Version, "node", a.cfg.Node, "key", a.key().KeyID(), "spool", a.cfg.Spool, "policies", len(a.policies.Policies))
 	err = g.Wait()
 
 	a.stopRuns()

@@ -79,6 +79,10 @@ type Config struct {
 	Version string `yaml:"-"`
 	// Ready is called once every source has been started.
 	Ready func() `yaml:"-"`
+	// Reread reads the configuration again, for a reload.
+	Reread func() (Config, error) `yaml:"-"`
+	// Hangup asks for a reload, as SIGHUP does.
+	Hangup <-chan struct{} `yaml:"-"`
 	// Alive is called at every turn of the agent's own loop, for a watchdog.
 	Alive func()       `yaml:"-"`
 	Log   *slog.Logger `yaml:"-"`

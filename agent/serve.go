@@ -50,6 +50,7 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 	g.Go(func() error { return a.stacking(ctx) })
 	g.Go(func() error { return a.lookAhead(ctx) })
 	g.Go(func() error { return a.serveAdmin(ctx, a.admin) })
+	g.Go(func() error { return a.reloading(ctx) })
 	if a.hooks != nil {
 		srv := handoff.New(a.hooks, handoff.Config{
 			Handle: a.hook, Deadline: a.cfg.Barrier + barrierMargin, Log: a.log.With("in", "hook"),
@@ -272,7 +273,7 @@ func (a *Agent) sweep(ctx context.Context) error {
 // known of those runs since their last line, and of containers that lived
 // wholly in the time without an agent nothing at all.
 func (a *Agent) recover() {
-	found, err := spool.Recover(a.cfg.Spool, a.signer)
+	found, err := spool.Recover(a.cfg.Spool, a.key())
 	if err != nil {
 		a.problem("the spool that was found: %v", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"os/signal"
 	"slices"
 	"sort"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"probity/agent"
 	"probity/bpf/kernel"
@@ -33,16 +35,21 @@ func (c *cli) agent() *cobra.Command {
 	var file, level string
 	cmd := &cobra.Command{
 		Use: "agent", Short: "Run the node service",
-		Long: `Agent runs until it gets SIGTERM or SIGINT. It needs root, or CAP_BPF,
+		Long: `Agent runs until it gets SIGTERM or SIGINT. At SIGHUP it takes the key that the
+configuration names then (see probity key reload). It needs root, or CAP_BPF,
 CAP_PERFMON, CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and CAP_SYS_ADMIN (overlayfs
 marks in layers; perf uprobes before Linux 6.6). Flags win over the
 configuration file, which may be absent only if it is the default one.`,
 		Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := agent.ReadConfig(file)
-			if errors.Is(err, os.ErrNotExist) && !cmd.Flags().Changed("config") {
-				err = nil
+			read := func() (agent.Config, error) {
+				cfg, err := agent.ReadConfig(file)
+				if errors.Is(err, os.ErrNotExist) && !cmd.Flags().Changed("config") {
+					err = nil
+				}
+				return override(cfg, flags), err
 			}
+			cfg, err := read()
 			if err != nil {
 				return exitError{exitUsage, err}
 			}
@@ -50,7 +57,10 @@ configuration file, which may be absent only if it is the default one.`,
 			if err := lvl.UnmarshalText([]byte(level)); err != nil {
 				return exitError{exitUsage, fmt.Errorf("--log-level: %w", err)}
 			}
-			cfg = override(cfg, flags)
+			cfg.Reread = read
+			hangup, stop := hangups()
+			defer stop()
+			cfg.Hangup = hangup
 			cfg.Version = versionString()
 			cfg.Log = slog.New(slog.NewTextHandler(c.errOut, &slog.HandlerOptions{Level: lvl}))
 			cfg.Ready = func() {
@@ -87,6 +97,26 @@ configuration file, which may be absent only if it is the default one.`,
 	f.DurationVar(&flags.Linger, "linger", 0, "keep probes of an image this long after its last container (default 30s)")
 	f.DurationVar(&flags.Health, "health", 0, "prove that sites are armed this often (default 5s)")
 	return cmd
+}
+
+// hangups tells of each SIGHUP, of several at once only of one.
+func hangups() (<-chan struct{}, func()) {
+	signals, out, done := make(chan os.Signal, 1), make(chan struct{}, 1), make(chan struct{})
+	signal.Notify(signals, unix.SIGHUP)
+	go func() {
+		for {
+			select {
+			case <-signals:
+				select {
+				case out <- struct{}{}:
+				default:
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	return out, func() { signal.Stop(signals); close(done) }
 }
 
 // override lets what was said on the command line win.

@@ -57,7 +57,7 @@ func (f *keyFlags) config(cmd *cobra.Command) (nodekey.Config, string, error) {
 }
 
 func (c *cli) key() *cobra.Command {
-	return group("key", "Make, show, change and hand out the node's key", c.keyInit(), c.keyShow(), c.keyRotate(), c.keyExport())
+	return group("key", "Make, show, change and hand out the node's key", c.keyInit(), c.keyShow(), c.keyRotate(), c.keyReload(), c.keyExport())
 }
 
 func (c *cli) keyInit() *cobra.Command {
@@ -145,14 +145,15 @@ type rotated struct {
 
 func (c *cli) keyRotate() *cobra.Command {
 	var f keyFlags
-	var to string
+	var to, socket string
 	cmd := &cobra.Command{
 		Use: "rotate", Short: "Put another key in the place of the node's", Args: none,
 		Long: `Rotate makes another key, in the same kind of place or in another (--to), and has
-the old one sign that it follows. The agent's next start announces it in the node's
-log, so that who trusts the old key can verify what the new one signs, and old
-evidence verifies as before. The agent has to be stopped meanwhile, and rotate
-refuses to work beside one.`,
+the old one sign that it follows, so that who trusts the old key can verify what the
+new one signs, and old evidence verifies as before. Where an agent is running it does
+so itself, and goes on with the new key at once; with --to another kind of place when
+its configuration says so and it reloads. Else the agent's next start does. Whatever
+fails leaves the old key in use.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, _, err := f.config(cmd)
 			if err != nil {
@@ -168,6 +169,9 @@ refuses to work beside one.`,
 				return exitError{exitUsage, fmt.Errorf("--to: the new key of a %s needs a name of its own", target.Kind)}
 			}
 			before, after, err := nodekey.Rotate(cfg, target)
+			if errors.Is(err, nodekey.ErrRunning) {
+				return c.rotateLive(cmd, socket, f, agent.RotateRequest{State: cfg.State, To: to, Existing: f.existing})
+			}
 			if err != nil {
 				return blind(err)
 			}
@@ -182,8 +186,59 @@ refuses to work beside one.`,
 		},
 	}
 	f.add(cmd)
+	cmd.Flags().StringVar(&socket, "admin-socket", defaultAdmin, "the agent's administration socket")
 	cmd.Flags().StringVar(&to, "to", "", "where the new key shall be: as --source (default: where the old one is)")
 	cmd.Flags().BoolVar(&f.existing, "existing", false, "take the key that is on the token already, instead of making one")
+	return cmd
+}
+
+// rotateLive has the running agent do it: it has the state directory and the key.
+func (c *cli) rotateLive(cmd *cobra.Command, socket string, f keyFlags, req agent.RotateRequest) error {
+	if f.source != "" || f.helper != "" || f.helperUser != "" {
+		return exitError{exitUsage, errors.New("--source, --helper and --helper-user are the running agent's own (or stop it first)")}
+	}
+	got, err := agent.RotateKey(cmd.Context(), socket, req)
+	if err != nil {
+		return blind(err)
+	}
+	done := rotated{Before: got.Before, After: got.After, Source: got.Source, Todo: "nothing: the agent signs with it"}
+	switch {
+	case !got.InUse:
+		done.Todo = fmt.Sprintf("set key: %q in %s, reload the agent (systemctl reload probity), and then destroy the old key", got.Source, f.file)
+	case req.To != "":
+		done.Todo = fmt.Sprintf("the agent signs with it; key: in %s has to be %q before it is started again", f.file, got.Source)
+	}
+	return blind(c.print(done, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "%s follows %s\nnow: %s\n", done.After, done.Before, verify.Printable(done.Todo))
+		return err
+	}))
+}
+
+func (c *cli) keyReload() *cobra.Command {
+	var socket string
+	cmd := &cobra.Command{
+		Use: "reload", Short: "Have the running agent take the key that its configuration names", Args: none,
+		Long: `Reload has the agent read its configuration again and go on with the key that it
+names: the one in use, or one that follows it (probity key rotate --to). A key that
+cannot be reached, does not sign, or does not follow leaves the old one in use, and
+reload exits with 3. Of the configuration only key, keyHelper and keyHelperUser are
+taken. systemctl reload probity does the same.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			got, err := agent.ReloadKey(cmd.Context(), socket)
+			if err != nil {
+				return blind(err)
+			}
+			return blind(c.print(got, func(w io.Writer) error {
+				if got.Before == got.After {
+					_, err := fmt.Fprintf(w, "%s stays the node's key\n", got.After)
+					return err
+				}
+				_, err := fmt.Fprintf(w, "%s follows %s and is in use\n", got.After, got.Before)
+				return err
+			}))
+		},
+	}
+	cmd.Flags().StringVar(&socket, "admin-socket", defaultAdmin, "the agent's administration socket")
 	return cmd
 }
 

@@ -375,8 +375,8 @@ func begin(dir string) (unlock func() error, err error) {
 // has the old one sign that it follows. It needs the old key, and no agent.
 //
 // Where both are files, or both in TPMs, the change is made when Rotate returns. Else
-// it is made by the agent's first start with to as its source: until then it goes on
-// with the old one.
+// it is made by the agent's first start, or reload, with to as its source: until then
+// it goes on with the old one.
 //
 // What is durable, in order: the new key beside the old one; the succession; the new
 // key in the old one's place; node.pub. A crash in between leaves the old key in
@@ -393,27 +393,66 @@ func Rotate(cfg Config, to Source) (before, after *sign.PublicKey, err error) {
 		return fail(err)
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	// One at a time: a TPM without a resource manager serves nobody beside.
 	old, err := Open(cfg)
 	if err != nil {
 		return fail(err)
 	}
-	if err := errors.Join(old.Ready(), old.Close()); err != nil {
+	defer func() { err = errors.Join(err, old.Close()) }()
+	next, err := Prepare(cfg, to, old)
+	if err != nil {
+		return nil, nil, err
+	}
+	if next.Now() {
+		if err := old.Rest(); err != nil {
+			return fail(err)
+		}
+		s, err := next.Take()
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := s.Close(); err != nil {
+			return fail(err)
+		}
+	}
+	return old.Public(), next.Public(), nil
+}
+
+// Next is a key of which the one in use has signed that it follows. It is not in use
+// yet.
+type Next struct {
+	cfg    Config // with the next key's source
+	before Source
+	file   string
+	public *sign.PublicKey
+}
+
+// Public is the next key.
+func (n *Next) Public() *sign.PublicKey { return n.public }
+
+// Now says that the next key is taken into use by putting it in the old one's place:
+// both are files, or both in TPMs. Else the configuration has to say where it is.
+func (n *Next) Now() bool { return n.file != "" && n.cfg.Source.Kind == n.before.Kind }
+
+// Prepare makes the next key, or finds it, has it sign something, and has the old one
+// sign that it follows. Who calls it holds the state directory. The old key has to
+// sign now. When it returns, the new key and the succession are durable, and the old
+// key is the node's as before, also where it fails.
+func Prepare(cfg Config, to Source, old *sign.Signer) (*Next, error) {
+	fail := func(err error) (*Next, error) { return nil, fmt.Errorf("rotate: %w", err) }
+	// One at a time: a TPM without a resource manager serves nobody beside.
+	if err := errors.Join(old.Ready(), old.Rest()); err != nil {
 		return fail(fmt.Errorf("the old key has to sign: %w", err))
 	}
-	of := cfg
-	of.Source = to
-	s, file, err := of.successor(cfg.Source.Kind)
+	n := &Next{cfg: cfg, before: cfg.Source}
+	n.cfg.Source = to
+	s, file, err := n.cfg.successor(cfg.Source.Kind)
 	if err != nil {
 		return fail(err)
 	}
-	if err := s.Close(); err != nil {
+	n.file, n.public = file, s.Public()
+	if err := errors.Join(tries(s), s.Close()); err != nil {
 		return fail(err)
 	}
-	if old, err = Open(cfg); err != nil {
-		return fail(err)
-	}
-	defer old.Close()
 	if s.KeyID() == old.KeyID() || old.Key(s.KeyID()) != nil {
 		return fail(fmt.Errorf("%s is the node's key, or was: another has to follow", s.KeyID()))
 	}
@@ -425,15 +464,65 @@ func Rotate(cfg Config, to Source) (before, after *sign.PublicKey, err error) {
 	if err := sign.WriteChain(cfg.State, links); err != nil {
 		return fail(err)
 	}
-	if file != "" && to.Kind == cfg.Source.Kind {
-		if err := sign.Rename(cfg.State, file+next, file); err != nil {
-			return fail(err)
-		}
-		if err := sign.Settle(cfg.State, s); err != nil {
-			return fail(err)
+	return n, nil
+}
+
+// tries has a key sign something that nobody asks for: a token may show a key that
+// must not sign.
+func tries(s *sign.Signer) error {
+	if _, err := s.Sign("application/vnd.probity.trial", []byte("this key can sign")); err != nil {
+		return fmt.Errorf("the new key does not sign: %w", err)
+	}
+	return nil
+}
+
+// Take makes the next key the node's: its file takes the old one's place, and node.pub
+// is its public half. From the first of these steps on the next start has the new key.
+func (n *Next) Take() (*sign.Signer, error) {
+	if n.Now() {
+		if err := sign.Rename(n.cfg.State, n.file+next, n.file); err != nil {
+			return nil, fmt.Errorf("rotate: %w", err)
 		}
 	}
-	return old.Public(), s.Public(), nil
+	s, err := Open(n.cfg)
+	if err != nil {
+		return nil, fmt.Errorf("rotate: %w", err)
+	}
+	return s, nil
+}
+
+// Follow opens the key that a changed configuration names, as the successor of the
+// one in use, and makes it the node's. It has to be there, to sign, and to follow;
+// otherwise nothing is changed. Who calls it holds the state directory. It returns nil
+// where the configuration names the key in use.
+func Follow(cfg Config, old *sign.Signer) (*sign.Signer, error) {
+	if err := sign.Private(cfg.State); err != nil {
+		return nil, fmt.Errorf("node key: %s: %w", cfg.State, err)
+	}
+	if err := old.Rest(); err != nil { // see Prepare
+		return nil, err
+	}
+	s, err := look(cfg)
+	if err != nil {
+		return nil, err
+	}
+	switch err = s.Ready(); {
+	case err != nil:
+		err = fmt.Errorf("the new key cannot be reached: %w", err)
+	case s.KeyID() == old.KeyID():
+		return nil, s.Close()
+	case s.Key(old.KeyID()) == nil:
+		err = fmt.Errorf("nothing says that %s in %s follows the node's key %s (probity key rotate --to ...)", s.KeyID(), cfg.Source, old.KeyID())
+	default:
+		err = tries(s)
+	}
+	if err == nil {
+		err = sign.Settle(cfg.State, s)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("node key: %w", err), s.Close())
+	}
+	return s, nil
 }
 
 // successor makes the next key. Its file, if it has one, is named as it will be

@@ -153,6 +153,22 @@ func (s *Signer) Failing() error {
 	return nil
 }
 
+// Rest lets go of a key that is kept elsewhere until it is asked to sign again: so
+// that somebody else can reach what serves one at a time.
+func (s *Signer) Rest() error {
+	if s.remote == nil {
+		return nil
+	}
+	s.remote.mu.Lock()
+	defer s.remote.mu.Unlock()
+	if s.remote.key == nil {
+		return nil
+	}
+	err := s.remote.key.Close()
+	s.remote.key = nil
+	return err
+}
+
 // Close lets go of a key that is kept elsewhere: signing is refused from then on.
 // It is idempotent.
 func (s *Signer) Close() error {

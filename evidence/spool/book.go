@@ -401,7 +401,7 @@ func (b *book) claimed() tlog.Tree {
 }
 
 // begin appends what has to come before any other leaf: the epoch of this
-// process, or the next one where its key is worn.
+// process, or the next one where its key is worn, or the node's is another one.
 func (b *book) begin(at evidence.Time) error {
 	start := evidence.StartRotation
 	switch {
@@ -411,7 +411,7 @@ func (b *book) begin(at evidence.Time) error {
 		start = evidence.StartClean
 	case b.key == nil:
 		start = evidence.StartUnclean
-	case time.Since(b.began) < epochLasts:
+	case b.opener == b.cfg.Signer.KeyID() && time.Since(b.began) < epochLasts:
 		return nil
 	}
 	key, err := tlog.NewKey(b.origin())
@@ -532,6 +532,18 @@ func (b *book) beat(at evidence.Time) error {
 	}
 	runs, root := b.live.Root()
 	if err := b.append(&evidence.HeartbeatLeaf{Runs: evidence.Uint64(runs), Root: root.String()}, at); err != nil {
+		return err
+	}
+	return b.commit()
+}
+
+// rekey makes the epoch of another key of the node's durable, unless the log has none
+// yet that it could go on from.
+func (b *book) rekey(at evidence.Time) error {
+	if b.key == nil {
+		return nil
+	}
+	if err := b.begin(at); err != nil {
 		return err
 	}
 	return b.commit()

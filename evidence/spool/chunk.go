@@ -72,7 +72,7 @@ type placed struct {
 // place gives the chunk its name and its leaf, and signs it.
 func (c *chunk) place(s *sign.Signer, name, log string, leaf uint64) error {
 	h, index := c.header, evidence.Uint64(leaf)
-	h.Chunk, h.Log, h.Leaf = name, log, &index
+	h.Chunk, h.Log, h.Leaf, h.KeyID = name, log, &index, s.KeyID() // which may be another than when it began
 	line, err := evidence.EncodeHeader(h)
 	if err == nil {
 		err = h.Validate()

@@ -597,6 +597,44 @@ func (s *Spool) flushOrKeep() error {
 	return err
 }
 
+// Rekey goes on with another key of the node's, which has to follow the one before:
+// what was appended is published under the old key as far as the disk allows, and
+// from here on the new one signs. Its epoch, with the successions that lead to it, is
+// in the log when Rekey returns nil. After an error it comes into the log with the
+// next chunk or heartbeat: the new key is in use in either case, unless it does not
+// follow.
+func (s *Spool) Rekey(ctx context.Context, next *sign.Signer) error {
+	err := s.flushOnce()
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	s.mu.Lock()
+	old := s.cfg.Signer
+	switch {
+	case s.closed:
+		s.mu.Unlock()
+		return ErrClosed
+	case next.KeyID() == old.KeyID() || next.Key(old.KeyID()) == nil:
+		s.mu.Unlock()
+		return fmt.Errorf("go on with another key: %s does not follow %s", next.KeyID(), old.KeyID())
+	}
+	s.seal() // what began meanwhile has the old key in its header until it is placed
+	s.cfg.Signer = next
+	s.mu.Unlock()
+	err = errors.Join(err, old.Rest()) // what both are kept in may serve one at a time
+	if err == nil {
+		err = s.prepare(ctx, nil)
+	}
+	if err == nil {
+		if err = s.book.rekey(s.cfg.Clock().Wall); err != nil {
+			s.book.forget()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("go on with another key: its epoch is not in the log yet: %w", err)
+	}
+	return nil
+}
+
 // Close writes what is left, once, and gives up the state directory. It is
 // idempotent. Run should have returned before.
 func (s *Spool) Close() error {

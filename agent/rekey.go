@@ -1,0 +1,195 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+
+	"probity/evidence/nodekey"
+	"probity/evidence/sign"
+)
+
+// RotateRequest asks the agent for another key.
+type RotateRequest struct {
+	// State is the state directory that is meant: it has to be this agent's.
+	State string `json:"state"`
+	// To is where the key shall be; empty: where it is.
+	To string `json:"to"`
+	// Existing takes a key that is on a token already.
+	Existing bool `json:"existing"`
+}
+
+// Rekeyed is what became of the node's key.
+type Rekeyed struct {
+	Before string `json:"before"`
+	After  string `json:"after"`
+	Source string `json:"source"`
+	// InUse says that the agent signs with it.
+	InUse bool `json:"inUse"`
+}
+
+// key is the node's key as it is now.
+func (a *Agent) key() *sign.Signer {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.signer
+}
+
+// rotate makes another key, has the one in use sign that it follows, and goes on with
+// it where the configuration need not say first where it is. What fails before the
+// new key is in its place leaves the old one in use.
+func (a *Agent) rotate(ctx context.Context, req RotateRequest) (Rekeyed, error) {
+	a.rekeying.Lock()
+	defer a.rekeying.Unlock()
+	if !sameFile(req.State, a.cfg.State) {
+		return Rekeyed{}, fmt.Errorf("this agent's state directory is %s, not %s", a.cfg.State, req.State)
+	}
+	cfg, _, err := a.cfg.NodeKey()
+	if err != nil {
+		return Rekeyed{}, err
+	}
+	cfg.Existing = req.Existing
+	to := cfg.Source
+	if req.To != "" {
+		if to, err = nodekey.ParseSource(req.To); err != nil {
+			return Rekeyed{}, err
+		}
+	}
+	old := a.key()
+	next, err := nodekey.Prepare(cfg, to, old)
+	if err != nil {
+		return Rekeyed{}, err
+	}
+	done := Rekeyed{Before: old.KeyID(), After: next.Public().KeyID(), Source: to.String()}
+	if !next.Now() {
+		return done, nil
+	}
+	if err := old.Rest(); err != nil {
+		return done, err
+	}
+	s, err := next.Take()
+	if err != nil {
+		return done, err
+	}
+	done.InUse = true
+	a.cfg.Key = to.String()
+	a.rekey(ctx, s)
+	return done, nil
+}
+
+// reload takes the key that the configuration names now. Of all else in it nothing is
+// taken: that needs a restart. After an error the old key is in use.
+func (a *Agent) reload(ctx context.Context) (Rekeyed, error) {
+	a.rekeying.Lock()
+	defer a.rekeying.Unlock()
+	if a.cfg.Reread == nil {
+		return Rekeyed{}, errors.New("reload: this agent has no configuration to read again")
+	}
+	read, err := a.cfg.Reread()
+	if err != nil {
+		return Rekeyed{}, fmt.Errorf("reload: %w", err)
+	}
+	if read, err = read.withDefaults(); err != nil {
+		return Rekeyed{}, fmt.Errorf("reload: %w", err)
+	}
+	if !sameFile(read.State, a.cfg.State) {
+		return Rekeyed{}, fmt.Errorf("reload: another state directory (%s) needs a restart", read.State)
+	}
+	cfg, _, err := read.NodeKey()
+	if err != nil {
+		return Rekeyed{}, fmt.Errorf("reload: %w", err)
+	}
+	old := a.key()
+	done := Rekeyed{Before: old.KeyID(), After: old.KeyID(), Source: cfg.Source.String(), InUse: true}
+	s, err := nodekey.Follow(cfg, old)
+	if err != nil {
+		return Rekeyed{}, fmt.Errorf("reload: the key stays %s: %w", old.KeyID(), err)
+	}
+	a.cfg.Key, a.cfg.KeyHelper, a.cfg.KeyHelperUser = read.Key, read.KeyHelper, read.KeyHelperUser
+	if s != nil {
+		done.After = s.KeyID()
+		a.rekey(ctx, s)
+	}
+	return done, nil
+}
+
+// rekey goes on with a key that is the node's already.
+func (a *Agent) rekey(ctx context.Context, next *sign.Signer) {
+	a.mu.Lock()
+	old := a.signer
+	a.signer = next
+	a.mu.Unlock()
+	if err := a.spool.Rekey(ctx, next); err != nil {
+		a.problem("the key was changed: %v", err) // it signs all the same
+	}
+	a.log.Info("the node's key was changed", "before", old.KeyID(), "after", next.KeyID())
+	if err := old.Close(); err != nil {
+		a.log.Warn("let go of the key before", "err", err)
+	}
+}
+
+func sameFile(a, b string) bool {
+	one, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	two, err := os.Stat(b)
+	return err == nil && os.SameFile(one, two)
+}
+
+// serveKey adds what the administration socket does with the key.
+func (a *Agent) serveKey(mux *http.ServeMux) {
+	answer := func(w http.ResponseWriter, done Rekeyed, err error) {
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
+		reply(w, done)
+	}
+	mux.HandleFunc("POST /key/rotate", func(w http.ResponseWriter, r *http.Request) {
+		var req RotateRequest
+		d := json.NewDecoder(io.LimitReader(r.Body, 64<<10))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&req); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		// Not the request's context: who asked may go, the rotation is carried out.
+		done, err := a.rotate(context.WithoutCancel(r.Context()), req)
+		answer(w, done, err)
+	})
+	mux.HandleFunc("POST /key/reload", func(w http.ResponseWriter, r *http.Request) {
+		done, err := a.reload(context.WithoutCancel(r.Context()))
+		answer(w, done, err)
+	})
+}
+
+// reloading reloads each time that somebody says so.
+func (a *Agent) reloading(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.cfg.Hangup:
+			if _, err := a.reload(ctx); err != nil {
+				a.problem("%v", err)
+			}
+		}
+	}
+}
+
+// RotateKey asks the agent for another key.
+func RotateKey(ctx context.Context, socket string, req RotateRequest) (Rekeyed, error) {
+	var done Rekeyed
+	return done, send(ctx, http.MethodPost, socket, "/key/rotate", req, &done)
+}
+
+// ReloadKey asks the agent to take the key that its configuration names now.
+func ReloadKey(ctx context.Context, socket string) (Rekeyed, error) {
+	var done Rekeyed
+	return done, send(ctx, http.MethodPost, socket, "/key/reload", nil, &done)
+}
