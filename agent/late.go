@@ -372,7 +372,7 @@ func (a *Agent) addMapped(l *live, f *image.Mapped, from int64) (wanted bool) {
 	if doubt != "" {
 		a.witness.UnarmedMapping(l.id, f.Path, from, 0, doubt)
 	}
-	if !a.add(l, nil, plan, from, evidence.GapUnarmedMapping) {
+	if _, armed := a.add(l, nil, plan, from, evidence.GapUnarmedMapping); !armed {
 		f.Close() // by path only: nothing is lost
 	} else {
 		l.late.mapped = append(l.late.mapped, f)
@@ -380,10 +380,11 @@ func (a *Agent) addMapped(l *live, f *image.Mapped, from int64) (wanted bool) {
 	return doubt != "" || slices.ContainsFunc(plan.Sites, func(s probe.Site) bool { return s.File != nil })
 }
 
-// add arms what is new in a plan, and reports whether anything is. A file that took
+// add arms what is new in a plan, and reports whether anything is, and whether it
+// is armed. A file that took
 // the place of one that was armed is one that has changed, whoever found it first:
 // the health check, or the look at who executes it. root is as in [probe.Engine.Add].
-func (a *Agent) add(l *live, root *os.File, plan probe.Plan, from int64, why evidence.GapReason) bool {
+func (a *Agent) add(l *live, root *os.File, plan probe.Plan, from int64, why evidence.GapReason) (any, armed bool) {
 	before := map[string]bool{}
 	for i := range l.handle.Sites {
 		if s := &l.handle.Sites[i]; s.Armed && s.File != nil {
@@ -392,9 +393,10 @@ func (a *Agent) add(l *live, root *os.File, plan probe.Plan, from int64, why evi
 	}
 	more := a.engine.Add(l.ctx, l.handle, root, plan)
 	if len(more) == 0 {
-		return false
+		return false, false
 	}
 	for _, s := range more {
+		armed = armed || s.Armed
 		a.log.Debug("appeared", "container", l.container, "path", s.File.Match.Path, "symbol", s.Symbol, "armed", s.Armed, "reason", s.Reason, "detail", s.Detail)
 	}
 	a.witness.NotHashed(l.id, a.hashers.digest(more, time.Now().Add(digestFor), digestBytes))
@@ -412,7 +414,7 @@ func (a *Agent) add(l *live, root *os.File, plan probe.Plan, from int64, why evi
 	if len(changed) > 0 {
 		a.witness.Add(l.id, changed, nil, min(from, cmp.Or(l.late.good, l.handle.ArmedAt)), evidence.GapFileChanged)
 	}
-	return true
+	return true, armed
 }
 
 // changedFiles has a container searched whose files are not what was armed.
@@ -467,7 +469,7 @@ func (a *Agent) search(x appeared) (whole map[string]bool) {
 			plan := probe.MakePlan(l.probes, probe.Tree{
 				View: view, Inspector: a.inspect, Runs: command(l.notice), Until: time.Now().Add(a.cfg.Health), ReadUntil: time.Now().Add(readFor),
 			}, probe.On(a.kernel))
-			if a.add(l, root, plan, x.from, x.why) {
+			if any, _ := a.add(l, root, plan, x.from, x.why); any {
 				a.witness.Checked(l.id, cgroup.BootTime(), a.troubles(l))
 			}
 			whole = map[string]bool{}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -258,5 +260,43 @@ func TestMappedMeanwhile(t *testing.T) {
 	end()
 	if _, err := openMapped(p, m); err == nil {
 		t.Error("opened what was of a process that has ended")
+	}
+}
+
+// A container may put any number of files on a volume that a probe is for and that
+// cannot be armed: they cost the agent no descriptor each, and no memory for ever.
+func TestRefusedFilesAreLetGo(t *testing.T) {
+	n := newNodeWith(t, Config{Health: 50 * time.Millisecond}, latePolicy)
+	bin, err := target()
+	must(t, err)
+	without := bytes.ReplaceAll(bin, []byte("\x00hello\x00"), []byte("\x00other\x00"))
+	b := newBoxWith(t, map[string][]byte{"bin/target": bin}, func(dir string) { must(t, os.Mkdir(dir+"/lower/opt", 0o755)) }, 1, "serve")
+	if out, err := exec.Command("nsenter", "-m", "-t", strconv.Itoa(b.cmd.Process.Pid), "mount", "-t", "tmpfs", "tmpfs", b.dir+"/merged/opt").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	n.notify(context.Background(), b.notice("c1"), yes)
+	b.run()
+	l := n.onlyRun()
+	inside := fmt.Sprintf("/proc/%d/root", b.cmd.Process.Pid)
+	for i := range 10 {
+		path := fmt.Sprintf("/opt/tool%d", i)
+		must(t, os.WriteFile(inside+path, without, 0o755))
+		for end := time.Now().Add(failsafe); ; {
+			b.exec(path, "hello")
+			l.checking.Lock()
+			found := slices.ContainsFunc(l.handle.Sites, func(s probe.Site) bool { return s.File != nil && s.File.Match.Path == path && !s.Armed })
+			l.checking.Unlock()
+			if found {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s was not looked at", path)
+			}
+		}
+	}
+	l.checking.Lock()
+	defer l.checking.Unlock()
+	if len(l.late.mapped) != 0 {
+		t.Errorf("%d files are held in which nothing is armed", len(l.late.mapped))
 	}
 }

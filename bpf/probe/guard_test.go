@@ -89,3 +89,27 @@ func TestGuardIsNobodysAlone(t *testing.T) {
 		t.Error("it waits for the other container's files")
 	}
 }
+
+// A container makes as many files that are refused as it likes.
+func TestRefusedAreForgotten(t *testing.T) {
+	site := func(i int, armed bool) Site {
+		return Site{Armed: armed, ID: uint32(i), Planned: &Planned{Probe: &policy.Probe{ID: "p"}}}
+	}
+	start := []Site{site(0, true), site(1, false)}
+	h := &Handle{Sites: start}
+	for i := range 5 * maxRefused {
+		h.remember([]Site{site(i, i%1000 == 0), site(i, false)})
+	}
+	armed := 0
+	for i := range h.Sites {
+		if h.Sites[i].Armed {
+			armed++
+		}
+	}
+	if len(h.Sites) > maxRefused+armed+len(start) || armed != 1+(5*maxRefused+999)/1000 {
+		t.Errorf("%d sites, %d of them armed", len(h.Sites), armed)
+	}
+	if last := h.Sites[len(h.Sites)-1]; last.ID != 5*maxRefused-1 || &start[0] == &h.Sites[0] || h.Sites[1].ID != 1 || !start[0].Armed {
+		t.Errorf("the last is %d", last.ID)
+	}
+}

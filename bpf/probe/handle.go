@@ -26,8 +26,11 @@ type Handle struct {
 	target Target
 	sets   setState
 	late   int // places that were attached after the start, of Add
-	once   sync.Once
-	err    error
+	// Of Sites, those that there were at the start, and how many of the others are
+	// not armed; of Add.
+	first, refused int
+	once           sync.Once
+	err            error
 
 	// mu guards the fields below, and Sites against the engine's own look at
 	// them.

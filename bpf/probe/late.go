@@ -112,10 +112,41 @@ func (e *Engine) Add(ctx context.Context, h *Handle, root *os.File, plan Plan) [
 			h.late += 1 + len(exitsOf(s))
 		}
 	}
-	h.mu.Lock()
-	h.Sites = append(h.Sites, more...)
-	h.mu.Unlock()
+	h.remember(more)
 	return more
+}
+
+// maxRefused bounds the sites that are remembered because they were refused after a
+// container's start. How many there are is its choice: each file that it makes has
+// some. Of what is forgotten nothing is lost: it would be refused again.
+const maxRefused = 4096
+
+// remember keeps what was added. The sites that there were may be somebody else's
+// too, and stay as they are.
+func (h *Handle) remember(more []Site) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.first == 0 {
+		h.first = len(h.Sites)
+	}
+	h.Sites = append(h.Sites, more...)
+	for i := range more {
+		if !more[i].Armed {
+			h.refused++
+		}
+	}
+	if h.refused <= maxRefused {
+		return
+	}
+	rest := slices.Clone(h.Sites[:h.first])
+	for _, s := range h.Sites[h.first:] {
+		if !s.Armed && h.refused > maxRefused/2 {
+			h.refused--
+			continue
+		}
+		rest = append(rest, s)
+	}
+	h.Sites = rest
 }
 
 // lateShare is what of a container's files may be armed after its start, besides
