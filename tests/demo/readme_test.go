@@ -10,6 +10,7 @@ import (
 
 	"probity/tests/need"
 	"probity/tests/runtimes"
+	"probity/tests/schemas"
 )
 
 // The README shows what the demo prints. A fresh run must print the same, but
@@ -28,11 +29,13 @@ func TestReadmeShowsARealRun(t *testing.T) {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	bins := runtimes.Programs(t)
-	cmd := exec.Command(demo, "-source", root, "-bin", filepath.Dir(bins.Probity))
+	kept := filepath.Join(t.TempDir(), "kept")
+	cmd := exec.Command(demo, "-source", root, "-bin", filepath.Dir(bins.Probity), "-out", kept)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("demo: %v\n%s", err, out)
 	}
+	schemas.Spool(t, filepath.Join(kept, "spool"))
 	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +49,7 @@ func TestReadmeShowsARealRun(t *testing.T) {
 	}
 	shown, _, _ = strings.Cut(shown, "```")
 	_, printed, _ := strings.Cut(string(out), "== Its verification: probity verify SPOOL --key node.pub\n")
-	printed, _, _ = strings.Cut(printed, "\n== Nothing")
+	printed, _, _ = strings.Cut(printed, "\n== Kept in ")
 	if a, b := settle(shown), settle(printed); a != b {
 		t.Errorf("README.md shows\n%s\nthe demo prints\n%s", a, b)
 	}
