@@ -35,6 +35,8 @@ test /usr/bin/python3 python3 python3
 test /usr/lib/python3/dist-packages/cryptography python3-cryptography python3-cryptography
 test clang-14 clang-14 clang
 test strace strace strace
+test mke2fs e2fsprogs e2fsprogs
+test debugfs e2fsprogs e2fsprogs
 test swtpm swtpm swtpm
 test softhsm2-util softhsm2 softhsm
 test rsyslogd rsyslog rsyslog

@@ -92,7 +92,7 @@ apt_root() {
 	} >"$dir/apt.conf"
 }
 
-# kernel DIR SUITE ARCH: DIR/out is one kernel, DIR/version says which.
+# kernel DIR SUITE ARCH [MODULE...]: DIR/out is one kernel, DIR/version says which.
 kernel() (
 	cd "$1"
 	# shellcheck disable=SC2030,SC2031 # it is a subshell for this
@@ -110,7 +110,7 @@ kernel() (
 	file=$(find root -type f -name 'vmlinuz*')
 	[ -f "$file" ] || die "the packages of $2 hold ${file:-no vmlinuz}"
 	install -m 644 "$file" out/vmlinuz
-	for module in $modules; do
+	for module in $modules "${@:4}"; do
 		file=$(find root -name "$module.ko" -o -name "$module.ko.xz")
 		case $file in
 		*.xz) xz -dc "$file" >"out/$module.ko" ;;
@@ -139,7 +139,7 @@ userland() (
 	find . -mindepth 1 | LC_ALL=C sort | cpio --quiet --create --format=newc --owner=+0:+0 >../out/root.cpio
 )
 
-# fetch KIND NAME SUITE ARCH [PACKAGE...]: into a new directory, which becomes
+# fetch KIND NAME SUITE ARCH [MODULE OR PACKAGE...]: into a new directory, which becomes
 # NAME when it is whole.
 fetch() {
 	local kind=$1 name=$2 work kept old sum version
@@ -151,7 +151,7 @@ fetch() {
 	apt_root "$work" "$3" "$4"
 	APT_CONFIG=$work/apt.conf apt-get update -qq
 	case $kind in
-	kernel) kernel "$work" "$3" "$4" ;;
+	kernel) kernel "$work" "$3" "${@:4}" ;;
 	userland) userland "$work" "${@:5}" ;;
 	*) die "machines.txt: unknown kind $kind" 2 ;;
 	esac

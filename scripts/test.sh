@@ -17,7 +17,8 @@
 #	fuzz     every fuzz target, half a minute each ($PROBITY_FUZZTIME)
 #	tests    what scripts/test.sh runs, and what needs compilers and interpreters
 #	         that are too large for it
-#	crashes  thousands of crashes of the spool, and a day of its life
+#	crashes  thousands of crashes of the spool, power cuts of a machine's disk, and a
+#	         day of its life
 #	shippers 10,000 chunks ($PROBITY_SHIPPED) through each real log shipper, with kills
 #	guests   all of the engine's tests in every kernel, or those of $PROBITY_BOOT:
 #	         an hour of a processor each
@@ -91,7 +92,7 @@ fuzz() {
 }
 
 crashes() {
-	PROBITY_CRASHES=${PROBITY_CRASHES:-3000} "${report[@]}" -count=1 -timeout 120m -run 'TestKillAnywhere|TestLostWrites|TestFailedSync|TestIdleDay' ./evidence/spool
+	PROBITY_CRASHES=${PROBITY_CRASHES:-3000} "${report[@]}" -count=1 -timeout 120m -run 'TestKillAnywhere|TestLostWrites|TestFailedSync|TestIdleDay|TestLiveRotationIsKilled|TestPowerCuts' ./evidence/spool ./evidence/nodekey ./tests/kernels
 }
 
 shippers() {

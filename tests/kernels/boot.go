@@ -104,13 +104,15 @@ func (m Machine) pack(path, dir string, job guest.Job, load Load) error {
 		return err
 	}
 	defer f.Close()
-	userland, err := os.Open(m.userland(dir))
-	if err != nil {
-		return err
-	}
-	defer userland.Close()
-	if _, err := io.Copy(f, userland); err != nil {
-		return err
+	if m.With != Bare {
+		userland, err := os.Open(m.userland(dir))
+		if err != nil {
+			return err
+		}
+		defer userland.Close()
+		if _, err := io.Copy(f, userland); err != nil {
+			return err
+		}
 	}
 	w := bufio.NewWriterSize(f, 1<<20)
 	a := newArchive(w)

@@ -4,6 +4,8 @@
 // Whatever else is on the console comes from the kernel.
 package guest
 
+import "fmt"
+
 // JobPath is where the job lies in the guest.
 const JobPath = "/job.json"
 
@@ -57,3 +59,12 @@ type Line struct {
 	Exit    int    `json:"exit,omitempty"`
 	Ms      int64  `json:"ms,omitempty"`
 }
+
+// Power is the step of the machine whose power is cut (tests/kernels/power).
+const Power = "power"
+
+// PowerRun is the id of the i-th run that it writes lines of, and PowerLines how many.
+func PowerRun(i int) string { return fmt.Sprintf("%032x", i) }
+
+// PowerLines is how many lines it writes of the i-th run.
+func PowerLines(i int) int { return 1 + i%7 }
