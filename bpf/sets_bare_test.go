@@ -6,7 +6,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/features"
 
 	"probity/tests/need"
 )
@@ -16,6 +19,7 @@ import (
 func TestSetsWithoutKernelTypes(t *testing.T) {
 	need.KernelBTF(t)
 	need.Tracefs(t)
+	loadable(t)
 	_ = offers("fentry") // remembered for the whole process: other tests want the answer of a kernel with types
 	need.NoKernelBTF(t)
 	r := newSetRoom(t, Options{}, map[Set]uint32{SetExec: 0, SetFiles: 0, SetNetwork: 0, SetSyscalls: 0})
@@ -29,6 +33,13 @@ func TestSetsWithoutKernelTypes(t *testing.T) {
 		t.Errorf("libraries without types: %v", err)
 	}
 	bare(t, r)
+}
+
+// loadable ends a test of what is without types where nothing is: before 5.15 they
+// are needed to tell containers apart (TestWithoutKernelTypes).
+func loadable(t *testing.T) {
+	t.Helper()
+	need.Feature(t, "ancestor_helper", features.HaveProgramHelper(ebpf.Kprobe, asm.FnGetCurrentAncestorCgroupId))
 }
 
 // The same programs on a kernel that has better ones.
@@ -102,6 +113,7 @@ func bare(t *testing.T, r setRoomT) {
 // 5.15 and later has it.
 func TestBareOffsets(t *testing.T) {
 	need.KernelBTF(t)
+	loadable(t)
 	types, err := btf.LoadKernelSpec()
 	must(t, err)
 	var info *btf.Struct

@@ -324,7 +324,7 @@ static __always_inline void on_address(__u32 op)
 /* One of sendmmsg's messages. It is a function of its own for kernels before 5.13,
  * which refuse a loop whose end falls through into its beginning: what the compiler
  * makes of a loop with all of this in it. */
-static __noinline int on_message(struct pending *p, __u64 at)
+static __noinline int on_one_message(struct pending *p, __u64 at)
 {
 	if (find_name(p, at) || read_name(p))
 		lose(D_CALL, SET_NETWORK);
@@ -366,7 +366,7 @@ static __always_inline void on_bare_call(struct pending *p, __s64 ret)
 	case CALL_SENDMMSG:
 		size = p->abi == ABI_NATIVE ? MMSGHDR : MMSGHDR32;
 		for (i = 0; i < MAX_MESSAGES && i < ret; i++)
-			on_message(p, p->args[1] + i * size);
+			on_one_message(p, p->args[1] + i * size);
 		if (ret > MAX_MESSAGES)
 			lose(D_CALL, SET_NETWORK);
 		return;

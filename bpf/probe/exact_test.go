@@ -19,7 +19,7 @@ import (
 // Nobody reads the ring, and more sites are hit for the first time than it
 // holds: counts are exact, and what it had no room for is counted.
 func TestCountsWithoutReader(t *testing.T) {
-	const functions = 300
+	const functions = 250 // a container may have 256 sites before Linux 6.6
 	lower := newLower(t)
 	var src, calls strings.Builder
 	p := policy.Probe{ID: "p", Type: "uprobe", File: "/bin/many"}
