@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -409,8 +410,40 @@ func progress(machine string) func(guest.Line) {
 
 var (
 	verdict = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+)`)
+	speaks  = regexp.MustCompile(`^\s*=== (?:RUN|NAME|CONT)\s+(\S+)`) // whose are the lines that follow
 	wanted  = regexp.MustCompile(`needs (\S+): `)
 )
+
+// lacked says what each test that was skipped had needed. The verdicts on subtests
+// come when all of them have ended, so it is looked whose the words before were.
+func lacked(output []string) map[string]string {
+	wants, running := map[string]string{}, ""
+	for _, line := range output {
+		if m := speaks.FindStringSubmatch(line); m != nil {
+			running = m[1]
+		}
+		if m := wanted.FindStringSubmatch(line); m != nil {
+			wants[running] = m[1]
+		}
+	}
+	return wants
+}
+
+func TestLacked(t *testing.T) {
+	got := lacked(strings.Split(`=== RUN   TestA
+=== RUN   TestA/one
+    a_test.go:7: needs feature:x: not built in
+=== RUN   TestA/two
+    a_test.go:7: needs node: it is not installed
+=== NAME  TestA
+    a_test.go:9: more
+--- PASS: TestA (0.1s)
+    --- SKIP: TestA/one (0.0s)
+    --- SKIP: TestA/two (0.0s)`, "\n"))
+	if !maps.Equal(got, map[string]string{"TestA/one": "feature:x", "TestA/two": "node"}) {
+		t.Errorf("%v", got)
+	}
+}
 
 // judgeTests wants that a test binary ran tests, that all passed, and that none
 // was skipped but for what the guests are allowed to lack, and for what is of
@@ -418,11 +451,8 @@ var (
 // passed.
 func judgeTests(t *testing.T, s engineStep, r StepResult, machine Machine, expected Expect) (passed int) {
 	t.Helper()
-	why, ended := "", map[string]bool{}
+	wants, ended := lacked(r.Output), map[string]bool{}
 	for _, line := range r.Output {
-		if m := wanted.FindStringSubmatch(line); m != nil {
-			why = m[1]
-		}
 		m := verdict.FindStringSubmatch(line)
 		if m == nil {
 			continue
@@ -437,11 +467,11 @@ func judgeTests(t *testing.T, s engineStep, r StepResult, machine Machine, expec
 		case "FAIL":
 			t.Errorf("%s: %s fails", r.Name, m[2])
 		case "SKIP":
+			why := wants[m[2]]
 			foreign := strings.HasPrefix(why, "machine:") && why != "machine:"+machine.Arch
 			if !foreign && expected.Absent[why] == "" && expected.Skips[machine.Name+" "+s.pkg+"."+m[2]] == "" {
 				t.Errorf("%s: %s is skipped (%q), and expect.json does not allow for it", r.Name, m[2], why)
 			}
-			why = ""
 		}
 	}
 	for _, name := range s.tests {
