@@ -161,13 +161,13 @@ var Arches = []string{"x86_64", "i386", "x32", "aarch64", "arm"}
 // FormatOf returns the oldest version of the format that has all that the line
 // says.
 func FormatOf(l Line) string {
-	if Redacted(l) != nil {
+	if Redacted(l) != nil || ofCoalesced(l) {
 		return Format3
 	}
 	later := false
 	switch v := l.(type) {
 	case *Coverage:
-		later = v.Losses.ByType != nil || slices.Contains(v.GapReasons, GapCoalesced)
+		later = v.Losses.ByType != nil
 		for i := range v.Probes {
 			later = later || v.Probes[i].Entries != 0
 		}
@@ -178,16 +178,26 @@ func FormatOf(l Line) string {
 		for i := range v.Processes {
 			later = later || v.Processes[i].Session != ""
 		}
-		for i := range v.Gaps {
-			later = later || v.Gaps[i].Reason == GapCoalesced
-		}
 	case *Gap:
-		later = v.Offset != nil || v.ProbeType != "" || v.Reason == GapCoalesced
+		later = v.Offset != nil || v.ProbeType != ""
 	}
 	if later {
 		return Format2
 	}
 	return Format1
+}
+
+// ofCoalesced reports whether a line names the gap reason that came with version 3.
+func ofCoalesced(l Line) bool {
+	switch v := l.(type) {
+	case *Coverage:
+		return slices.Contains(v.GapReasons, GapCoalesced)
+	case *Observation:
+		return slices.ContainsFunc(v.Gaps, func(g SiteGap) bool { return g.Reason == GapCoalesced })
+	case *Gap:
+		return v.Reason == GapCoalesced
+	}
+	return false
 }
 
 // observed reports whether a member is there that only a hit can have.

@@ -99,7 +99,7 @@ func TestLaterGaps(t *testing.T) {
 			s, spool := signer(t), t.TempDir()
 			name, data := chunk(t, s, 1, []evidence.Line{r.covered(0), r.site}, nil)
 			put(t, spool, name, data)
-			name, data = chunk2(t, 2, c.later)
+			name, data = chunk3(t, 2, c.later)
 			put(t, spool, name, data)
 			rep, err := check(t, s.Public(), spool)
 			if err != nil || !rep.Sound() || len(rep.Rows) != 1 {
@@ -130,7 +130,7 @@ func TestLeftOut(t *testing.T) {
 		n := evidence.Uint64(3)
 		r.site.State, r.site.Count, r.site.FirstAt, r.site.LastAt = evidence.Hit, &n, r.site.From, r.site.To
 		for i, lines := range [][]evidence.Line{{r.covered(0), r.site}, {r.gap("g", evidence.GapCoalesced, time.Second, to), r.covered(9 * time.Second)}} {
-			name, data := chunk2(t, uint64(i+1), lines)
+			name, data := chunk3(t, uint64(i+1), lines)
 			put(t, spool, name, data)
 		}
 		rep, err := check(t, s.Public(), spool)
