@@ -560,9 +560,10 @@ func TestCosign(t *testing.T) {
 	dir := t.TempDir()
 	spool := filepath.Join(dir, "spool")
 	put(t, spool, vector, vectorBytes(t))
+	newest := filepath.Join("..", "testdata", "0000000000000009-00112233445566ff.ndjson")
 	bundles := filepath.Join(dir, "bundles")
 	s := signer(t)
-	rep, err := verify.Path(t.Context(), []string{spool}, s.Public(), verify.Options{Bundles: bundles})
+	rep, err := verify.Path(t.Context(), []string{spool, newest}, s.Public(), verify.Options{Bundles: bundles})
 	if err != nil || !rep.Sound() {
 		t.Fatal(rep.Findings, err)
 	}
@@ -570,7 +571,8 @@ func TestCosign(t *testing.T) {
 	if err := os.WriteFile(pub, s.Public().PEM(), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	bundle, blob := filepath.Join(bundles, vector+".sigstore.json"), filepath.Join(bundles, vector+".blob")
+	name := strings.TrimSuffix(filepath.Base(newest), ".ndjson")
+	bundle, blob := filepath.Join(bundles, name+".sigstore.json"), filepath.Join(bundles, name+".blob")
 	run := func(predicate string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), cosign, "verify-blob-attestation", "--bundle", bundle, "--key", pub,
 			"--type", predicate, "--insecure-ignore-tlog", blob)
@@ -578,6 +580,10 @@ func TestCosign(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
+	if out, err := run(evidence.PredicateType); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	bundle, blob = filepath.Join(bundles, vector+".sigstore.json"), filepath.Join(bundles, vector+".blob") // the first version
 	if out, err := run(evidence.PredicateType); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
