@@ -32,6 +32,7 @@ a reason.`,
 type checkResult struct {
 	Policies    int                 `json:"policies"`
 	Probes      int                 `json:"probes"`
+	Rules       int                 `json:"redactionRules,omitempty"`
 	Diagnostics []policy.Diagnostic `json:"diagnostics"`
 }
 
@@ -59,6 +60,7 @@ func (c *cli) checkPolicies(files []string) error {
 		r.Policies = len(set.Policies)
 		for _, p := range set.Policies {
 			r.Probes += len(p.Probes)
+			r.Rules += len(p.Redact)
 		}
 	}
 	if err := c.print(r, func(w io.Writer) error {
@@ -66,7 +68,11 @@ func (c *cli) checkPolicies(files []string) error {
 			fmt.Fprintln(w, d.Error())
 		}
 		if len(r.Diagnostics) == 0 && len(sources) > 0 && unread == nil {
-			fmt.Fprintf(w, "ok: policies %d, probes %d\n", r.Policies, r.Probes)
+			rules := ""
+			if r.Rules > 0 {
+				rules = fmt.Sprintf(", rules of redaction %d", r.Rules)
+			}
+			fmt.Fprintf(w, "ok: policies %d, probes %d%s\n", r.Policies, r.Probes, rules)
 		}
 		return nil
 	}); err != nil {
