@@ -137,7 +137,9 @@ func (r *Redactor) path(l *list, s *string, o of) (changed bool) {
 		return true
 	}
 	switch {
-	case r.paths < 0 || strings.HasPrefix(p, "memfd:"):
+	case r.paths < 0 || strings.HasPrefix(p, "memfd:") && !strings.Contains(p, "/") && (o.member == "path" || o.member == "stack.frames.path"):
+		// The kernel's word for a file that is in no directory. What a process passed to
+		// execve may begin so, too, and lead anywhere.
 		if o.listed && evidence.HasMark(p) {
 			return whole(max(r.paths, 0))
 		}

@@ -52,6 +52,7 @@ func TestPaths(t *testing.T) {
 		{"alice/x", mark("home")}, // below what?
 		{"./x", mark("home")},
 		{"memfd:x", "memfd:x"},
+		{"memfd:/../home/alice/x", mark("home")},                // a directory may be called so
 		{"/home/alice/\u2039redacted:home\u203A", mark("home")}, // what is kept must not look like a mark
 		{"/tmp/\u2039redacted:home\u203A", "/tmp/\u2039redacted:home\u203A"},
 		{"/home/alice/x\uFFFD\uFFFD0123456789abcdef0123456789abcdef", mark("home")}, // the digest is of the whole
@@ -76,6 +77,21 @@ func TestPaths(t *testing.T) {
 
 // Two sites are never one: their paths have tokens, which are another run's own, or
 // the node's where the rule is keyed.
+// A relative path that a process passed to execve is not a memfd's name for
+// beginning like one.
+func TestArgumentLikeMemfd(t *testing.T) {
+	for _, arg := range []string{"memfd:/../home/alice/x", "memfd:x"} {
+		path, detail, process := "/tmp/x", "", evidence.Process{Path: arg}
+		e := evidence.Entry{Argument: arg, Parent: &evidence.Process{Path: arg}}
+		newRedactor(t).Entry(Entry{Path: &path, Detail: &detail, Process: &process, Entry: &e})
+		for _, got := range []string{e.Argument, e.Parent.Path, process.Path} {
+			if got != mark("home") {
+				t.Errorf("%s: %s", arg, got)
+			}
+		}
+	}
+}
+
 func TestTokens(t *testing.T) {
 	path := func(r *Redactor, p string) string {
 		g := &evidence.Gap{Scope: evidence.ScopeFile, Path: p}
