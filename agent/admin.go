@@ -119,7 +119,8 @@ func (a *Agent) serveAdmin(ctx context.Context, l net.Listener) error {
 	a.serveKey(mux)
 	srv := &http.Server{
 		// No ReadTimeout: it would end the wait of /idle.
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Minute, IdleTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connection{}, c) },
+		Handler:     mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Minute, IdleTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10,
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 
 	"probity/evidence/nodekey"
 	"probity/evidence/sign"
+	"probity/runtime/handoff"
 )
 
 // RotateRequest asks the agent for another key.
@@ -141,6 +143,27 @@ func sameFile(a, b string) bool {
 	return err == nil && os.SameFile(one, two)
 }
 
+// connection is the key of a request's connection in its context.
+type connection struct{}
+
+// neighbours lets nobody through but processes of the agent's own namespaces: a
+// container that mounts /run is root on the socket, and a key that it chose would
+// speak for the node.
+func (a *Agent) neighbours(do http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		err := errors.New("nobody knows who asks")
+		if c, ok := r.Context().Value(connection{}).(*net.UnixConn); ok {
+			err = handoff.Neighbour(c)
+		}
+		if err != nil {
+			a.cfg.Log.Warn("refused to change the key", "err", err)
+			http.Error(w, "the key is not changed for this process: "+err.Error(), http.StatusForbidden)
+			return
+		}
+		do(w, r)
+	}
+}
+
 // serveKey adds what the administration socket does with the key.
 func (a *Agent) serveKey(mux *http.ServeMux) {
 	answer := func(w http.ResponseWriter, done Rekeyed, err error) {
@@ -150,7 +173,7 @@ func (a *Agent) serveKey(mux *http.ServeMux) {
 		}
 		reply(w, done)
 	}
-	mux.HandleFunc("POST /key/rotate", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("POST /key/rotate", a.neighbours(func(w http.ResponseWriter, r *http.Request) {
 		var req RotateRequest
 		d := json.NewDecoder(io.LimitReader(r.Body, 64<<10))
 		d.DisallowUnknownFields()
@@ -161,11 +184,11 @@ func (a *Agent) serveKey(mux *http.ServeMux) {
 		// Not the request's context: who asked may go, the rotation is carried out.
 		done, err := a.rotate(context.WithoutCancel(r.Context()), req)
 		answer(w, done, err)
-	})
-	mux.HandleFunc("POST /key/reload", func(w http.ResponseWriter, r *http.Request) {
+	}))
+	mux.HandleFunc("POST /key/reload", a.neighbours(func(w http.ResponseWriter, r *http.Request) {
 		done, err := a.reload(context.WithoutCancel(r.Context()))
 		answer(w, done, err)
-	})
+	}))
 }
 
 // reloading reloads each time that somebody says so.

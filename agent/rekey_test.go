@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -108,6 +110,16 @@ func TestRekey(t *testing.T) {
 	hangup <- struct{}{} // the first one has been carried out, or is
 	if got, err = reload(); err != nil || got.Before != third || got.After != third || inUse() != third {
 		t.Fatalf("%+v, %v, in use is %s, not %s", got, err, inUse(), third)
+	}
+	// Who asks has to be known as a process of this host: see handoff.TestNeighbour.
+	mux := http.NewServeMux()
+	a.serveKey(mux)
+	for _, path := range []string{"/key/rotate", "/key/reload"} {
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, strings.NewReader(`{"state":"`+state+`"}`)))
+		if w.Code != http.StatusForbidden || inUse() != third {
+			t.Errorf("%s from nobody: %d %s", path, w.Code, w.Body)
+		}
 	}
 	line()
 	cancel()

@@ -69,6 +69,34 @@ func PeerUID(conn *net.UnixConn) (uint32, error) {
 	return p.Uid, err
 }
 
+// Neighbour returns an error unless the process at the other end of conn is in the
+// same pid and user namespace as this one: a container that was given the socket's
+// directory is root, too, and is not. One that shares the host's pid namespace is.
+func Neighbour(conn *net.UnixConn) error {
+	p, err := peerOf(conn)
+	defer p.close()
+	if err != nil {
+		return err
+	}
+	for _, kind := range []string{"pid", "user"} {
+		own, err := os.Readlink("/proc/self/ns/" + kind)
+		if err != nil {
+			return fmt.Errorf("look at the peer: %w", err)
+		}
+		theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", p.Pid, kind))
+		if err != nil {
+			return fmt.Errorf("look at the peer: %w", err)
+		}
+		if own != theirs {
+			return fmt.Errorf("the peer (pid %d) is in another %s namespace, as a container is", p.Pid, kind)
+		}
+	}
+	if !p.Alive() {
+		return ErrPeerGone
+	}
+	return nil
+}
+
 func peerOfSocket(fd int) (Peer, error) {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
