@@ -176,6 +176,18 @@ func (s *Spool) past(h *holding) string {
 	return ""
 }
 
+// greedy reports whether most of a chunk that waits is of containers which have more
+// than their part of the memory; with mu held.
+func (s *Spool) greedy(c *chunk) bool {
+	theirs := int64(0)
+	for _, r := range c.perRun {
+		if h := s.held[r.containerID]; h != nil && h.waiting >= s.cfg.MaxPending/memoryShare {
+			theirs += r.bytes
+		}
+	}
+	return c.placed == nil && theirs > c.size()/2
+}
+
 // refusedKey is what one gap is about: entries of one probe's set.
 type refusedKey struct {
 	runID, probeID string

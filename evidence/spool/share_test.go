@@ -188,8 +188,8 @@ func TestLossNamesEveryRun(t *testing.T) {
 	each(func(run int) func(evidence.Clock) []evidence.Line {
 		return func(c evidence.Clock) []evidence.Line { return hit(run)(c)[:1] }
 	})
-	for range 10 { // push them out
-		must(t, s.Append(runID(99), sites(99, 10, 1000)))
+	for i := range 30 { // push them out: many, none of which has more than its part
+		must(t, s.Append(runID(200+i), sites(200+i, 3, 1000)))
 		s.Seal()
 	}
 	must(t, errors.Join(os.Remove(tmp), os.Mkdir(tmp, 0o750)))
@@ -271,5 +271,43 @@ func TestRefusedStaysSigned(t *testing.T) {
 				t.Errorf("of %d entries %d are signed as lost; of all runs %d, of the node %d", made, of, sum, node)
 			}
 		})
+	}
+}
+
+// Lines that are never refused push nobody else's out of memory either: those of the
+// container that has the most go first.
+func TestMostGoFirst(t *testing.T) {
+	n := newNode(t)
+	n.cfg.MaxPending = 200_000
+	s := n.open(t)
+	must(t, errors.Join(s.Append(runID(9), coverage(9, true)), s.Flush(t.Context())))
+	tmp := filepath.Join(n.cfg.Dir, "tmp")
+	must(t, errors.Join(os.Remove(tmp), os.WriteFile(tmp, nil, 0o600)))
+	must(t, s.Append(runID(1), hit(1)))
+	s.Seal()
+	for i := range 50 {
+		must(t, s.Append(runID(2), sites(2, 10, 1000)))
+		if i == 25 {
+			must(t, s.Append(runID(3), hit(3))) // in the middle of it
+		}
+		s.Seal()
+	}
+	must(t, s.Append(runID(4), hit(4)))
+	must(t, errors.Join(os.Remove(tmp), os.Mkdir(tmp, 0o750), s.Flush(t.Context()), s.Close()))
+	rep := n.report(t)
+	for _, run := range []int{1, 4} {
+		if r := row(rep, run, anyRow); r == nil || r.State != evidence.Hit || len(r.Gaps) != 0 {
+			t.Errorf("run %d: %+v", run, r)
+		}
+	}
+	lost := map[string]uint64{}
+	for _, g := range rep.Gaps {
+		if g.Reason == evidence.GapSpoolDropped && g.Scope == evidence.ScopeRun {
+			lost[g.RunID] += g.Count.N
+		}
+	}
+	// What lay in one chunk with it is lost with it, and named.
+	if there := row(rep, 3, anyRow) != nil; there == (lost[runID(3)] != 0) || lost[runID(2)] == 0 || lost[runID(1)]+lost[runID(4)] != 0 {
+		t.Errorf("lost: %v", lost)
 	}
 }

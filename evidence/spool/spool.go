@@ -11,7 +11,7 @@
 // Append, in a write-ahead file below the state directory: the next start publishes
 // what it finds there, once. True in memory: Append never waits for the disk; what
 // cannot be written is kept up to a bound, and what is past the bound is dropped as
-// whole chunks, oldest first, counted, and signed as spoolDropped gaps when writing
+// whole chunks, oldest first, those of containers with the most lines before others', counted, and signed as spoolDropped gaps when writing
 // works again.
 //
 // A file whose write or fsync failed is never written again: what it should hold
@@ -450,8 +450,10 @@ func (s *Spool) seal() {
 	s.signal()
 }
 
-// shed drops the oldest whole chunks past the bound, but not the one that is
-// being written, nor the newest: the bound is of what waits behind it.
+// shed drops whole chunks past the bound, but not the one that is being written, nor
+// the newest: the bound is of what waits behind it. The oldest goes first of those
+// that are mostly of containers which have more than their part of what waits, and
+// only then the oldest of all.
 func (s *Spool) shed() {
 	for s.bytes > s.cfg.MaxPending {
 		i := s.inflight
@@ -460,6 +462,9 @@ func (s *Spool) shed() {
 		}
 		if len(s.pending) <= i+1 {
 			return
+		}
+		if g := slices.IndexFunc(s.pending[i:len(s.pending)-1], s.greedy); g > 0 {
+			i += g
 		}
 		s.drop(i)
 	}
