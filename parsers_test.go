@@ -57,6 +57,8 @@ var parsers = map[string]string{
 	"evidence/delivery.Joiner.Read":       "FuzzJoin",
 	"evidence/redact.New":                 "the key, which is not looked at",
 	"evidence/redact.parseKey":            "FuzzKey",
+	"evidence/delivery.parseReceived":     "FuzzReceived",
+	"evidence/delivery.ReadReceived":      "FuzzReceived",
 	"evidence/sign.LoadPublic":            "FuzzLoadPublic",
 	"evidence/sign.Open":                  "FuzzOpen",
 	"evidence/sign.ParseChain":            "FuzzChain",

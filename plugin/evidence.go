@@ -18,7 +18,7 @@ import (
 )
 
 func (c *cli) evidence() *cobra.Command {
-	return group("evidence", "Look at evidence without verifying it, and hand it over", c.pending(), c.ack(), c.collect(), c.proof(), c.join(), c.export(), &cobra.Command{
+	return group("evidence", "Look at evidence without verifying it, and hand it over", c.pending(), c.ack(), c.collect(), c.proof(), c.join(), c.received(), c.export(), &cobra.Command{
 		Use: "ls SPOOL|FILE...", Short: "List the chunks of a spool",
 		Long: `Ls lists the chunks of a spool and what is in them. Nothing is verified: see
 probity verify.`,

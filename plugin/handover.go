@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -12,17 +15,24 @@ import (
 	"probity/agent"
 	"probity/evidence"
 	"probity/evidence/spool"
+	"probity/evidence/verify"
 )
 
 func (c *cli) pending() *cobra.Command {
 	var consumer string
 	cmd := &cobra.Command{
-		Use: "pending SPOOL --consumer NAME", Short: "List the chunks that a consumer has not acknowledged",
+		Use: "pending SPOOL [--consumer NAME]", Short: "List the chunks that a consumer has not acknowledged",
 		Long: `Pending lists the chunks that a consumer has not acknowledged yet, in the order
 of the node's log. Deliver them in this order; a chunk may be delivered twice, and
-its log, leaf and a line's number in it tell every line from all others.`,
+its log, leaf and a line's number in it tell every line from all others.
+
+Without --consumer it lists the consumers, and how much each of them has not
+acknowledged.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if consumer == "" {
+				return c.consumers(cmd.Context(), args[0])
+			}
 			r, err := consumerOf(args[0], consumer)
 			if err != nil {
 				return err
@@ -44,8 +54,76 @@ its log, leaf and a line's number in it tell every line from all others.`,
 			}))
 		},
 	}
-	cmd.Flags().StringVar(&consumer, "consumer", "", "the consumer's `name`: lower-case letters, digits, '.', '_' and '-' (required)")
+	cmd.Flags().StringVar(&consumer, "consumer", "", "the consumer's `name`: lower-case letters, digits, '.', '_' and '-'; all of them without")
 	return cmd
+}
+
+// consumerRow is how far one consumer is.
+type consumerRow struct {
+	Consumer string          `json:"consumer"`
+	Origin   string          `json:"origin"`
+	Size     evidence.Uint64 `json:"size"` // leaves of that log
+	At       evidence.Time   `json:"at"`
+	Chunks   int             `json:"pendingChunks"`
+	Bytes    evidence.Uint64 `json:"pendingBytes"`
+	Problem  string          `json:"problem,omitempty"`
+}
+
+func (c *cli) consumers(ctx context.Context, dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return blind(err)
+	}
+	defer root.Close()
+	acks, bad, err := verify.Acks(root)
+	if err != nil {
+		return blind(err)
+	}
+	rows := []consumerRow{}
+	for _, a := range acks {
+		row := consumerRow{Consumer: a.Consumer, Origin: a.Origin, Size: a.Size, At: a.At}
+		r, err := spool.NewReader(dir, a.Consumer)
+		if err != nil {
+			return blind(err)
+		}
+		items, err := r.Pending(ctx)
+		if err != nil {
+			row.Problem = err.Error()
+		}
+		row.Chunks = len(items)
+		for _, it := range items {
+			row.Bytes += it.Bytes
+		}
+		rows = append(rows, row)
+	}
+	for file, err := range bad {
+		rows = append(rows, consumerRow{Consumer: file, Problem: err.Error()})
+	}
+	slices.SortFunc(rows, func(a, b consumerRow) int { return strings.Compare(a.Consumer, b.Consumer) })
+	if err := c.print(rows, func(w io.Writer) error {
+		t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+		fmt.Fprintln(t, "CONSUMER\tLOG\tHAS LEAVES\tSINCE\tPENDING\tBYTES")
+		for _, r := range rows {
+			if r.Problem == "" {
+				fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%d\t%d\n", r.Consumer, verify.Printable(r.Origin), r.Size, r.At, r.Chunks, r.Bytes)
+			}
+		}
+		err := t.Flush()
+		for _, r := range rows {
+			if r.Problem != "" {
+				fmt.Fprintf(w, "%s: %s\n", verify.Printable(r.Consumer), verify.Printable(r.Problem))
+			}
+		}
+		return err
+	}); err != nil {
+		return blind(err)
+	}
+	for _, r := range rows {
+		if r.Problem != "" {
+			return exitError{code: exitFinding}
+		}
+	}
+	return nil
 }
 
 func consumerOf(dir, consumer string) (*spool.Reader, error) {
@@ -60,11 +138,15 @@ func consumerOf(dir, consumer string) (*spool.Reader, error) {
 }
 
 func (c *cli) ack() *cobra.Command {
-	var consumer string
+	var consumer, received string
 	cmd := &cobra.Command{
-		Use: "ack SPOOL [CHUNK] --consumer NAME", Short: "Say that a consumer has everything up to a chunk",
+		Use: "ack SPOOL [CHUNK] --consumer NAME [--received FILE|DIR]", Short: "Say that a consumer has everything up to a chunk",
 		Long: `Ack writes SPOOL/ack/NAME.json: the consumer has every chunk up to and with CHUNK,
-or all that there are. It prints what it wrote. Keep that where the node cannot
+or all that there are. With --received it is what the far side has: FILE is what
+probity evidence received printed there (- is standard input), DIR is the directory
+that it is printed of, where that can be reached. Acknowledged is then the longest
+beginning of what is pending of which nothing is missing there; a digest that is not
+the one in the node's log ends it and is a finding (exit code 1). Ack prints what it wrote. Keep that where the node cannot
 change it: probity verify --checkpoint holds the node's log against it, so that
 evidence that is taken back later shows.
 
@@ -75,6 +157,12 @@ spool's quota needs the room, or at probity evidence gc.`,
 			r, err := consumerOf(args[0], consumer)
 			if err != nil {
 				return err
+			}
+			if received != "" {
+				if len(args) > 1 {
+					return exitError{exitUsage, errors.New("CHUNK and --received exclude each other")}
+				}
+				return c.ackReceived(cmd, r, received)
 			}
 			a, err := acknowledge(cmd.Context(), r, args[1:])
 			if err != nil {
@@ -87,7 +175,44 @@ spool's quota needs the room, or at probity evidence gc.`,
 		},
 	}
 	cmd.Flags().StringVar(&consumer, "consumer", "", "the consumer's `name`: lower-case letters, digits, '.', '_' and '-' (required)")
+	cmd.Flags().StringVar(&received, "received", "", "what the far side has: a list, or the `directory` that chunks are put together in")
 	return cmd
+}
+
+func (c *cli) ackReceived(cmd *cobra.Command, r *spool.Reader, name string) error {
+	items, err := r.Pending(cmd.Context())
+	if err != nil {
+		return blind(err)
+	}
+	pending := map[string]bool{}
+	for _, it := range items {
+		pending[it.Chunk] = true
+	}
+	far, err := receivedAt(cmd, name, func(chunk string) bool { return pending[chunk] })
+	if err != nil {
+		return blind(err)
+	}
+	got, err := r.AckReceived(cmd.Context(), func(chunk string) string { return far[chunk].Digest })
+	if err != nil {
+		return blind(err)
+	}
+	err = c.print(got, func(w io.Writer) error {
+		fmt.Fprintf(w, "%d chunks acknowledged, %d are pending\n", got.Chunks, got.Pending)
+		if got.Missing != "" {
+			fmt.Fprintf(w, "the far side does not have %s\n", got.Missing)
+		}
+		if got.Wrong != "" {
+			fmt.Fprintf(w, "%s\n", verify.Printable(got.Wrong))
+		}
+		if a := got.Ack; a != nil {
+			fmt.Fprintf(w, "%s has the first %d leaves of %s, with root %s\n", a.Consumer, a.Size, a.Origin, a.Root)
+		}
+		return nil
+	})
+	if err == nil && got.Wrong != "" {
+		return exitError{code: exitFinding}
+	}
+	return blind(err)
 }
 
 func acknowledge(ctx context.Context, r *spool.Reader, chunk []string) (evidence.Ack, error) {

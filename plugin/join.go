@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -65,6 +66,47 @@ func joinFile(cmd *cobra.Command, j *delivery.Joiner, name string) error {
 	}
 	defer f.Close()
 	return j.Read(cmd.Context(), name, f)
+}
+
+func (c *cli) received() *cobra.Command {
+	return &cobra.Command{
+		Use: "received DIR", Short: "List, at the far side, the chunks that are whole",
+		Long: `Received lists the chunks that probity evidence join has put together in DIR, each
+with the digest of the bytes that are there now: one JSON object a line, whatever -o
+says. On the node, probity evidence ack --received takes it.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			lines := json.NewEncoder(c.out)
+			return blind(delivery.Whole(cmd.Context(), args[0], func(k delivery.Chunk) error { return lines.Encode(k) }))
+		},
+	}
+}
+
+// receivedAt reads what a far side says that it has: a list, or the directory itself.
+func receivedAt(cmd *cobra.Command, name string, want func(chunk string) bool) (map[string]delivery.Chunk, error) {
+	if name == "-" {
+		return delivery.ReadReceived(cmd.InOrStdin(), want)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.IsDir() {
+		return delivery.ReadReceived(f, want)
+	}
+	got := map[string]delivery.Chunk{}
+	err = delivery.Whole(cmd.Context(), name, func(k delivery.Chunk) error {
+		if want(k.Chunk) {
+			got[k.Chunk] = k
+		}
+		return nil
+	})
+	return got, err
 }
 
 func writeJoined(w io.Writer, r delivery.Report) error {

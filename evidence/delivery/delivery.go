@@ -63,7 +63,7 @@ type Finding struct {
 	Reason string `json:"reason"`
 }
 
-// Chunk is one that became whole.
+// Chunk is one that is whole.
 type Chunk struct {
 	Chunk  string `json:"chunk"`
 	Digest string `json:"digest"` // of all its bytes, as its leaf in the node's log has it
@@ -310,8 +310,7 @@ func (j *Joiner) publish(chunk string, b *building, all []byte) error {
 			return err
 		}
 	}
-	sum := sha256.Sum256(all)
-	j.rep.Chunks = append(j.rep.Chunks, Chunk{chunk, "sha256:" + hex.EncodeToString(sum[:]), len(all)})
+	j.rep.Chunks = append(j.rep.Chunks, wholeChunk(chunk, all))
 	return nil
 }
 
