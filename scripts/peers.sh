@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds, from their Go modules, the programs that tests and the demo meet and
 # that distributions have too old or not at all: containerd (with its shim and
-# ctr), cosign, and gVisor's runsc. It takes minutes, so the result is kept in $PROBITY_PEERS
+# ctr), cosign, gVisor's runsc, and the OpenTelemetry Collector. It takes minutes, so the result is kept in $PROBITY_PEERS
 # and built anew only when the module's versions or Go's version have changed.
 #
-#	scripts/peers.sh containerd|cosign|runsc...
+#	scripts/peers.sh containerd|cosign|runsc|otelcol...
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
 

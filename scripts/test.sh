@@ -53,11 +53,11 @@ report=(go run ./tests/need/report)
 if [ "$(id -u)" = 0 ]; then
 	scripts/install.sh test
 	if [ -n "$full" ]; then scripts/install.sh full; fi
-	scripts/peers.sh containerd cosign runsc
+	scripts/peers.sh containerd cosign runsc ${full:+otelcol}
 	# Where it cannot be fetched, the test that needs it says so.
 	# shellcheck disable=SC2068 # a list in each
 	scripts/kernels.sh ${machines[@]} || true
-	export PROBITY_REQUIRE=${PROBITY_REQUIRE:-all${full:+,rustc,node,java}}
+	export PROBITY_REQUIRE=${PROBITY_REQUIRE:-all${full:+,rustc,node,java,otelcol}}
 	report=(scripts/private.sh "${report[@]}")
 fi
 

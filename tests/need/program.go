@@ -119,6 +119,16 @@ func Runsc(t testing.TB) string {
 	return path
 }
 
+// Collector needs the OpenTelemetry Collector built from its modules, and returns
+// its path. Only its name requires it: building it takes four minutes of a
+// processor, so that only make test-full does.
+func Collector(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(PeersDir(t), "otelcol")
+	peer(t, "otelcol", path)
+	return path
+}
+
 // Rustc needs Rust's compiler, and returns its path. Only its name requires it:
 // it takes 200 MB or more, so that only make test-full installs it.
 func Rustc(t testing.TB) string {

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -49,8 +50,8 @@ type node struct {
 	signer  *sign.Signer
 	s       *spool.Spool
 	made    int
-	bytes   int64
-	instant int64 // of boot time, ns
+	instant int64             // of boot time, ns
+	taken   map[string][]byte // chunks that were acknowledged and removed
 }
 
 // newNode has its spool in memory where there is such a directory: what a killed
@@ -62,7 +63,7 @@ func newNode(t *testing.T) *node {
 		dir = t.TempDir()
 	}
 	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
-	n := &node{dir: filepath.Join(dir, "spool"), instant: 1e12}
+	n := &node{dir: filepath.Join(dir, "spool"), instant: 1e12, taken: map[string][]byte{}}
 	n.signer, err = sign.LoadOrCreate(dir)
 	must(t, err)
 	n.s, err = spool.Open(spool.Config{
@@ -103,6 +104,8 @@ func (n *node) grow(t *testing.T, count int) {
 	}
 }
 
+const linesPerChunk = 2 + 2 // and header and envelope
+
 func linesOf(id int, c evidence.Clock) []evidence.Line {
 	at, run, container := c.Time(int64(c.BootNs)), fmt.Sprintf("%032x", id), fmt.Sprintf("container-%d", id)
 	text := awkward[id%len(awkward)]
@@ -135,11 +138,12 @@ func all(t *testing.T, dir string) map[string][]byte {
 
 func (n *node) instance(t *testing.T) string {
 	t.Helper()
-	for name := range all(t, n.dir) {
-		return strings.TrimSuffix(name[17:], ".ndjson")
+	pattern := filepath.Join(n.dir, spool.ReadyDir, "*", "*.ndjson")
+	names, err := filepath.Glob(pattern)
+	if err != nil || len(names) == 0 {
+		t.Fatalf("%s: %v", pattern, err)
 	}
-	t.Fatal("the spool is empty")
-	return ""
+	return strings.TrimSuffix(filepath.Base(names[0])[17:], ".ndjson")
 }
 
 // joined puts together what was delivered.
@@ -165,9 +169,10 @@ func joined(t *testing.T, dir string, files ...string) delivery.Report {
 func (n *node) arrived(t *testing.T, dir string) {
 	t.Helper()
 	want, far := all(t, n.dir), filepath.Join(dir, n.instance(t))
+	maps.Copy(want, n.taken)
 	got := all(t, far)
 	if len(want) != n.made || len(got) != len(want) {
-		t.Fatalf("%d chunks were made, %d are in the spool, %d arrived", n.made, len(want), len(got))
+		t.Fatalf("%d chunks were made, %d are or were in the spool, %d arrived", n.made, len(want), len(got))
 	}
 	for name, b := range want {
 		if !bytes.Equal(got[name], b) {
@@ -178,6 +183,24 @@ func (n *node) arrived(t *testing.T, dir string) {
 	rep, err := verify.Path(t.Context(), []string{far}, n.signer.Public(), verify.Options{})
 	if err != nil || !rep.Sound() || rep.Chunks != n.made || rep.Log != verify.LogSound {
 		t.Errorf("verify: %d chunks of %d, log %s, %v, %v", rep.Chunks, n.made, rep.Log, rep.Findings, err)
+	}
+}
+
+// acknowledge has the node acknowledge and remove what the far side says is whole.
+func (n *node) acknowledge(t *testing.T, together string) {
+	t.Helper()
+	has := map[string]string{}
+	must(t, delivery.Whole(t.Context(), together, func(c delivery.Chunk) error { has[c.Chunk] = c.Digest; return nil }))
+	r, err := spool.NewReader(n.dir, "far")
+	must(t, err)
+	got, err := r.AckReceived(t.Context(), func(chunk string) string { return has[chunk] })
+	if err != nil || got.Pending != 0 || got.Chunks+len(n.taken) != n.made {
+		t.Fatalf("of %d chunks, %d of them removed: %+v, %v", n.made, len(n.taken), got, err)
+	}
+	maps.Copy(n.taken, all(t, n.dir))
+	gone, err := n.s.Collect(t.Context())
+	if err != nil || gone != got.Chunks {
+		t.Fatalf("%d chunks were removed, %d acknowledged: %v", gone, got.Chunks, err)
 	}
 }
 
@@ -219,14 +242,17 @@ func configuration(t *testing.T, name string, change map[string]string) string {
 }
 
 // until asks again and again; what it waits for is caused, and only its moment is not
-// known.
-func until(t *testing.T, what string, d time.Duration, met func() bool) {
+// known. It does not wait for a program that has ended by itself.
+func until(t *testing.T, what string, d time.Duration, p *program, met func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for end := time.Now().Add(d); !met(); <-tick.C {
 		if time.Now().After(end) {
 			t.Fatalf("%s: not within %v", what, d)
+		}
+		if !p.running() {
+			t.Fatalf("%s: %s has ended: %v", what, p.args[0], p.cmd.ProcessState)
 		}
 	}
 }

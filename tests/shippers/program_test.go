@@ -23,7 +23,7 @@ func newProgram(t *testing.T, name string, args ...string) *program {
 	t.Helper()
 	p := &program{args: args, output: filepath.Join(t.TempDir(), name+".out")}
 	t.Cleanup(func() {
-		if p.ended != nil {
+		if p.ended != nil && p.running() {
 			p.kill(t)
 		}
 		if b, err := os.ReadFile(p.output); t.Failed() && err == nil {
