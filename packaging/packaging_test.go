@@ -66,8 +66,12 @@ func TestRPM(t *testing.T) {
 		"/usr/share/licenses/probity/LICENSES.bpf.md",
 		"/usr/share/probity",
 		"/usr/share/probity/shippers",
+		"/usr/share/probity/shippers/filebeat.yml",
+		"/usr/share/probity/shippers/fluent-bit.conf",
+		"/usr/share/probity/shippers/otelcol.yaml",
 		"/usr/share/probity/shippers/rsyslog-receive.conf",
 		"/usr/share/probity/shippers/rsyslog.conf",
+		"/usr/share/probity/shippers/vector.yaml",
 	}
 	slices.Sort(files)
 	if !slices.Equal(files, want) {

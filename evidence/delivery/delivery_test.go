@@ -33,6 +33,12 @@ var shapes = map[string]func(file string, offset int, line string) string{
 	"rsyslog": func(file string, offset int, line string) string {
 		return fmt.Sprintf(`{"file":%s,"offset":"%d","message":%s}`, quote(file), offset, quote(line))
 	},
+	"vector": func(file string, offset int, line string) string {
+		return fmt.Sprintf(`{"file":%s,"host":"a","message":%s,"offset":%d,"source_type":"file","timestamp":"2026-01-01T00:00:00Z"}`, quote(file), quote(line), offset)
+	},
+	"fluent-bit": func(file string, offset int, line string) string {
+		return fmt.Sprintf(`{"date":1767225600.5,"file":%s,"offset":%d,"message":%s}`, quote(file), offset, quote(line))
+	},
 	"filebeat": func(file string, offset int, line string) string {
 		return fmt.Sprintf(`{"@timestamp":"x","log":{"offset":%d,"file":{"path":%s}},"message":%s}`, offset, quote(file), quote(line))
 	},

@@ -20,8 +20,8 @@ type Record struct {
 
 // Parse reads one line of a delivery:
 //
-//   - {"file":"PATH","offset":N,"message":"LINE"}, of rsyslog as packaging/shippers
-//     configures it, and of whoever else can be told to write it;
+//   - {"file":"PATH","offset":N,"message":"LINE"}, of rsyslog, Vector and Fluent
+//     Bit as packaging/shippers configures them;
 //   - {"log":{"file":{"path":"PATH"},"offset":N},"message":"LINE"}, of Filebeat;
 //   - {"resourceLogs":[...]}, the OpenTelemetry Collector's batch in OTLP's JSON, as its
 //     file exporter writes it and its OTLP/HTTP exporter sends it.
