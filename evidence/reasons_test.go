@@ -38,10 +38,10 @@ var gapReasons = map[evidence.GapReason]reach{
 	evidence.GapAttributionLost:     {reachedBy: "evidence/witness"},
 	evidence.GapUnarmedMapping:      {reachedBy: "agent"},
 	evidence.GapPowerLoss:           {reachedBy: "agent"},
+	evidence.GapAttachFailed:        {reachedBy: "evidence/witness"},
+	evidence.GapLinkLost:            {reachedBy: "tests/runtimes"},
 
 	evidence.GapAdopted:       {broughtBy: "work on runtimes: adoption of running containers"},
-	evidence.GapAttachFailed:  {broughtBy: "probe engine work: attaching again after a change"},
-	evidence.GapLinkLost:      {broughtBy: "probe engine work: health of links"},
 	evidence.GapPolicyChanged: {broughtBy: "policy work: changing the policy while containers run"},
 	evidence.GapSuspended:     {broughtBy: "evidence log work: suspend as a window of its own"},
 	evidence.GapClockStep:     {broughtBy: "evidence log work: steps of the wall clock"},
