@@ -347,7 +347,8 @@ func (o *Observation) set() error {
 		return err
 	}
 	if o.Entry != nil {
-		if o.Set != SetNetwork && o.Path == "" && (o.Entry.Inode == 0 || o.Detail == "") {
+		known := o.Entry.Inode != 0 || IsRedacted(o.Redacted, "entry.inode")
+		if o.Set != SetNetwork && o.Path == "" && (!known || o.Detail == "") {
 			return fmt.Errorf("path: missing on an entry of %s, and there is no inode, or no detail that says why", o.Set)
 		}
 		if err := o.Entry.validate(o.Set, IsRedacted(o.Redacted, "entry.address")); err != nil {

@@ -349,6 +349,7 @@ func FuzzLine(f *testing.F) {
 	f.Add("/home/alice/x", "alice/x", "alice", "open /home/alice/x: gone", "10.0.0.1")
 	f.Add("/home/\u2039redacted:home\u203A/\uFFFDx", "/srv//x/../y", "\u2039", "srv/\u203A", "::ffff:10.0.0.1")
 	f.Add("/home/"+strings.Repeat("a/", 400), "memfd:x", "", "", "@a")
+	f.Add("", "0", "0", "it is not known", "0") // no path: an inode told it apart, and goes as well
 	r := New(rules(f, all+"  - {id: socket, paths: [/run/<*>/**], keyed: true}\n"), key, "registry.example/customers/acme:1.2")
 	f.Fuzz(func(t *testing.T, path, argument, comm, detail, address string) {
 		text := func(s string, most int) string {
