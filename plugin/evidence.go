@@ -113,30 +113,41 @@ func (c *cli) listChunks(spools []string) error {
 		row.Runs = len(runs)
 		rows = append(rows, row)
 	}
+	return printRows(c, rows, "CHUNK\tOPENED\tBYTES\tLINES\tRUNS\tHIT\tARMEDNOHIT\tPARTIAL\tNOTARMED\tGAPS", func(r chunkRow) (line, file, problem string) {
+		return fmt.Sprintf("%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d", r.Chunk, r.Opened, r.Bytes, r.Lines, r.Runs,
+			r.Observations["hit"], r.Observations["armedNoHit"], r.Observations["partial"], r.Observations["notArmed"], r.Gaps), r.File, r.Problem
+	})
+}
+
+// printRows prints a table, and below it what is wrong with the files of which it has
+// no line: then it is a finding. say returns a row's line, its file, and its problem if
+// it has one.
+func printRows[R any](c *cli, rows []R, head string, say func(R) (line, file, problem string)) error {
+	bad := false
+	for _, r := range rows {
+		_, _, problem := say(r)
+		bad = bad || problem != ""
+	}
 	if err := c.print(rows, func(w io.Writer) error {
 		t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-		fmt.Fprintln(t, "CHUNK\tOPENED\tBYTES\tLINES\tRUNS\tHIT\tARMEDNOHIT\tPARTIAL\tNOTARMED\tGAPS")
+		fmt.Fprintln(t, head)
 		for _, r := range rows {
-			if r.Problem != "" {
-				continue
+			if line, _, problem := say(r); problem == "" {
+				fmt.Fprintln(t, line)
 			}
-			fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\n", r.Chunk, r.Opened, r.Bytes, r.Lines, r.Runs,
-				r.Observations["hit"], r.Observations["armedNoHit"], r.Observations["partial"], r.Observations["notArmed"], r.Gaps)
 		}
 		err := t.Flush()
 		for _, r := range rows {
-			if r.Problem != "" {
-				fmt.Fprintf(w, "%s: %s\n", verify.Printable(r.File), verify.Printable(r.Problem))
+			if _, file, problem := say(r); problem != "" {
+				fmt.Fprintf(w, "%s: %s\n", verify.Printable(file), verify.Printable(problem))
 			}
 		}
 		return err
 	}); err != nil {
 		return blind(err)
 	}
-	for _, r := range rows {
-		if r.Problem != "" {
-			return exitError{code: exitFinding}
-		}
+	if bad {
+		return exitError{code: exitFinding}
 	}
 	return nil
 }

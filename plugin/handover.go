@@ -100,30 +100,9 @@ func (c *cli) consumers(ctx context.Context, dir string) error {
 		rows = append(rows, consumerRow{Consumer: file, Problem: err.Error()})
 	}
 	slices.SortFunc(rows, func(a, b consumerRow) int { return strings.Compare(a.Consumer, b.Consumer) })
-	if err := c.print(rows, func(w io.Writer) error {
-		t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-		fmt.Fprintln(t, "CONSUMER\tLOG\tHAS LEAVES\tSINCE\tPENDING\tBYTES")
-		for _, r := range rows {
-			if r.Problem == "" {
-				fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%d\t%d\n", r.Consumer, verify.Printable(r.Origin), r.Size, r.At, r.Chunks, r.Bytes)
-			}
-		}
-		err := t.Flush()
-		for _, r := range rows {
-			if r.Problem != "" {
-				fmt.Fprintf(w, "%s: %s\n", verify.Printable(r.Consumer), verify.Printable(r.Problem))
-			}
-		}
-		return err
-	}); err != nil {
-		return blind(err)
-	}
-	for _, r := range rows {
-		if r.Problem != "" {
-			return exitError{code: exitFinding}
-		}
-	}
-	return nil
+	return printRows(c, rows, "CONSUMER\tLOG\tHAS LEAVES\tSINCE\tPENDING\tBYTES", func(r consumerRow) (line, file, problem string) {
+		return fmt.Sprintf("%s\t%s\t%d\t%s\t%d\t%d", r.Consumer, verify.Printable(r.Origin), r.Size, r.At, r.Chunks, r.Bytes), r.Consumer, r.Problem
+	})
 }
 
 func consumerOf(dir, consumer string) (*spool.Reader, error) {

@@ -93,15 +93,20 @@ func (w *walk) probes(n *yaml.Node) (probes []Probe, ids []position) {
 	if len(n.Content) == 0 {
 		w.add(at(n), "probes: empty")
 	}
+	return distinct(w, n, "probe", w.probe, func(p Probe) string { return p.ID })
+}
+
+// distinct reads the items of a list, of which no two may have the same id.
+func distinct[T any](w *walk, n *yaml.Node, what string, read func(*yaml.Node) (T, position), id func(T) string) (items []T, ids []position) {
 	first := map[string]position{}
 	for _, c := range n.Content {
-		p, where := w.probe(c)
-		if f, ok := first[p.ID]; ok && p.ID != "" {
-			w.add(where, "id %q is taken by the probe at line %d", p.ID, f.line)
+		item, where := read(c)
+		if f, ok := first[id(item)]; ok && id(item) != "" {
+			w.add(where, "id %q is taken by the %s at line %d", id(item), what, f.line)
 		} else {
-			first[p.ID] = where
+			first[id(item)] = where
 		}
-		probes, ids = append(probes, p), append(ids, where)
+		items, ids = append(items, item), append(ids, where)
 	}
-	return probes, ids
+	return items, ids
 }

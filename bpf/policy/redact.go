@@ -175,17 +175,7 @@ func (w *walk) redact(n *yaml.Node) (rules []Rule, ids []position) {
 		w.add(at(n), "redact: %d rules, at most %d are taken in a file", len(n.Content), maxRules)
 		return nil, nil
 	}
-	first := map[string]position{}
-	for _, c := range n.Content {
-		r, where := w.rule(c)
-		if f, ok := first[r.ID]; ok && r.ID != "" {
-			w.add(where, "id %q is taken by the rule at line %d", r.ID, f.line)
-		} else {
-			first[r.ID] = where
-		}
-		rules, ids = append(rules, r), append(ids, where)
-	}
-	return rules, ids
+	return distinct(w, n, "rule", w.rule, func(r Rule) string { return r.ID })
 }
 
 func (w *walk) rule(n *yaml.Node) (r Rule, where position) {
