@@ -115,7 +115,7 @@ func (a *Agent) unarmed(x appeared, real, why string) {
 			a.witness.UnarmedMapping(x.l.id, n, x.from, 0, why)
 		}
 	case x.anyMayBe():
-		a.witness.UnarmedMapping(x.l.id, "", x.from, 0, fmt.Sprintf("%q: %s", x.path, why))
+		a.witness.UnarmedFile(x.l.id, x.path, x.from, why)
 	}
 }
 

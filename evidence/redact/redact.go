@@ -236,7 +236,7 @@ func (r *Redactor) text(l *list, s *string, member string, listed bool) (changed
 func (r *Redactor) ruleFor(l *list, s string) int {
 	for i := range r.rules {
 		x := &r.rules[i]
-		if slices.ContainsFunc(x.Paths, func(p policy.PathPattern) bool { return p.MayBeIn(s) }) || (x.AllAddresses || len(x.Addresses) > 0) && hasAddress(x, s) {
+		if len(x.Paths) > 0 && (quotesName(s) || slices.ContainsFunc(x.Paths, func(p policy.PathPattern) bool { return p.MayBeIn(s) })) || (x.AllAddresses || len(x.Addresses) > 0) && hasAddress(x, s) {
 			return i
 		}
 	}
@@ -246,6 +246,18 @@ func (r *Redactor) ruleFor(l *list, s string) int {
 		}
 	}
 	return -1
+}
+
+// quotesName reports whether a text quotes something that is no absolute path, as
+// errors quote a name in a directory that they do not name, or as it was given: of
+// which path it is a part is not known.
+func quotesName(s string) bool {
+	for i, quoted := range strings.Split(s, `"`) {
+		if i%2 == 1 && !strings.HasPrefix(quoted, "/") {
+			return true
+		}
+	}
+	return false
 }
 
 // hasAddress reports whether a text has an IP address in it that the rule is for.
@@ -367,10 +379,37 @@ func (r *Redactor) address(l *list, e *evidence.Entry) {
 		}
 		return
 	}
-	if e.Family == "unix" && !strings.HasPrefix(e.Address, "@") {
+	switch {
+	case e.Family != "unix":
+	case e.Address[0] == '@': // any text, and often the path of what it is for
+		for i := range r.rules {
+			if slices.ContainsFunc(r.rules[i].Paths, func(p policy.PathPattern) bool { return p.MayBeIn(e.Address) }) {
+				e.Address = r.mark(i, e.Address, false)
+				l.add(r, "entry.address", i)
+				return
+			}
+		}
+	default:
 		r.path(l, &e.Address, of{member: "entry.address", most: evidence.MaxSocketPath, cut: len(e.Address) >= evidence.MaxSocketPath-1})
 	}
 }
+
+// Named completes a gap whose detail is about a file that a process has named, in
+// words that may be relative: nobody can tell that from the text, so the name is
+// handed over apart, and stands before the detail.
+func (r *Redactor) Named(g *evidence.Gap, name string) {
+	if r != nil {
+		l := list{kind: evidence.KindGap, have: g.Redacted}
+		r.path(&l, &name, of{member: "detail", most: maxNamed, cut: len(name) >= maxExecPath, listed: true})
+		r.text(&l, &g.Detail, "detail", true)
+		g.Redacted = l.sorted()
+	}
+	g.Detail = name + ": " + g.Detail
+}
+
+// maxNamed is how long a name before a detail may become by its marks: both together
+// are a text (evidence.MaxText).
+const maxNamed = 480
 
 // Line redacts a line that is not about an entry of a set. What is shared with
 // other lines is copied.

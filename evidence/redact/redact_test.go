@@ -75,8 +75,6 @@ func TestPaths(t *testing.T) {
 	}
 }
 
-// Two sites are never one: their paths have tokens, which are another run's own, or
-// the node's where the rule is keyed.
 // A relative path that a process passed to execve is not a memfd's name for
 // beginning like one.
 func TestArgumentLikeMemfd(t *testing.T) {
@@ -92,6 +90,8 @@ func TestArgumentLikeMemfd(t *testing.T) {
 	}
 }
 
+// Two sites are never one: their paths have tokens, which are another run's own, or
+// the node's where the rule is keyed.
 func TestTokens(t *testing.T) {
 	path := func(r *Redactor, p string) string {
 		g := &evidence.Gap{Scope: evidence.ScopeFile, Path: p}
@@ -151,7 +151,10 @@ func TestEntries(t *testing.T) {
 		{"a mapped address", entry{Entry: evidence.Entry{Family: "ipv6", Address: "::ffff:10.1.2.3"}}, entry{Entry: evidence.Entry{Family: "ipv6", Address: mark("peers")}}, "[entry.address]"},
 		{"another address", entry{Entry: evidence.Entry{Family: "ipv4", Address: "192.0.2.1", Port: 1}}, entry{Entry: evidence.Entry{Family: "ipv4", Address: "192.0.2.1", Port: 1}}, "[]"},
 		{"a socket's path", entry{Entry: evidence.Entry{Family: "unix", Address: "/home/alice/s"}}, entry{Entry: evidence.Entry{Family: "unix", Address: "/home/" + mark("home") + "/s"}}, "[entry.address]"},
-		{"an abstract socket", entry{Entry: evidence.Entry{Family: "unix", Address: "@/home/alice/s"}}, entry{Entry: evidence.Entry{Family: "unix", Address: "@/home/alice/s"}}, "[]"},
+		{"an abstract socket", entry{Entry: evidence.Entry{Family: "unix", Address: "@/home/alice/s"}}, entry{Entry: evidence.Entry{Family: "unix", Address: mark("home")}}, "[entry.address]"},
+		{"another abstract socket", entry{Entry: evidence.Entry{Family: "unix", Address: "@/tmp/.X11-unix/X0"}}, entry{Entry: evidence.Entry{Family: "unix", Address: "@/tmp/.X11-unix/X0"}}, "[]"},
+		{"a detail that quotes a name", entry{path: "/tmp/x", detail: `read directory "home" of the layer: stat "alice": input/output error`}, entry{path: "/tmp/x", detail: mark("home")}, "[detail]"},
+		{"a detail that quotes a path", entry{path: "/tmp/x", detail: `open "/tmp/x": no such file`}, entry{path: "/tmp/x", detail: `open "/tmp/x": no such file`}, "[]"},
 		{"the rest of a path", entry{path: "/deep/down", cut: true}, entry{path: mark("home")}, "[path]"},
 	} {
 		in := c.in
@@ -400,5 +403,12 @@ func FuzzLine(f *testing.F) {
 		gap := &evidence.Gap{GapID: "g", Scope: evidence.ScopeSite, ProbeID: "p", Reason: evidence.GapFileChanged, RunID: o.RunID, ContainerID: "c", From: at, Path: given, Detail: detail}
 		r.Line(gap)
 		check(gap)
+		named := &evidence.Gap{GapID: "g", Scope: evidence.ScopeRun, Reason: evidence.GapUnarmedMapping, RunID: o.RunID, ContainerID: "c", From: at, Detail: detail}
+		short := text(given, 500)
+		r.Named(named, short)
+		r.Line(named)
+		if check(named); !strings.HasPrefix(short, "/") && short != "" && !evidence.IsRedacted(named.Redacted, "detail") {
+			t.Errorf("%s is in %s", short, named.Detail)
+		}
 	})
 }

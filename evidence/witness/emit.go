@@ -219,6 +219,9 @@ func (r *run) telling(of what) (entries []*Entry) {
 func (r *run) gapLine(c evidence.Clock, g *gap) *evidence.Gap {
 	l := g.line(c)
 	l.RunID, l.ContainerID = r.runID, r.id.ID
+	if g.named != "" {
+		r.redact.Named(l, g.named)
+	}
 	return l
 }
 

@@ -31,6 +31,7 @@ type gap struct {
 	id     string
 	reason evidence.GapReason
 	source string
+	named  string // what a process called the file that detail is about; empty if it is about none
 	detail string
 	from   int64
 	to     int64 // 0 while open

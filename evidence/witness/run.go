@@ -451,36 +451,39 @@ func (r *run) cutSearch(probeID string) {
 //
 // The file may be one of which a probe has no site yet: then it is a gap of each
 // probe that may be for it, and of the whole run if none is.
-func (r *run) unarmedMapping(path string, from, to int64, detail string) {
+//
+// Without a path it may be any file; named is what a process called it, if that is
+// known.
+func (r *run) unarmedMapping(path, named string, from, to int64, detail string) {
 	const reason = evidence.GapUnarmedMapping
-	open := func(sel selector, detail string) (g *gap, fresh bool) {
+	open := func(sel selector, named, detail string) (g *gap, fresh bool) {
 		if g = r.openGap(reason, sel); g != nil {
 			r.grow(g, g.count+1)
 			return g, false
 		}
-		return r.addGap(&gap{selector: sel, reason: reason, from: max(from, r.first), count: 1, detail: clip(detail, maxDetail)}), true
+		return r.addGap(&gap{selector: sel, reason: reason, from: max(from, r.first), count: 1, named: clip(named, maxDetail/2), detail: clip(detail, maxDetail)}), true
 	}
 	if path == "" {
-		open(wholeRun, detail)
+		open(wholeRun, named, detail)
 		return
 	}
 	has, probes := r.mayBe(path)
 	for _, id := range probes {
-		open(selector{scope: evidence.ScopeSite, probe: id}, path+": "+detail)
+		open(selector{scope: evidence.ScopeSite, probe: id}, path, detail)
 	}
 	sel := selector{scope: evidence.ScopeFile, path: path}
 	switch {
 	case has && (r.openGap(reason, sel) != nil || r.files[reason] < maxGapFiles):
-		if g, fresh := open(sel, detail); fresh {
+		if g, fresh := open(sel, "", detail); fresh {
 			r.files[reason]++
 			if to != 0 {
 				r.close(g, to)
 			}
 		}
 	case has:
-		open(wholeRun, "more files than are told apart; the last: "+path+": "+detail)
+		open(wholeRun, path, "the last of more files than are told apart: "+detail)
 	case len(probes) == 0:
-		open(wholeRun, path+": "+detail)
+		open(wholeRun, path, detail)
 	}
 }
 

@@ -272,7 +272,17 @@ func (w *Witness) AttributionLost(runID string, count uint64, at int64, detail s
 func (w *Witness) UnarmedMapping(runID, path string, from, to int64, detail string) {
 	if r := w.run(runID); r != nil {
 		defer r.mu.Unlock()
-		r.unarmedMapping(path, from, to, detail)
+		r.unarmedMapping(path, "", from, to, detail)
+		w.emit(r, max(from, w.cfg.BootTime()), changed)
+	}
+}
+
+// UnarmedFile is UnarmedMapping of a file that may be any, and still is mapped; named
+// is what a process called it.
+func (w *Witness) UnarmedFile(runID, named string, from int64, detail string) {
+	if r := w.run(runID); r != nil {
+		defer r.mu.Unlock()
+		r.unarmedMapping("", named, from, 0, detail)
 		w.emit(r, max(from, w.cfg.BootTime()), changed)
 	}
 }
