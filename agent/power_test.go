@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/sign"
 	"probity/evidence/spool"
 	"probity/evidence/verify"
@@ -31,8 +32,8 @@ func TestPowerLoss(t *testing.T) {
 	must(t, err)
 	gap := func(id string) {
 		t.Helper()
-		must(t, s.Append("", func(c evidence.Clock) []evidence.Line {
-			return []evidence.Line{&evidence.Gap{GapID: id, Scope: evidence.ScopeSource, Reason: evidence.GapRuntimeDisconnected, From: before, To: before, Source: "x"}}
+		must(t, s.Append("", func(c evidence.Clock) []redact.Line {
+			return noRules.Lines(&evidence.Gap{GapID: id, Scope: evidence.ScopeSource, Reason: evidence.GapRuntimeDisconnected, From: before, To: before, Source: "x"})
 		}))
 	}
 	gap("published")

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/sign"
 	"probity/evidence/verify"
 	"probity/tests/need"
@@ -51,8 +52,8 @@ func TestRekey(t *testing.T) {
 	line := func() {
 		t.Helper()
 		n++
-		must(t, a.spool.Append("", func(c evidence.Clock) []evidence.Line {
-			return []evidence.Line{&evidence.Gap{GapID: strings.Repeat(string(rune('a'+n)), 32), Scope: evidence.ScopeSource, Reason: evidence.GapRuntimeDisconnected, From: c.Wall, To: c.Wall, Source: "x"}}
+		must(t, a.spool.Append("", func(c evidence.Clock) []redact.Line {
+			return noRules.Lines(&evidence.Gap{GapID: strings.Repeat(string(rune('a'+n)), 32), Scope: evidence.ScopeSource, Reason: evidence.GapRuntimeDisconnected, From: c.Wall, To: c.Wall, Source: "x"})
 		}))
 	}
 	inUse := func() string {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/spool"
 	"probity/evidence/witness"
 	"probity/runtime/cgroup"
@@ -314,9 +315,8 @@ func (a *Agent) recover() {
 			Count: evidence.Loss{N: 1}, RunID: cov.RunID, ContainerID: cov.ContainerID,
 			Detail: "no agent, and nothing that kept its counters",
 		}
-		a.redact.Line(&cov) // what was redacted then stays, and the rules may be others now
-		a.redact.Line(gap)
-		err := a.spool.Append(cov.RunID, func(evidence.Clock) []evidence.Line { return []evidence.Line{&cov, gap} })
+		lines := a.redact.Lines(&cov, gap) // what was redacted then stays, and the rules may be others now
+		err := a.spool.Append(cov.RunID, func(evidence.Clock) []redact.Line { return lines })
 		if err != nil {
 			a.problem("the gap of run %s was not signed: %v", cov.RunID, err)
 		}
@@ -325,10 +325,9 @@ func (a *Agent) recover() {
 
 // signNode hands a gap of the node to the spool, completed with the time.
 func (a *Agent) signNode(g *evidence.Gap, complete func(*evidence.Gap, evidence.Time)) {
-	err := a.spool.Append("", func(c evidence.Clock) []evidence.Line {
+	err := a.spool.Append("", func(c evidence.Clock) []redact.Line {
 		complete(g, c.Time(cgroup.BootTime()))
-		a.redact.Line(g)
-		return []evidence.Line{g}
+		return a.redact.Lines(g)
 	})
 	if err != nil {
 		a.problem("the time without an agent was not signed: %v", err)

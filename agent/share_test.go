@@ -15,6 +15,7 @@ import (
 
 	"probity/evidence"
 	"probity/evidence/nodekey"
+	"probity/evidence/redact"
 	"probity/evidence/spool"
 	"probity/tests/need"
 )
@@ -35,6 +36,9 @@ func openDir(t *testing.T) string {
 	must(t, os.Chmod(dir, 0o755))
 	return dir
 }
+
+// noRules redacts nothing.
+var noRules *redact.Redactor
 
 // writeEvidence is what the agent does with its state and spool: a key, a chunk, a
 // log.
@@ -58,8 +62,8 @@ func writeEvidence(dir string) error {
 	if err != nil {
 		return err
 	}
-	err = s.Append("", func(c evidence.Clock) []evidence.Line {
-		return []evidence.Line{&evidence.Gap{GapID: "g", Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: c.Wall, Count: evidence.Loss{N: 1}}}
+	err = s.Append("", func(c evidence.Clock) []redact.Line {
+		return noRules.Lines(&evidence.Gap{GapID: "g", Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: c.Wall, Count: evidence.Loss{N: 1}})
 	})
 	if err != nil {
 		return err

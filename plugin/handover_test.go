@@ -11,9 +11,13 @@ import (
 	"time"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/sign"
 	"probity/evidence/spool"
 )
+
+// noRules redacts nothing.
+var noRules *redact.Redactor
 
 // The far side says what it has; the node acknowledges the beginning of it, and
 // nothing that it did not log.
@@ -33,9 +37,9 @@ func TestAckReceived(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 3 {
-		if err := s.Append("", func(c evidence.Clock) []evidence.Line {
+		if err := s.Append("", func(c evidence.Clock) []redact.Line {
 			at := c.Time(int64(c.BootNs))
-			return []evidence.Line{&evidence.Gap{GapID: fmt.Sprint(i), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: at, To: at}}
+			return noRules.Lines(&evidence.Gap{GapID: fmt.Sprint(i), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: at, To: at})
 		}); err != nil {
 			t.Fatal(err)
 		}

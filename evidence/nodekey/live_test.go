@@ -18,6 +18,7 @@ import (
 
 	"probity/evidence"
 	"probity/evidence/nodekey"
+	"probity/evidence/redact"
 	"probity/evidence/sign"
 	"probity/evidence/spool"
 	"probity/evidence/verify"
@@ -34,6 +35,9 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+// noRules redacts nothing.
+var noRules *redact.Redactor
 
 // ended is a context for what is tried once.
 func ended() context.Context {
@@ -63,8 +67,8 @@ func openLive(dir string) (l live, err error) {
 }
 
 func (l *live) append(n int) error {
-	return l.spool.Append("", func(c evidence.Clock) []evidence.Line {
-		return []evidence.Line{&evidence.Gap{GapID: fmt.Sprintf("%032x", n), Scope: evidence.ScopeNode, Reason: evidence.GapRuntimeDisconnected, From: c.Wall, To: c.Wall, Count: evidence.Loss{N: 1}}}
+	return l.spool.Append("", func(c evidence.Clock) []redact.Line {
+		return noRules.Lines(&evidence.Gap{GapID: fmt.Sprintf("%032x", n), Scope: evidence.ScopeNode, Reason: evidence.GapRuntimeDisconnected, From: c.Wall, To: c.Wall, Count: evidence.Loss{N: 1}})
 	})
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"probity/evidence"
 	"probity/evidence/nodekey"
+	"probity/evidence/redact"
 	"probity/evidence/sign"
 	"probity/evidence/spool"
 	"probity/evidence/verify"
@@ -53,8 +54,8 @@ func seal(t testing.TB, s *sign.Signer, dir, state string, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = sp.Append("", func(c evidence.Clock) []evidence.Line {
-		return []evidence.Line{&evidence.Gap{GapID: fmt.Sprintf("%032x", n), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: c.Wall, To: c.Wall, Count: evidence.Loss{N: 1}}}
+	err = sp.Append("", func(c evidence.Clock) []redact.Line {
+		return noRules.Lines(&evidence.Gap{GapID: fmt.Sprintf("%032x", n), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: c.Wall, To: c.Wall, Count: evidence.Loss{N: 1}})
 	})
 	if err := errors.Join(err, sp.Flush(t.Context()), sp.Close(), s.Close()); err != nil {
 		t.Fatal(err)
@@ -260,8 +261,8 @@ func TestEvidenceWaits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := sp.Append("", func(c evidence.Clock) []evidence.Line {
-		return []evidence.Line{&evidence.Gap{GapID: strings.Repeat("1", 32), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: c.Wall, To: c.Wall, Count: evidence.Loss{N: 1}}}
+	if err := sp.Append("", func(c evidence.Clock) []redact.Line {
+		return noRules.Lines(&evidence.Gap{GapID: strings.Repeat("1", 32), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: c.Wall, To: c.Wall, Count: evidence.Loss{N: 1}})
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -337,9 +337,9 @@ type Entry struct {
 
 // Entry redacts an entry of a set. Without tokens, entries that read alike become
 // one.
-func (r *Redactor) Entry(e Entry) []evidence.Redaction {
+func (r *Redactor) Entry(e Entry) Cleared {
 	if r == nil {
-		return nil
+		return Cleared{done: true}
 	}
 	l := list{kind: evidence.KindObservation}
 	changed := r.path(&l, e.Path, of{member: "path", most: evidence.MaxPath, cut: e.PathCut})
@@ -359,7 +359,7 @@ func (r *Redactor) Entry(e Entry) []evidence.Redaction {
 	r.comm(&l, &e.Process.Comm, "process.comm")
 	r.path(&l, &e.Process.Path, of{member: "process.path", most: evidence.MaxPath, cut: len(e.Process.Path) >= maxExecPath})
 	r.text(&l, e.Detail, "detail", false)
-	return l.sorted()
+	return Cleared{redacted: l.sorted(), done: true}
 }
 
 func (r *Redactor) address(l *list, e *evidence.Entry) {
@@ -411,12 +411,20 @@ func (r *Redactor) Named(g *evidence.Gap, name string) {
 // are a text (evidence.MaxText).
 const maxNamed = 480
 
-// Line redacts a line that is not about an entry of a set. What is shared with
-// other lines is copied.
-func (r *Redactor) Line(line evidence.Line) {
-	if r == nil {
-		return
+// Line redacts a line. What is shared with other lines is copied. One that is about
+// an entry of a set is made by [Cleared.Line]: here it becomes the zero Line, which
+// nothing takes.
+func (r *Redactor) Line(line evidence.Line) Line {
+	if o, ok := line.(*evidence.Observation); ok && o.Entry != nil {
+		return Line{}
 	}
+	if r != nil {
+		r.line(line)
+	}
+	return Line{line}
+}
+
+func (r *Redactor) line(line evidence.Line) {
 	switch v := line.(type) {
 	case *evidence.Coverage:
 		l := list{kind: evidence.KindCoverage, have: v.Redacted}
@@ -446,11 +454,28 @@ func (r *Redactor) observation(v *evidence.Observation) {
 		r.path(&l, &v.Path, of{member: "path", most: evidence.MaxPath, identify: true})
 	}
 	r.process(&l, &v.Process, "process")
+	r.processes(&l, v)
 	stack := r.stack(&l, v)
 	r.text(&l, &v.Detail, "detail", false)
 	v.Redacted = l.sorted()
 	if stack { // marks may be longer than what they stand for
 		evidence.Cut(v)
+	}
+}
+
+// processes redacts the list of them, unless that was done as it was made.
+func (r *Redactor) processes(l *list, v *evidence.Observation) {
+	if l.done("processes.path") || l.done("processes.comm") {
+		return
+	}
+	list := slices.Clone(v.Processes)
+	for i := range list {
+		for _, x := range r.Process(&list[i]) {
+			if !slices.Contains(l.all, x) {
+				l.all = append(l.all, x)
+			}
+			v.Processes = list
+		}
 	}
 }
 

@@ -115,7 +115,7 @@ func TestTokens(t *testing.T) {
 	}
 	e := &evidence.Entry{Operation: "connect", Protocol: "tcp", Family: "ipv4", Address: "192.0.2.1", Port: 443}
 	none := ""
-	got := one.Entry(Entry{Path: &none, Detail: &none, Process: &evidence.Process{}, Entry: e})
+	got := one.Entry(Entry{Path: &none, Detail: &none, Process: &evidence.Process{}, Entry: e}).Redacted()
 	if !strings.HasPrefix(e.Address, "\u2039redacted:peers:") || e.Port != 443 || len(got) != 1 {
 		t.Errorf("%+v %v", e, got)
 	}
@@ -158,7 +158,7 @@ func TestEntries(t *testing.T) {
 		{"the rest of a path", entry{path: "/deep/down", cut: true}, entry{path: mark("home")}, "[path]"},
 	} {
 		in := c.in
-		got := r.Entry(Entry{Path: &in.path, Detail: &in.detail, Process: &in.process, Entry: &in.Entry, PathCut: in.cut})
+		got := r.Entry(Entry{Path: &in.path, Detail: &in.detail, Process: &in.process, Entry: &in.Entry, PathCut: in.cut}).Redacted()
 		in.cut = false
 		var members []string
 		for _, x := range got {
@@ -170,7 +170,7 @@ func TestEntries(t *testing.T) {
 	}
 	tasks := New(rules(t, "  - {id: tasks, comms: true}\n"), nil, "")
 	path, detail, p := "alice/x", "", evidence.Process{Pid: 1, Comm: "alice"}
-	if got := tasks.Entry(Entry{Path: &path, Detail: &detail, Process: &p, Entry: &evidence.Entry{}}); p.Comm != "" || path != "alice/x" || len(got) != 1 || got[0].Member != "process.comm" {
+	if got := tasks.Entry(Entry{Path: &path, Detail: &detail, Process: &p, Entry: &evidence.Entry{}}).Redacted(); p.Comm != "" || path != "alice/x" || len(got) != 1 || got[0].Member != "process.comm" {
 		t.Errorf("%+v %s %v", p, path, got)
 	}
 }
@@ -246,7 +246,13 @@ func TestEveryText(t *testing.T) {
 			v.Redacted = nil
 		case *evidence.Observation:
 			v.Redacted = r.Process(&v.Processes[0])
-			v.Redacted = append(v.Redacted, r.Entry(Entry{Path: &v.Path, Detail: &v.Detail, Process: v.Process, Entry: v.Entry})...)
+			entry := v.Entry
+			c := r.Entry(Entry{Path: &v.Path, Detail: &v.Detail, Process: v.Process, Entry: entry})
+			v.Redacted, v.Entry = append(v.Redacted, c.Redacted()...), nil
+			r.Line(v)
+			v.Entry = entry
+			find("", reflect.ValueOf(l).Elem())
+			continue
 		}
 		r.Line(l)
 		find("", reflect.ValueOf(l).Elem())
@@ -363,7 +369,7 @@ func FuzzLine(f *testing.F) {
 		e := &evidence.Entry{Argument: argument, Device: "0:1", Inode: 7, Parent: &evidence.Process{Comm: comm, Path: argument}}
 		p := evidence.Process{Pid: 1, Comm: comm}
 		given := path
-		list := r.Entry(Entry{Path: &path, Detail: &detail, Process: &p, Entry: e})
+		list := r.Entry(Entry{Path: &path, Detail: &detail, Process: &p, Entry: e}).Redacted()
 		count, at := evidence.Uint64(1), evidence.TimeOf(evidence.Clock{}.Wall.Std().AddDate(2000, 0, 0))
 		o := evidence.Observation{
 			State: evidence.Hit, ProbeType: evidence.RawTracepoint, RequestedProbeType: evidence.UnknownProbe, RunID: strings.Repeat("0a", 16), ContainerID: "c", Runtime: "crun", ImageDigestReason: "none",
@@ -398,7 +404,7 @@ func FuzzLine(f *testing.F) {
 		network := o
 		network.Set, network.Path, network.Process = evidence.SetNetwork, "", nil
 		network.Entry = &evidence.Entry{Operation: "connect", Protocol: "stream", Family: "unix", Address: address}
-		network.Detail, network.Redacted = "", r.Entry(Entry{Path: new(string), Detail: new(string), Process: &evidence.Process{}, Entry: network.Entry})
+		network.Detail, network.Redacted = "", r.Entry(Entry{Path: new(string), Detail: new(string), Process: &evidence.Process{}, Entry: network.Entry}).Redacted()
 		check(&network)
 		gap := &evidence.Gap{GapID: "g", Scope: evidence.ScopeSite, ProbeID: "p", Reason: evidence.GapFileChanged, RunID: o.RunID, ContainerID: "c", From: at, Path: given, Detail: detail}
 		r.Line(gap)

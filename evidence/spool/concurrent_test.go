@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/spool"
 )
 
@@ -43,10 +44,10 @@ func TestAppendAtOnce(t *testing.T) {
 	for run := range runs {
 		appends.Go(func() {
 			for i := range each {
-				err := s.Append(runID(run), func(c evidence.Clock) []evidence.Line {
-					return []evidence.Line{&evidence.Gap{
+				err := s.Append(runID(run), func(c evidence.Clock) []redact.Line {
+					return noRules.Lines(&evidence.Gap{
 						GapID: fmt.Sprint(i), Scope: evidence.ScopeRun, Reason: evidence.GapSuspended, From: c.Time(at), RunID: runID(run), ContainerID: "c",
-					}}
+					})
 				})
 				if err != nil {
 					t.Error(err)

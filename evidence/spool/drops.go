@@ -199,13 +199,13 @@ func (d *drops) split() []drops {
 // gaps returns one gap of the node with the count of all lost lines, and of each
 // run one for each probe type with the count of its observations, and one for the
 // rest. part tells the parts of one loss apart.
-func (d *drops) gaps(clock evidence.Clock, instance string, part int) []evidence.Line {
+func (d *drops) gaps(clock evidence.Clock, instance string, part int) []*evidence.Gap {
 	from, to := clock.Time(d.fromNs), clock.Time(d.toNs)
 	id := "spoolDropped-" + evidence.ChunkName(d.firstSeq, instance)
 	if part > 0 {
 		id += fmt.Sprint("-", part)
 	}
-	lines := []evidence.Line{&evidence.Gap{
+	lines := []*evidence.Gap{{
 		GapID: id, Scope: evidence.ScopeNode, Reason: evidence.GapSpoolDropped, From: from, To: to, Count: evidence.Loss{N: d.lines}, Detail: d.detail(),
 	}}
 	for _, run := range d.runIDs() {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/spool"
 )
 
@@ -53,9 +54,9 @@ func TestIdleDay(t *testing.T) {
 		go func() { done <- s.Run(ctx) }()
 		for range hours {
 			for run := range runs {
-				must(t, s.Append(runID(run), func(c evidence.Clock) []evidence.Line {
+				must(t, s.Append(runID(run), func(c evidence.Clock) []redact.Line {
 					lines := coverage(run, false)(c)
-					lines[0].(*evidence.Coverage).Image = long
+					lines[0].Evidence().(*evidence.Coverage).Image = long
 					return lines
 				}))
 			}

@@ -8,12 +8,13 @@ import (
 	"time"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/spool"
 )
 
-func agentDown(run int, id string, from evidence.Time, to evidence.Time) func(evidence.Clock) []evidence.Line {
-	return func(evidence.Clock) []evidence.Line {
-		return []evidence.Line{&evidence.Gap{GapID: id, Scope: evidence.ScopeRun, Reason: evidence.GapAgentDown, From: from, To: to, RunID: runID(run), ContainerID: "c"}}
+func agentDown(run int, id string, from evidence.Time, to evidence.Time) func(evidence.Clock) []redact.Line {
+	return func(evidence.Clock) []redact.Line {
+		return noRules.Lines(&evidence.Gap{GapID: id, Scope: evidence.ScopeRun, Reason: evidence.GapAgentDown, From: from, To: to, RunID: runID(run), ContainerID: "c"})
 	}
 }
 
@@ -23,7 +24,7 @@ func TestRecover(t *testing.T) {
 		t.Fatalf("a spool that is not there: %+v, %v", f, err)
 	}
 	s := n.open(t)
-	add := func(run int, build func(evidence.Clock) []evidence.Line) {
+	add := func(run int, build func(evidence.Clock) []redact.Line) {
 		t.Helper()
 		if err := errors.Join(s.Append(runID(run), build), s.Flush(t.Context())); err != nil {
 			t.Fatal(err)
@@ -136,8 +137,8 @@ func TestRecoverNode(t *testing.T) {
 	at := evidence.TimeOf(time.Unix(1_800_000_000, 0))
 	node := func(id string, from, to evidence.Time) {
 		t.Helper()
-		err := s.Append("", func(evidence.Clock) []evidence.Line {
-			return []evidence.Line{&evidence.Gap{GapID: id, Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: from, To: to}}
+		err := s.Append("", func(evidence.Clock) []redact.Line {
+			return noRules.Lines(&evidence.Gap{GapID: id, Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: from, To: to})
 		})
 		if err := errors.Join(err, s.Flush(t.Context())); err != nil {
 			t.Fatal(err)

@@ -239,12 +239,12 @@ func (s *Spool) tellRefused(runID string) {
 			continue
 		}
 		e := buffers.Get().(*encoder)
-		err := s.append(e, k.runID, true, func(c evidence.Clock) []evidence.Line {
-			return []evidence.Line{&evidence.Gap{
+		err := s.append(e, k.runID, own(func(c evidence.Clock) []*evidence.Gap {
+			return []*evidence.Gap{{
 				GapID: "spoolDropped-" + randomID(), Scope: evidence.ScopeSite, Reason: evidence.GapSpoolDropped, From: c.Time(r.fromNs), To: c.Time(max(r.fromNs, r.toNs)),
 				Count: evidence.Loss{N: r.lines}, RunID: k.runID, ContainerID: r.containerID, ProbeID: k.probeID, ProbeType: k.probeType, Detail: whyRefused[r.why],
 			}}
-		})
+		}))
 		e.put()
 		if err != nil {
 			s.cfg.Log.Error("sign the gap of refused evidence", "run", k.runID, "lines", r.lines, "error", err)

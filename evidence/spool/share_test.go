@@ -10,23 +10,28 @@ import (
 	"testing"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/spool"
 	"probity/evidence/verify"
 )
 
 // entries returns a builder of n lines about entries of a set, from the i-th on.
-func entries(run, from, n int) func(evidence.Clock) []evidence.Line {
-	return func(c evidence.Clock) []evidence.Line {
-		var lines []evidence.Line
+func entries(run, from, n int) func(evidence.Clock) []redact.Line {
+	return func(c evidence.Clock) []redact.Line {
+		var lines []redact.Line
 		for i := range n {
 			one := evidence.Uint64(1)
-			lines = append(lines, &evidence.Observation{
+			entry := &evidence.Entry{Device: "0:1", Inode: evidence.Uint64(from + i + 1), Access: "read"}
+			o := &evidence.Observation{
 				State: evidence.Hit, ProbeType: evidence.RawTracepoint, RequestedProbeType: evidence.UnknownProbe, RunID: runID(run), ContainerID: fmt.Sprintf("container-%d", run),
 				Runtime: "podman", ImageDigestReason: "no image", ProbeID: "files", Set: evidence.SetFiles, Path: fmt.Sprintf("/tmp/%d/%s", from+i, strings.Repeat("x", 200)),
-				Entry: &evidence.Entry{Device: "0:1", Inode: evidence.Uint64(from + i + 1), Access: "read"}, Count: &one, FirstAt: c.Time(int64(c.BootNs) - 10), LastAt: c.Time(int64(c.BootNs) - 10),
+				Count: &one, FirstAt: c.Time(int64(c.BootNs) - 10), LastAt: c.Time(int64(c.BootNs) - 10),
 				Confidence: evidence.Confidence{Version: "test", Inputs: evidence.Inputs{ProbeType: "rawTracepoint", Attribution: "cgroup", Symbol: "event", Losses: "none"}},
 				Complete:   true, From: c.Time(int64(c.BootNs) - 100), To: c.Time(int64(c.BootNs)),
-			})
+			}
+			l := noRules.Entry(redact.Entry{Entry: entry}).Line(noRules.Line(o), o)
+			o.Entry = entry
+			lines = append(lines, l)
 		}
 		return lines
 	}
@@ -34,22 +39,22 @@ func entries(run, from, n int) func(evidence.Clock) []evidence.Line {
 
 // setLine returns a builder of the line about the set itself, which counts all
 // entries.
-func setLine(run, count int, final bool) func(evidence.Clock) []evidence.Line {
-	return func(c evidence.Clock) []evidence.Line {
-		o := entries(run, 0, 1)(c)[0].(*evidence.Observation)
+func setLine(run, count int, final bool) func(evidence.Clock) []redact.Line {
+	return func(c evidence.Clock) []redact.Line {
+		o := entries(run, 0, 1)(c)[0].Evidence().(*evidence.Observation)
 		n := evidence.Uint64(count)
 		o.Path, o.Entry, o.Count, o.Entries, o.Final = "", nil, &n, n, final
-		return []evidence.Line{o, coverage(run, final)(c)[0]}
+		return []redact.Line{noRules.Line(o), coverage(run, final)(c)[0]}
 	}
 }
 
 // hit returns a builder of a run's last lines: its site was executed.
-func hit(run int) func(evidence.Clock) []evidence.Line {
-	return func(c evidence.Clock) []evidence.Line {
-		o := sites(run, 1, 10)(c)[0].(*evidence.Observation)
+func hit(run int) func(evidence.Clock) []redact.Line {
+	return func(c evidence.Clock) []redact.Line {
+		o := sites(run, 1, 10)(c)[0].Evidence().(*evidence.Observation)
 		n := evidence.Uint64(3)
 		o.State, o.Count, o.Final, o.FirstAt, o.LastAt = evidence.Hit, &n, true, c.Time(int64(c.BootNs)-50), c.Time(int64(c.BootNs)-40)
-		return []evidence.Line{o, coverage(run, true)(c)[0]}
+		return []redact.Line{noRules.Line(o), coverage(run, true)(c)[0]}
 	}
 }
 
@@ -175,25 +180,25 @@ func TestLossNamesEveryRun(t *testing.T) {
 	n := newNode(t)
 	n.cfg.MaxPending = 100_000
 	s := n.open(t)
-	each := func(lines func(run int) func(evidence.Clock) []evidence.Line) {
+	each := func(lines func(run int) func(evidence.Clock) []redact.Line) {
 		for run := 1; run <= runs; run++ {
 			must(t, s.Append(runID(run), lines(run)))
 		}
 		s.Seal()
 	}
-	each(func(run int) func(evidence.Clock) []evidence.Line { return sites(run, 1, 10) })
+	each(func(run int) func(evidence.Clock) []redact.Line { return sites(run, 1, 10) })
 	must(t, s.Flush(t.Context()))
 	tmp := filepath.Join(n.cfg.Dir, "tmp")
 	must(t, errors.Join(os.Remove(tmp), os.WriteFile(tmp, nil, 0o600)))
-	each(func(run int) func(evidence.Clock) []evidence.Line {
-		return func(c evidence.Clock) []evidence.Line { return hit(run)(c)[:1] }
+	each(func(run int) func(evidence.Clock) []redact.Line {
+		return func(c evidence.Clock) []redact.Line { return hit(run)(c)[:1] }
 	})
 	for i := range 30 { // push them out: many, none of which has more than its part
 		must(t, s.Append(runID(200+i), sites(200+i, 3, 1000)))
 		s.Seal()
 	}
 	must(t, errors.Join(os.Remove(tmp), os.Mkdir(tmp, 0o750)))
-	each(func(run int) func(evidence.Clock) []evidence.Line { return coverage(run, false) })
+	each(func(run int) func(evidence.Clock) []redact.Line { return coverage(run, false) })
 	must(t, errors.Join(s.Flush(t.Context()), s.Close()))
 	rep := n.report(t)
 	lost, all := map[string]uint64{}, uint64(0)

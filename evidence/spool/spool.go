@@ -39,6 +39,7 @@ import (
 	"time"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/sign"
 )
 
@@ -263,14 +264,14 @@ func (s *Spool) header(clock evidence.Clock, seq uint64) evidence.Header {
 // under, and derives every time in them from it; where they are spread over
 // several chunks, all of these have the same clock. It is called again where
 // that chunk was closed meanwhile, and then its last lines count. It must not
-// call the Spool. Append checks all lines before it takes the first, so it takes
+// call the Spool. A line that no redactor has seen is refused. Append checks all lines before it takes the first, so it takes
 // all or none, and never waits for the disk. Lines are made and encoded without a
 // lock: those of several runs at once. Calls about one run must not overlap, or
 // their order is not said.
-func (s *Spool) Append(runID string, build func(evidence.Clock) []evidence.Line) error {
+func (s *Spool) Append(runID string, build func(evidence.Clock) []redact.Line) error {
 	e := buffers.Get().(*encoder)
 	defer e.put()
-	if err := s.appendUnlocked(e, runID, build); err != nil {
+	if err := s.appendUnlocked(e, runID, redacted(runID, build)); err != nil {
 		return fmt.Errorf("append evidence: %w", err)
 	}
 	return nil
@@ -280,7 +281,7 @@ func (s *Spool) Append(runID string, build func(evidence.Clock) []evidence.Line)
 // with it, while nobody else can close the chunk.
 const attempts = 2
 
-func (s *Spool) appendUnlocked(e *encoder, runID string, build func(evidence.Clock) []evidence.Line) error {
+func (s *Spool) appendUnlocked(e *encoder, runID string, what content) error {
 	for range attempts {
 		s.mu.Lock()
 		if s.closed {
@@ -290,7 +291,7 @@ func (s *Spool) appendUnlocked(e *encoder, runID string, build func(evidence.Clo
 		clock := s.clockFor(runID)
 		s.mu.Unlock()
 
-		if err := e.encode(runID, true, build(clock)); err != nil {
+		if err := what(e, clock); err != nil {
 			return err
 		}
 
@@ -311,13 +312,13 @@ func (s *Spool) appendUnlocked(e *encoder, runID string, build func(evidence.Clo
 	if s.closed {
 		return ErrClosed
 	}
-	return s.append(e, runID, true, build)
+	return s.append(e, runID, what)
 }
 
-// append makes and takes lines with mu held. oneRun refuses lines of other runs.
-func (s *Spool) append(e *encoder, runID string, oneRun bool, build func(evidence.Clock) []evidence.Line) error {
+// append makes and takes lines with mu held.
+func (s *Spool) append(e *encoder, runID string, what content) error {
 	clock := s.clockFor(runID)
-	if err := e.encode(runID, oneRun, build(clock)); err != nil {
+	if err := what(e, clock); err != nil {
 		return err
 	}
 	return s.take(clock, e)
@@ -746,7 +747,7 @@ func (s *Spool) signDrops() (runIDs []string) {
 	e := buffers.Get().(*encoder)
 	defer e.put()
 	for i, d := range all {
-		if err := s.append(e, "", false, func(c evidence.Clock) []evidence.Line { return d.gaps(c, s.instance, i) }); err != nil {
+		if err := s.append(e, "", own(func(c evidence.Clock) []*evidence.Gap { return d.gaps(c, s.instance, i) })); err != nil {
 			s.cfg.Log.Error("sign the gap of dropped evidence", "lines", d.lines, "error", err)
 			s.drops.merge(d)
 			continue

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/sign"
 	"probity/evidence/spool"
 	"probity/evidence/verify"
@@ -120,28 +121,31 @@ func (n *node) ready(t testing.TB) (names []string) {
 
 func runID(i int) string { return fmt.Sprintf("%032x", i) }
 
+// noRules redacts nothing.
+var noRules *redact.Redactor
+
 // coverage returns a builder of one coverage line.
-func coverage(run int, final bool) func(evidence.Clock) []evidence.Line {
-	return func(c evidence.Clock) []evidence.Line {
-		return []evidence.Line{&evidence.Coverage{
+func coverage(run int, final bool) func(evidence.Clock) []redact.Line {
+	return func(c evidence.Clock) []redact.Line {
+		return noRules.Lines(&evidence.Coverage{
 			RunID: runID(run), ContainerID: fmt.Sprintf("container-%d", run), Runtime: "podman", ImageDigestReason: "no image", BootID: bootID,
 			CgroupID: 7, Attribution: "cgroup", Source: "hook", From: c.Time(int64(c.BootNs) - 100), To: c.Time(int64(c.BootNs)), Final: final,
-		}}
+		})
 	}
 }
 
 // sites returns a builder of n observation lines with a text of size bytes each.
-func sites(run, n, size int) func(evidence.Clock) []evidence.Line {
-	return func(c evidence.Clock) []evidence.Line {
-		var lines []evidence.Line
+func sites(run, n, size int) func(evidence.Clock) []redact.Line {
+	return func(c evidence.Clock) []redact.Line {
+		var lines []redact.Line
 		for i := range n {
 			off, zero := evidence.Uint64(i), evidence.Uint64(0)
-			lines = append(lines, &evidence.Observation{
+			lines = append(lines, noRules.Line(&evidence.Observation{
 				State: evidence.ArmedNoHit, ProbeType: evidence.Uprobe, RequestedProbeType: evidence.Uprobe, RunID: runID(run), ContainerID: fmt.Sprintf("container-%d", run),
 				Runtime: "podman", ImageDigestReason: "no image", ProbeID: "p", Offset: &off, Path: "/" + strings.Repeat("x", size), Detail: "no digest in this test", Count: &zero,
 				Confidence: evidence.Confidence{Version: "test", Inputs: evidence.Inputs{ProbeType: "uprobe", Attribution: "cgroup", Symbol: "offset", Losses: "none"}},
 				Complete:   true, From: c.Time(int64(c.BootNs) - 100), To: c.Time(int64(c.BootNs)),
-			})
+			}))
 		}
 		return lines
 	}
@@ -256,9 +260,9 @@ func TestLongImageNames(t *testing.T) {
 	n := newNode(t)
 	s := n.open(t)
 	for i := range 32 {
-		err := s.Append(runID(i+1), func(c evidence.Clock) []evidence.Line {
+		err := s.Append(runID(i+1), func(c evidence.Clock) []redact.Line {
 			l := coverage(i+1, false)(c)
-			v := l[0].(*evidence.Coverage)
+			v := l[0].Evidence().(*evidence.Coverage)
 			v.Image, v.ImageDigest, v.ImageDigestReason = strings.Repeat("\x01", 1024), fmt.Sprintf("sha256:%064x", i), ""
 			return l
 		})
@@ -278,14 +282,16 @@ func TestLongImageNames(t *testing.T) {
 func TestAppendRefuses(t *testing.T) {
 	n := newNode(t)
 	s := n.open(t)
-	for why, build := range map[string]func(evidence.Clock) []evidence.Line{
+	for why, build := range map[string]func(evidence.Clock) []redact.Line{
 		"the line of another run": coverage(2, false),
-		"a line that breaks a rule": func(c evidence.Clock) []evidence.Line {
+		"a line that breaks a rule": func(c evidence.Clock) []redact.Line {
 			l := append(coverage(1, false)(c), coverage(1, false)(c)...)
-			l[1].(*evidence.Coverage).Runtime = "lxc"
+			l[1].Evidence().(*evidence.Coverage).Runtime = "lxc"
 			return l
 		},
-		"a line that is too long": func(c evidence.Clock) []evidence.Line {
+		"a line that no redactor has seen": func(c evidence.Clock) []redact.Line { return []redact.Line{{}} },
+		"an entry that none has seen":      func(c evidence.Clock) []redact.Line { return noRules.Lines(entries(1, 0, 1)(c)[0].Evidence()) },
+		"a line that is too long": func(c evidence.Clock) []redact.Line {
 			l := append(coverage(1, false)(c), sites(1, 1, 40_000)(c)...)
 			return l
 		},
@@ -311,7 +317,7 @@ func TestBuildIsCalledOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	calls := 0
-	err := s.Append(runID(1), func(c evidence.Clock) []evidence.Line { calls++; return sites(1, 2500, 4000)(c) })
+	err := s.Append(runID(1), func(c evidence.Clock) []redact.Line { calls++; return sites(1, 2500, 4000)(c) })
 	if err != nil || calls != 1 {
 		t.Fatalf("%d calls, %v", calls, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 )
 
 // what of a run goes into lines.
@@ -53,7 +54,7 @@ func (r *run) due(now int64) bool {
 
 // batch is what one append tells, and what is to be remembered once it is taken.
 type batch struct {
-	lines   []evidence.Line
+	lines   []redact.Line
 	sites   []toldSite
 	entries []*Entry
 	memory  *entryLines // of the entries' lines
@@ -82,7 +83,7 @@ func (w *Witness) emit(r *run, to int64, of what) {
 	}
 	var b batch
 	defer func() { b.memory.put() }()
-	err := w.cfg.Sink.Append(r.runID, func(c evidence.Clock) []evidence.Line {
+	err := w.cfg.Sink.Append(r.runID, func(c evidence.Clock) []redact.Line {
 		b.memory.put()
 		b = w.lines(r, c, to, of)
 		return b.lines
@@ -90,7 +91,7 @@ func (w *Witness) emit(r *run, to int64, of what) {
 	if err != nil {
 		w.cfg.Log.Error("evidence was not taken", "run", r.runID, "err", err)
 		unwritable := r.unwritable
-		err = w.cfg.Sink.Append(r.runID, func(c evidence.Clock) []evidence.Line {
+		err = w.cfg.Sink.Append(r.runID, func(c evidence.Clock) []redact.Line {
 			r.unwritable = unwritable
 			b.memory.put()
 			b = w.lines(r, c, to, of)
@@ -140,10 +141,7 @@ func (r *run) told(b batch, to int64) {
 // lines makes the lines. It changes nothing, because the sink may ask for them
 // again with another clock.
 func (w *Witness) lines(r *run, c evidence.Clock, to int64, of what) (b batch) {
-	add := func(l evidence.Line) {
-		r.redact.Line(l)
-		b.lines = append(b.lines, l)
-	}
+	add := func(l evidence.Line) { b.lines = append(b.lines, r.redact.Line(l)) }
 	if of&coverage != 0 {
 		add(r.cover(c, to, w.cfg.Policies))
 	}
@@ -227,11 +225,11 @@ func (r *run) gapLine(c evidence.Clock, g *gap) *evidence.Gap {
 
 // writable leaves out the lines that cannot be written, and counts them in a
 // gap. A coverage line is cut down to what every run has.
-func (r *run) writable(c evidence.Clock, lines []evidence.Line) (out []evidence.Line) {
+func (r *run) writable(c evidence.Clock, lines []redact.Line) (out []redact.Line) {
 	var why error
 	for _, l := range lines {
-		err := fits(l)
-		if v, ok := l.(*evidence.Coverage); ok && err != nil {
+		err := fits(l.Evidence())
+		if v, ok := l.Evidence().(*evidence.Coverage); ok && err != nil {
 			v.ContainerName, v.Image, v.CgroupPath, v.Pod, v.Probes = "", "", "", nil, nil
 			v.Redacted = slices.DeleteFunc(v.Redacted, func(x evidence.Redaction) bool { return x.Member != "imageDigestReason" })
 			r.unwritable, why = r.unwritable+1, err
@@ -247,9 +245,7 @@ func (r *run) writable(c evidence.Clock, lines []evidence.Line) (out []evidence.
 		return out
 	}
 	r.sum(evidence.GapSpoolDropped, wholeRun, r.armedAt, r.unwritable, clip(fmt.Sprintf("a line could not be written: %v", why), maxDetail))
-	l := r.gapLine(c, r.openGap(evidence.GapSpoolDropped, wholeRun))
-	r.redact.Line(l)
-	return append(out, l)
+	return append(out, r.redact.Line(r.gapLine(c, r.openGap(evidence.GapSpoolDropped, wholeRun))))
 }
 
 func fits(l evidence.Line) error {

@@ -49,9 +49,8 @@ type Entry struct {
 	// PathCut and ArgumentCut say that a part of the one and the other is missing.
 	PathCut, ArgumentCut bool
 
-	redacted    []evidence.Redaction
-	wasRedacted bool
-	first       *evidence.Process // Process as it was; nil if that is as it was
+	cleared redact.Cleared
+	first   *evidence.Process // Process as it was; nil if that is as it was
 
 	said uint64 // the count that its last line says
 }
@@ -108,7 +107,7 @@ func (e *Entry) appendKey(b []byte) []byte {
 		b = append(binary.AppendUvarint(b, uint64(len(s))), s...)
 	}
 	// What looks redacted is not what was.
-	for _, x := range e.redacted {
+	for _, x := range e.cleared.Redacted() {
 		if x.Member == "path" || strings.HasPrefix(x.Member, "entry.") && !strings.HasPrefix(x.Member, "entry.parent.") {
 			b = append(append(append(b, x.Member...), ' '), x.Rule...)
 			b = append(b, '\n')
@@ -120,12 +119,11 @@ func (e *Entry) appendKey(b []byte) []byte {
 // redact takes out of an entry what is kept out of evidence, before it is looked for
 // among those that are known: entries that read alike then are one.
 func (e *Entry) redact(r *redact.Redactor) {
-	if r == nil || e.wasRedacted {
+	if e.cleared.Done() {
 		return
 	}
-	e.wasRedacted = true
 	first := e.Process
-	e.redacted = r.Entry(redact.Entry{Path: &e.Path, Detail: &e.Detail, Process: &e.Process, Entry: &e.Entry, PathCut: e.PathCut, ArgumentCut: e.ArgumentCut})
+	e.cleared = r.Entry(redact.Entry{Path: &e.Path, Detail: &e.Detail, Process: &e.Process, Entry: &e.Entry, PathCut: e.PathCut, ArgumentCut: e.ArgumentCut})
 	if first != e.Process {
 		e.first = &first
 	}
@@ -316,7 +314,7 @@ func (l *entryLines) put() {
 // add makes the lines of entries, one after the other: of each, one for every
 // probe that wants its set. What all of a probe's have alike is found out once: a
 // container makes entries by the thousand.
-func (l *entryLines) add(lines []evidence.Line, r *run, c evidence.Clock, entries []*Entry, to int64) []evidence.Line {
+func (l *entryLines) add(lines []redact.Line, r *run, c evidence.Clock, entries []*Entry, to int64) []redact.Line {
 	n := 0
 	for _, e := range entries {
 		n += len(r.sets[e.Set].sites)
@@ -324,25 +322,24 @@ func (l *entryLines) add(lines []evidence.Line, r *run, c evidence.Clock, entrie
 	l.lines, l.counts = slices.Grow(l.lines[:0], n)[:n], slices.Grow(l.counts[:0], n)[:n]
 	lines = slices.Grow(lines, n)
 	n = 0
-	alike := map[int]*evidence.Observation{} // by site
+	alike := map[int]redact.Line{} // by site
 	for _, e := range entries {
 		for _, i := range r.sets[e.Set].sites {
-			if alike[i] == nil {
-				alike[i] = r.observeEntries(c, &r.sites[i], to)
+			same, ok := alike[i]
+			if !ok {
+				same = r.observeEntries(c, &r.sites[i], to)
+				alike[i] = same
 			}
 			o, count := &l.lines[n], &l.counts[n]
 			n++
-			*o, *count = *alike[i], evidence.Uint64(e.Count)
+			lines = append(lines, e.cleared.Line(same, o))
+			*count = evidence.Uint64(e.Count)
 			o.Count, o.FirstAt, o.LastAt = count, c.Time(e.At), c.Time(e.Last)
 			o.Path, o.FileDigest, o.BuildID, o.Origin, o.LayerDiffID, o.Detail = e.Path, e.FileDigest, e.BuildID, e.Origin, e.LayerDiffID, e.Detail
 			o.Entry = &e.Entry
-			if e.redacted != nil {
-				o.Redacted = slices.Concat(alike[i].Redacted, e.redacted) // in order: what is alike comes first
-			}
 			if e.Process != (evidence.Process{}) {
 				o.Process = &e.Process
 			}
-			lines = append(lines, o)
 		}
 	}
 	return lines
@@ -350,13 +347,12 @@ func (l *entryLines) add(lines []evidence.Line, r *run, c evidence.Clock, entrie
 
 // observeEntries makes what the observations of all entries have alike, for one
 // of the probes that want their set.
-func (r *run) observeEntries(c evidence.Clock, s *site, to int64) *evidence.Observation {
+func (r *run) observeEntries(c evidence.Clock, s *site, to int64) redact.Line {
 	o := r.begin(c, s, to)
 	o.State = evidence.Hit
 	_, o.Complete = r.windows(s, to)
 	o.Gaps = r.siteGaps(c, s, to)
-	r.redact.Line(o)
-	return o
+	return r.redact.Line(o)
 }
 
 // entriesOf counts the entries of the probe's set.

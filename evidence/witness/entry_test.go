@@ -9,6 +9,7 @@ import (
 	"probity/bpf/policy"
 	"probity/bpf/probe"
 	"probity/evidence"
+	"probity/evidence/redact"
 )
 
 func setSite(set string) probe.Site {
@@ -286,7 +287,7 @@ type locked struct {
 	*strict
 }
 
-func (l *locked) Append(runID string, build func(evidence.Clock) []evidence.Line) error {
+func (l *locked) Append(runID string, build func(evidence.Clock) []redact.Line) error {
 	l.Lock()
 	defer l.Unlock()
 	return l.strict.Append(runID, build)

@@ -9,6 +9,7 @@ import (
 	"probity/bpf/policy"
 	"probity/bpf/probe"
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/runtime/image"
 )
 
@@ -18,9 +19,10 @@ type strict struct {
 	refused int
 }
 
-func (s *strict) Append(_ string, build func(evidence.Clock) []evidence.Line) error {
+func (s *strict) Append(_ string, build func(evidence.Clock) []redact.Line) error {
 	lines := build(clock)
-	for _, l := range lines {
+	for _, line := range lines {
+		l := line.Evidence()
 		_, err := evidence.Encode(l)
 		if err == nil {
 			err = evidence.Validate(l)
@@ -31,7 +33,7 @@ func (s *strict) Append(_ string, build func(evidence.Clock) []evidence.Line) er
 		}
 	}
 	for _, l := range lines {
-		s.lines = append(s.lines, kept(l))
+		s.lines = append(s.lines, kept(l.Evidence()))
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ import (
 // A sink that takes lines of several runs at once must not mix up the order of
 // those of one.
 type Sink interface {
-	Append(runID string, build func(evidence.Clock) []evidence.Line) error
+	Append(runID string, build func(evidence.Clock) []redact.Line) error
 	// Seal closes the open chunk now.
 	Seal()
 }
@@ -609,10 +609,8 @@ func (w *Witness) Coalesced() uint64 { return w.leftOut.Load() }
 // sign hands a gap that is no run's to the sink. A sink that cannot take it
 // counts it as dropped itself; here it is only told to a person.
 func (w *Witness) sign(g *gap) {
-	err := w.cfg.Sink.Append("", func(c evidence.Clock) []evidence.Line {
-		l := g.line(c)
-		w.cfg.Redact.Line(l)
-		return []evidence.Line{l}
+	err := w.cfg.Sink.Append("", func(c evidence.Clock) []redact.Line {
+		return w.cfg.Redact.Lines(g.line(c))
 	})
 	if err != nil {
 		w.cfg.Log.Error("evidence was not taken", "gap", g.reason, "err", err)

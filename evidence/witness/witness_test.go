@@ -12,6 +12,7 @@ import (
 	"probity/bpf/policy"
 	"probity/bpf/probe"
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/runtime/container"
 	"probity/runtime/image"
 	"probity/tests/schemas"
@@ -29,9 +30,10 @@ func TestMain(m *testing.M) { os.Exit(schemas.Done("evidence/witness", false, m.
 
 var clock = evidence.Clock{BootNs: 1000, Wall: evidence.TimeOf(time.Unix(1700000000, 0))}
 
-func (s *sink) Append(_ string, build func(evidence.Clock) []evidence.Line) error {
+func (s *sink) Append(_ string, build func(evidence.Clock) []redact.Line) error {
 	s.appends++
-	for _, l := range build(clock) {
+	for _, line := range build(clock) {
+		l := line.Evidence()
 		b, err := evidence.Encode(l)
 		if err == nil {
 			err = evidence.Validate(l)

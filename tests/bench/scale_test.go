@@ -24,6 +24,7 @@ import (
 	"probity/bpf/policy"
 	"probity/bpf/probe"
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/witness"
 	"probity/runtime/cgroup"
 	"probity/runtime/container"
@@ -129,9 +130,9 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 // with containers.
 type nowhere struct{ bytes int }
 
-func (n *nowhere) Append(_ string, build func(evidence.Clock) []evidence.Line) error {
+func (n *nowhere) Append(_ string, build func(evidence.Clock) []redact.Line) error {
 	for _, l := range build(evidence.Clock{}) {
-		line, err := evidence.Encode(l)
+		line, err := evidence.Encode(l.Evidence())
 		if err != nil {
 			return err
 		}

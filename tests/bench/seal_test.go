@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/sign"
 	"probity/evidence/spool"
 	"probity/tests/need"
@@ -71,13 +72,16 @@ var symbols = func() (names [sealedSites]string) {
 	return names
 }()
 
+// noRules redacts nothing.
+var noRules *redact.Redactor
+
 // siteLines are a run's lines of sites of an image, half of which were hit.
-func siteLines(run, sites int) func(evidence.Clock) []evidence.Line {
+func siteLines(run, sites int) func(evidence.Clock) []redact.Line {
 	runID, containerID := fmt.Sprintf("%032x", run), fmt.Sprintf("%064x", run)
 	image, file, layer, build := "sha256:"+strings.Repeat("1a", 32), "sha256:"+strings.Repeat("2b", 32), "sha256:"+strings.Repeat("4d", 32), strings.Repeat("3c", 20)
-	return func(c evidence.Clock) []evidence.Line {
+	return func(c evidence.Clock) []redact.Line {
 		now := int64(c.BootNs)
-		lines := make([]evidence.Line, sites)
+		lines := make([]redact.Line, sites)
 		for i := range lines {
 			off, count := evidence.Uint64(0x1000+64*i), evidence.Uint64(0)
 			o := &evidence.Observation{
@@ -92,7 +96,7 @@ func siteLines(run, sites int) func(evidence.Clock) []evidence.Line {
 				count, o.State = evidence.Uint64(i+1), evidence.Hit
 				o.FirstAt, o.LastAt, o.Process = c.Time(now-1e8), c.Time(now-1e6), &evidence.Process{Pid: 4711, Comm: "app", Path: "/usr/bin/app"}
 			}
-			lines[i] = o
+			lines[i] = noRules.Line(o)
 		}
 		return lines
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/sign"
 	"probity/evidence/spool"
 	"probity/evidence/tlog"
@@ -25,6 +26,9 @@ import (
 	"probity/tests/kernels/guest"
 	"probity/tests/need"
 )
+
+// noRules redacts nothing.
+var noRules *redact.Redactor
 
 // told is what the guests have said, and as of which operation of the disk: a line
 // is read later than it was said, so what it says holds for every disk from there on.
@@ -250,12 +254,12 @@ func onDisk(t *testing.T, disk []byte, said *told, at int) {
 		t.Error("power was lost, and nobody says so")
 	}
 	if lost {
-		err = sp.Append("", func(c evidence.Clock) []evidence.Line {
+		err = sp.Append("", func(c evidence.Clock) []redact.Line {
 			to := c.Wall
 			if to.Std().Before(since.Std()) { // an emulated machine's clock may be ahead
 				to = since
 			}
-			return []evidence.Line{&evidence.Gap{GapID: "powerLoss", Scope: evidence.ScopeNode, Reason: evidence.GapPowerLoss, From: since, To: to, Count: evidence.Loss{Unknowable: true}}}
+			return noRules.Lines(&evidence.Gap{GapID: "powerLoss", Scope: evidence.ScopeNode, Reason: evidence.GapPowerLoss, From: since, To: to, Count: evidence.Loss{Unknowable: true}})
 		})
 	}
 	if err := errors.Join(err, sp.Flush(t.Context()), sp.Close()); err != nil {

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"probity/evidence"
+	"probity/evidence/redact"
 	"probity/evidence/sign"
 	"probity/evidence/spool"
 	"probity/evidence/tlog"
@@ -149,14 +150,14 @@ func write(boot string, from int) error {
 		return err
 	}
 	if since, lost := sp.PowerLoss(); lost {
-		err := sp.Append("", func(c evidence.Clock) []evidence.Line {
+		err := sp.Append("", func(c evidence.Clock) []redact.Line {
 			to := c.Wall
 			if to.Std().Before(since.Std()) {
 				to = since
 			}
-			return []evidence.Line{&evidence.Gap{
+			return noRules.Lines(&evidence.Gap{
 				GapID: "powerLoss-" + boot, Scope: evidence.ScopeNode, Reason: evidence.GapPowerLoss, From: since, To: to, Count: evidence.Loss{Unknowable: true},
-			}}
+			})
 		})
 		if err = errors.Join(err, sp.Flush(ctx)); err != nil {
 			return err
@@ -183,17 +184,20 @@ func write(boot string, from int) error {
 	}
 }
 
+// noRules redacts nothing.
+var noRules *redact.Redactor
+
 // lines are some of a run: as many as its number says.
-func lines(boot string, run int) func(evidence.Clock) []evidence.Line {
-	return func(c evidence.Clock) (out []evidence.Line) {
+func lines(boot string, run int) func(evidence.Clock) []redact.Line {
+	return func(c evidence.Clock) (out []redact.Line) {
 		for i := range guest.PowerLines(run) {
 			off, zero := evidence.Uint64(i), evidence.Uint64(0)
-			out = append(out, &evidence.Observation{
+			out = append(out, noRules.Line(&evidence.Observation{
 				State: evidence.ArmedNoHit, ProbeType: evidence.Uprobe, RequestedProbeType: evidence.Uprobe, RunID: guest.PowerRun(run), ContainerID: fmt.Sprintf("container-%d", run),
 				Runtime: "podman", ImageDigestReason: "no image", ProbeID: "p", Offset: &off, Path: "/" + strings.Repeat("x", 50+run%5*500), Detail: "no digest in this test", Count: &zero,
 				Confidence: evidence.Confidence{Version: "test", Inputs: evidence.Inputs{ProbeType: "uprobe", Attribution: "cgroup", Symbol: "offset", Losses: "none"}},
 				Complete:   true, From: c.Time(int64(c.BootNs) - 100), To: c.Time(int64(c.BootNs)),
-			})
+			}))
 		}
 		return out
 	}
