@@ -13,6 +13,7 @@ import (
 
 	"probity/bpf"
 	"probity/bpf/policy"
+	"probity/evidence"
 )
 
 // A container's cgroups are all its own: a thousand below its own, each with a
@@ -67,9 +68,23 @@ func TestThousandCgroups(t *testing.T) {
 	for _, p := range procs {
 		must(t, p.Wait())
 	}
+	// What is preempted in a program keeps the kernel from running it for others
+	// on that processor, which it counts (7.x).
+	skipped := func(typ evidence.ProbeType) uint64 {
+		t.Helper()
+		l := e.MissesOf(typ)
+		if l.Unknowable {
+			return 0 // no such kernel is preempted there
+		}
+		return l.N
+	}
+	types := map[string]evidence.ProbeType{}
+	for _, s := range h.Sites {
+		types[s.Probe.ID] = s.Type
+	}
 	for id, got := range byProbe(t, h) {
-		if got != 1000 {
-			t.Errorf("%s: counted %d", id, got)
+		if got > 1000 || got+skipped(types[id]) < 1000 {
+			t.Errorf("%s by %s: counted %d, %d skipped", id, types[id], got, skipped(types[id]))
 		}
 	}
 	execs := uint64(0)
@@ -77,8 +92,8 @@ func TestThousandCgroups(t *testing.T) {
 		execs += e.Count
 		return true
 	}))
-	if execs != 1000 {
-		t.Errorf("the set of execs: counted %d", execs)
+	if n := skipped(types["execs"]); execs > 1000 || execs+n < 1000 {
+		t.Errorf("the set of execs: counted %d, %d skipped", execs, n)
 	}
 	calls, err := h.SystemCalls()
 	must(t, err)

@@ -77,7 +77,7 @@ func TestEveryProbeType(t *testing.T) {
 					return
 				}
 				if wanted := string(c.types[best]); s.Requested == c.types[best] && s.Type != s.Requested && strings.HasSuffix(s.Detail, wanted+" "+getppid+" not supported") {
-					need.Feature(t, "trampoline_without_arguments", errors.New(s.Detail)) // 5.10: another function's is attached
+					need.Feature(t, "trampoline_without_arguments", errors.New(s.Detail)) // another function is attached to by the conformance run
 				}
 				if !s.Armed || s.Type != c.types[best] {
 					t.Fatalf("armed %v as %q, %s is offered: %s %s", s.Armed, s.Type, c.types[best], s.Reason, s.Detail)

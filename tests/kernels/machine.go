@@ -87,8 +87,9 @@ func (m Machine) parameters() string {
 		console = "ttyAMA0"
 	}
 	// Mitigations cost an emulated processor most of its time. A kernel that has
-	// hurt itself ends, instead of going on somehow.
-	return "console=" + console + " loglevel=4 oops=panic panic=-1 mitigations=off"
+	// hurt itself ends, instead of going on somehow. A process may write its own
+	// text through /proc/PID/mem, as everywhere before 6.12: tests provoke that.
+	return "console=" + console + " loglevel=4 oops=panic panic=-1 mitigations=off proc_mem.force_override=always"
 }
 
 // cached is the machine's files in dir, the cache of scripts/kernels.sh.
