@@ -160,6 +160,24 @@ func TestUnit(t *testing.T) {
 	command(t, "../scripts/unit.sh")
 }
 
+// What looks right in a unit and breaks this agent, as was seen under systemd 252
+// (tests/systemd); the unit says why.
+func TestUnitLeavesOut(t *testing.T) {
+	unit, err := os.ReadFile("systemd/probity.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, directive := range []string{"StateDirectory", "RestrictSUIDSGID", "PrivateUsers", "ProtectKernelTunables", "ProcSubset", "ProtectProc", "DynamicUser"} {
+		if regexp.MustCompile(`(?m)^` + directive + `=`).Match(unit) {
+			t.Errorf("the unit has %s=", directive)
+		}
+	}
+	bounded := regexp.MustCompile(`(?m)^CapabilityBoundingSet=(.*)$`).FindSubmatch(unit)
+	if bounded == nil || !slices.Contains(strings.Fields(string(bounded[1])), "CAP_LEASE") {
+		t.Error("files of users that their container may write are not armed without CAP_LEASE")
+	}
+}
+
 // The groups and directories as systemd makes them, in a directory instead of the
 // machine: readers may read the spool and write nothing.
 func TestGroups(t *testing.T) {
