@@ -357,6 +357,20 @@ func attacks() []attack {
 		{"remove", "the oldest chunk", func(t *testing.T, n *theNode) { must(t, os.Remove(n.chunks(t)[0])) }, k(verify.Removed), false},
 		{"remove", "one in the middle", func(t *testing.T, n *theNode) { must(t, os.Remove(n.chunks(t)[4])) }, k(verify.Removed), false},
 		{"remove", "the newest chunk", func(t *testing.T, n *theNode) { must(t, os.Remove(n.chunks(t)[8])) }, k(verify.Removed), false},
+		{"remove", "a chunk, and something of its name in tmp/", func(t *testing.T, n *theNode) {
+			c := n.chunks(t)[4]
+			must(t, errors.Join(os.Remove(c), os.WriteFile(filepath.Join(n.dir, "tmp", filepath.Base(c)), nil, 0o600)))
+		}, k(verify.Removed), false},
+		{"remove", "a chunk, and a directory of its name in its place", func(t *testing.T, n *theNode) {
+			c := n.chunks(t)[4]
+			must(t, errors.Join(os.Remove(c), os.Mkdir(c, 0o700)))
+		}, k(verify.Removed), false},
+		{"remove", "a chunk, and another one of the node's under its name in tmp/", func(t *testing.T, n *theNode) {
+			c := n.chunks(t)
+			b, err := os.ReadFile(c[3])
+			must(t, err)
+			must(t, errors.Join(os.Remove(c[4]), os.WriteFile(filepath.Join(n.dir, "tmp", filepath.Base(c[4])), b, 0o600)))
+		}, k(verify.Removed), false},
 		{"remove", "the newest chunk and its leaf, under a checkpoint of one's own", func(t *testing.T, n *theNode) {
 			must(t, os.Remove(n.chunks(t)[8]))
 			n.rebuilt(t, checkpointKey(t, n), func(l [][]byte) [][]byte { return l[:len(l)-2] })

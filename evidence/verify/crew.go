@@ -3,9 +3,12 @@ package verify
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"sync"
 
 	"probity/evidence"
@@ -193,6 +196,24 @@ func (c *crew) check(f file, data []byte, lines *evidence.Decoder) ([]Finding, e
 		return nil, fmt.Errorf("%w: bundle of %s: %w", ErrLook, f.path, err)
 	}
 	return nil, nil
+}
+
+// late checks a chunk that a log names, and that was not looked at, after all others
+// were. What has another digest than its leaf says is not it.
+func (c *crew) late(f file, chunk, digest string) (inLog, []Finding, error) {
+	data, err := f.read(new([]byte))
+	if err != nil {
+		return inLog{}, nil, err
+	}
+	if sum := sha256.Sum256(data); digest != "sha256:"+hex.EncodeToString(sum[:]) {
+		return inLog{}, nil, fmt.Errorf("%w: it is not the one that the log has", errNotChunk)
+	}
+	c.files++
+	found, err := c.check(f, data, new(evidence.Decoder))
+	if len(found) > 0 || err != nil {
+		return inLog{}, found, err
+	}
+	return c.all.inLog[filepath.Clean(f.spool)][chunk], nil, nil
 }
 
 // hand gives a sound chunk to who asked for them.

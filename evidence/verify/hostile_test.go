@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -221,5 +222,24 @@ func TestAllVanished(t *testing.T) {
 	rep, err := verify.Path(removing{t.Context(), spool, new(sync.Once)}, []string{spool}, signer(t).Public(), verify.Options{})
 	if verify.ExitCode(rep, err) != 3 || rep.Files != 0 {
 		t.Fatalf("exit %d, %v, %d files", verify.ExitCode(rep, err), err, rep.Files)
+	}
+}
+
+// A chunk that is in the log and not published yet, because its agent was killed or
+// is about to, counts as any other: else who moves it there has its lines unsaid.
+func TestChunkOnItsWay(t *testing.T) {
+	n := newTheNode(t).copied(t)
+	before, err := verify.Path(t.Context(), []string{n.dir}, n.signer.Public(), verify.Options{})
+	must(t, err)
+	for _, i := range []int{0, 4, 8} {
+		c := n.chunks(t)[i]
+		tmp := filepath.Join(n.dir, "tmp", filepath.Base(c))
+		must(t, os.Rename(c, tmp))
+		given := 0
+		rep, err := verify.Path(t.Context(), []string{n.dir}, n.signer.Public(), verify.Options{Chunk: func(*verify.Chunk) { given++ }})
+		if err != nil || !rep.Sound() || rep.Log != verify.LogSound || given != 9 || !reflect.DeepEqual(rep, before) {
+			t.Errorf("chunk %d: %v, %v, %d chunks given, %d lines", i, rep.Findings, err, given, rep.Lines)
+		}
+		must(t, os.Rename(tmp, c))
 	}
 }

@@ -103,8 +103,13 @@ func (m mindfulFS) Open(name string) (fs.File, error) {
 
 // checkLogs checks the logs of a spool, and its chunks against them. It runs after
 // the chunks were read: a chunk is visible only once its log is.
-func (s spool) checkLogs(ctx context.Context, chunks map[string]inLog, key *ring, opts Options) (out []LogReport, found []Finding, err error) {
+func (s spool) checkLogs(ctx context.Context, crew *crew, before []Finding) (out []LogReport, found []Finding, err error) {
 	spool, fsys := s.name, s.fsys
+	chunks, key, opts := crew.all.inLog[filepath.Clean(spool)], crew.key, crew.opts
+	known := map[string]bool{}
+	for _, f := range before {
+		known[f.File] = true
+	}
 	if fsys == nil {
 		root, err := os.OpenRoot(spool)
 		if err != nil {
@@ -130,9 +135,14 @@ func (s spool) checkLogs(ctx context.Context, chunks map[string]inLog, key *ring
 	}
 	origins := map[string]bool{}
 	tomb := map[grave]bool{}
+	var unread []error
+	defer func() { err = errors.Join(append(unread, err)...) }()
 	for _, dir := range dirs {
-		c := logCheck{spool: spool, dir: dir, fsys: fsys, chunks: chunks, key: key, kept: opts.Kept, witnesses: opts.Witnesses, acks: acks, tomb: tomb}
+		c := logCheck{
+			spool: spool, dir: dir, archive: s.fsys != nil, fsys: fsys, crew: crew, known: known, chunks: chunks, key: key, kept: opts.Kept, witnesses: opts.Witnesses, acks: acks, tomb: tomb,
+		}
 		rep, err := c.check(ctx)
+		unread = append(unread, c.unread...)
 		switch {
 		case errors.Is(err, errNoLog) && dir == logDir:
 			continue // said below of each chunk that names a log
@@ -177,7 +187,11 @@ type grave struct{ log, chunk string }
 
 type logCheck struct {
 	spool, dir string
+	archive    bool // else spool is a directory
 	fsys       fs.FS
+	crew       *crew
+	known      map[string]bool // files of which there is a finding
+	unread     []error
 	chunks     map[string]inLog
 	key        *ring
 	kept       []Kept // what somebody kept
@@ -481,15 +495,16 @@ func (c *logCheck) chunk(l *evidence.ChunkLeaf) {
 	c.leafs[l.Chunk] = l
 	p, here := c.chunks[l.Chunk]
 	if !here {
+		blank := c.blank
 		c.blank = true
 		if c.tomb[grave{c.rep.Origin, l.Chunk}] {
 			c.rep.Removed++
 			return
 		}
-		if !c.anywhere(l.Chunk) {
-			c.say(Removed, filepath.Join(c.spool, readyDir, filepath.FromSlash(evidence.ChunkPath(l.Chunk))), "leaf %d of %s, of %s, and it is not here: somebody removed it", l.Index, c.rep.Origin, l.At)
+		if p, here = c.late(l); !here {
+			return
 		}
-		return
+		c.blank = blank
 	}
 	switch {
 	case p.log != c.rep.Origin:
@@ -504,13 +519,41 @@ func (c *logCheck) chunk(l *evidence.ChunkLeaf) {
 	}
 }
 
-// anywhere reports whether a chunk that was not looked at is there: it came after
-// the chunks were listed, is on its way, or was found to be unsound.
-func (c *logCheck) anywhere(name string) bool {
-	for _, p := range []string{path.Join(readyDir, evidence.ChunkPath(name)), path.Join(tmpDir, name+".ndjson"), path.Join(readyDir, evidence.ChunkPath(name))} {
-		if _, err := fs.Stat(c.fsys, p); err == nil {
-			return true
+// late looks for a chunk that was not there when the chunks were listed: it came
+// after that, or an agent is about to publish it, or was killed before it could. Its
+// bytes decide, and its lines count as any other's: that something is there under its
+// name says nothing. One that was looked at and is unsound has its finding.
+func (c *logCheck) late(l *evidence.ChunkLeaf) (p inLog, here bool) {
+	rel := filepath.FromSlash(evidence.ChunkPath(l.Chunk))
+	ready := filepath.Join(c.spool, readyDir, rel)
+	if c.archive { // of which every file was looked at
+		if _, err := fs.Stat(c.fsys, path.Join(readyDir, evidence.ChunkPath(l.Chunk))); err == nil {
+			return p, false
+		}
+	} else if regular(ready) && c.known[ready] {
+		return p, false
+	} else {
+		for _, at := range []string{ready, filepath.Join(c.spool, tmpDir, l.Chunk+".ndjson"), ready} { // it may move meanwhile
+			if _, err := os.Lstat(at); err == nil && !regular(at) {
+				continue
+			}
+			p, found, err := c.crew.late(file{path: at, rel: rel, spool: c.spool}, l.Chunk, l.Digest)
+			c.found = append(c.found, found...)
+			switch {
+			case errors.Is(err, errVanished), errors.Is(err, errNotChunk):
+				continue
+			case err != nil:
+				c.unread = append(c.unread, fmt.Errorf("%w: %w", ErrLook, err))
+				return p, false
+			}
+			return p, len(found) == 0
 		}
 	}
-	return false
+	c.say(Removed, ready, "leaf %d of %s, of %s, and it is not here: somebody removed it", l.Index, c.rep.Origin, l.At)
+	return p, false
+}
+
+func regular(path string) bool {
+	st, err := os.Lstat(path)
+	return err == nil && st.Mode().IsRegular()
 }

@@ -25,7 +25,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -206,9 +205,10 @@ func Path(ctx context.Context, paths []string, keys sign.Keys, opts Options) (Re
 		errs = append(errs, fmt.Errorf("%w: %d chunks, all removed while we looked", ErrLook, len(in.files)))
 	}
 	rep.Findings = append(rep.Findings, c.all.repeated()...)
-	if err := rep.checkLogs(ctx, append(in.spools, trees...), c.all.inLog, key, opts); err != nil {
+	if err := rep.checkLogs(ctx, append(in.spools, trees...), c); err != nil {
 		errs = append(errs, err)
 	}
+	rep.Files = c.files
 	c.all.fill(&rep, opts.Workers)
 	rep.Followed = key.followed()
 	rep.narrow(c.all, opts)
@@ -223,11 +223,11 @@ func Path(ctx context.Context, paths []string, keys sign.Keys, opts Options) (Re
 }
 
 // checkLogs checks the logs of the spools.
-func (r *Report) checkLogs(ctx context.Context, spools []spool, chunks map[string]map[string]inLog, key *ring, opts Options) error {
+func (r *Report) checkLogs(ctx context.Context, spools []spool, c *crew) error {
 	var errs []error
-	before := len(r.Findings)
+	before, opts := len(r.Findings), c.opts
 	for _, s := range spools {
-		logs, found, err := s.checkLogs(ctx, chunks[filepath.Clean(s.name)], key, opts)
+		logs, found, err := s.checkLogs(ctx, c, r.Findings)
 		r.Logs = append(r.Logs, logs...)
 		r.Findings = append(r.Findings, found...)
 		if err != nil {
