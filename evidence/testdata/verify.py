@@ -19,6 +19,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
 
+SITE = ("runId", "probeId", "path", "origin", "fileDigest", "symbol", "function", "event", "offset")
+IDENTIFYING = ("path", "entry.argument", "entry.device", "entry.inode", "entry.address", "entry.port")
 HALF_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551 // 2
 
 
@@ -256,7 +258,40 @@ def parse_kept(data):
     return dict(zip(("origin", "size", "root"), parse_checkpoint(data)), note=data)
 
 
+def acknowledged(spool):
+    """ack/CONSUMER.json: what each consumer has says how far the log had grown."""
+    top = os.path.join(spool, "ack")
+    for name in sorted(os.listdir(top) if os.path.isdir(top) else []):
+        if name.endswith(".json") and not name.startswith("."):
+            ack = json.loads(read(os.path.join(top, name)))
+            if set(ack) != {"consumer", "origin", "size", "root", "at"} or ack["consumer"] + ".json" != name:
+                wrong(os.path.join(top, name) + ": it is no acknowledgement")
+            yield dict(parse_kept(json.dumps(ack).encode()), seen=True)  # of a log that is not here it says nothing
+
+
+def check_hits(chunks):
+    """What was executed was executed: no later line of the same agent takes it back."""
+    hits, taken, since = {}, {}, {}  # since: where another agent took a run up
+    order = sorted(chunks, key=lambda name: (name[:16], name[17:]))
+    for at, line in enumerate(line for name in order for line in chunks[name][1].split(b"\n")[1:-2]):
+        said = json.loads(line)
+        if said["kind"] == "gap" and said["reason"] in ("agentDown", "adopted") and "runId" in said:
+            since[said["runId"]] = at
+        if said["kind"] != "observation":
+            continue
+        names = [r for r in said.get("redacted", []) if r["member"] in IDENTIFYING]
+        site = json.dumps([said.get(m) for m in SITE] + [names, said.get("entry")])
+        if said["state"] == "hit":
+            hits[site] = at
+        taken.pop(site, None)
+        if said["state"] != "hit" and since.get(said["runId"], -1) < hits.get(site, -1):
+            taken[site] = at
+    if taken:
+        wrong("a site that was executed is said not to be: " + min(taken))
+
+
 def check_spool(keys, spool, kept):
+    kept = kept + list(acknowledged(spool))
     retired = os.path.join(spool, "retired")
     logs = [os.path.join(spool, "log")] + [os.path.join(retired, d) for d in sorted(os.listdir(retired) if os.path.isdir(retired) else [])]
     logs = dict(read_log(keys, d, kept) for d in logs if os.path.isfile(os.path.join(d, "checkpoint")))
@@ -281,6 +316,7 @@ def check_spool(keys, spool, kept):
             wrong(name + ": it is not in the log")
     if not all("seen" in k for k in kept):
         wrong("the log of which somebody kept a state is not here")
+    check_hits(chunks)
     print("%d chunks, each signed by the node and in its log" % len(chunks))
 
 

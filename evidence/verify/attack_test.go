@@ -84,6 +84,37 @@ func (n *theNode) life(t testing.TB, runs ...int) {
 // noRules redacts nothing.
 var noRules *redact.Redactor
 
+// write appends lines of one run, as a life of the agent of its own.
+func (n *theNode) write(t testing.TB, run int, each ...func(evidence.Clock) []evidence.Line) {
+	t.Helper()
+	s, err := spool.Open(spool.Config{Dir: n.dir, State: n.state, Node: "node-a", BootID: "boot", Agent: "probity test", Signer: n.signer, Clock: n.clock})
+	must(t, err)
+	for _, lines := range each {
+		must(t, errors.Join(s.Append(fmt.Sprintf("%032x", run), func(c evidence.Clock) []redact.Line { return noRules.Lines(lines(c)...) }), s.Flush(t.Context())))
+	}
+	must(t, s.Close())
+}
+
+// aHit is aRun whose site was executed.
+func aHit(run int) func(evidence.Clock) []evidence.Line {
+	return func(c evidence.Clock) []evidence.Line {
+		lines, n, at := aRun(run)(c), evidence.Uint64(3), c.Time(int64(c.BootNs))
+		o := lines[1].(*evidence.Observation)
+		o.State, o.Count, o.FirstAt, o.LastAt = evidence.Hit, &n, at, at
+		return lines
+	}
+}
+
+// notArmed is aRun whose site was never armed, as it says.
+func notArmed(run int) func(evidence.Clock) []evidence.Line {
+	return func(c evidence.Clock) []evidence.Line {
+		lines := aRun(run)(c)
+		o := lines[1].(*evidence.Observation)
+		o.State, o.Reason, o.Count, o.Complete, o.Confidence.Value = evidence.NotArmed, evidence.AttachFailed, nil, false, 0
+		return lines
+	}
+}
+
 func aRun(run int) func(evidence.Clock) []evidence.Line {
 	return func(c evidence.Clock) []evidence.Line {
 		at, id, zero, off := c.Time(int64(c.BootNs)), fmt.Sprintf("%032x", run), evidence.Uint64(0), evidence.Uint64(4096)
@@ -532,6 +563,13 @@ func attacks() []attack {
 				must(t, os.Remove(c))
 			}
 		}, k(verify.Heartbeat), false},
+
+		{"take back", "a hit, by the node itself, that says later that there was none", func(t *testing.T, n *theNode) {
+			n.write(t, 50, aRun(50), aHit(50), aRun(50))
+		}, k(verify.HitTakenBack), false},
+		{"take back", "a hit, by the node itself, that says later that it was never armed", func(t *testing.T, n *theNode) {
+			n.write(t, 50, aHit(50), notArmed(50))
+		}, k(verify.HitTakenBack), false},
 
 		{"version", "a format that is newer", func(t *testing.T, n *theNode) {
 			edit(t, n.chunks(t)[0], func(b []byte) []byte { return replaced(t, b, `probity-chunk/3`, `probity-chunk/4`) })

@@ -174,7 +174,7 @@ type fold struct {
 
 func newFold(byNode bool) *fold {
 	return &fold{
-		byNode: byNode, chunks: map[string][]string{}, spools: map[string]bool{}, sites: sites{at: map[siteKey]uint32{}}, runs: map[ownID]*latestRun{},
+		byNode: byNode, chunks: map[string][]string{}, spools: map[string]bool{}, sites: sites{at: map[siteKey]uint32{}, unhit: map[uint32]unhit{}}, runs: map[ownID]*latestRun{},
 		gaps: map[ownID]*latestGap{}, runIDs: map[ownID]bool{}, texts: newTexts(), inLog: map[string]map[string]inLog{},
 	}
 }
@@ -328,6 +328,7 @@ func (f *fold) fill(rep *Report, workers int) {
 		from = to
 	}
 	wg.Wait()
+	rep.Findings = append(rep.Findings, f.takenBack(byRun)...)
 	for _, g := range f.gaps {
 		rep.Gaps = append(rep.Gaps, g.GapRow)
 	}
@@ -336,12 +337,37 @@ func (f *fold) fill(rep *Report, workers int) {
 	})
 }
 
+// takenBack returns a finding for each site that was hit and of which the same agent
+// says later that it was not: what an agent counts only grows. Where another agent took
+// the run up in between, which a gap says, it may not have known.
+func (f *fold) takenBack(byRun map[ownID][]*latestGap) (out []Finding) {
+	for i, u := range f.sites.unhit {
+		var r Row
+		hit := f.fillRow(i, &r)
+		if slices.ContainsFunc(byRun[r.run], func(g *latestGap) bool {
+			return (g.Reason == evidence.GapAgentDown || g.Reason == evidence.GapAdopted) && g.at.after(hit) && u.after(g.first)
+		}) {
+			continue
+		}
+		name := func(p position) string { return evidence.ChunkName(p.seq, p.instance) }
+		where := Finding{Kind: HitTakenBack, Line: u.line, Reason: fmt.Sprintf("%s of a site that line %d of %s says was executed: the hit stays", u.state, hit.line, name(hit))}
+		if files := f.chunks[name(u.position)]; len(files) > 0 {
+			where.File = slices.Min(files)
+		}
+		out = append(out, where)
+	}
+	return out
+}
+
 // fillRows writes sites, all that their runs have, into rows.
 func (f *fold) fillRows(rows []Row, sites []uint32, byRun map[ownID][]*latestGap) {
 	var of []*latestGap
 	for n, i := range sites {
 		r := &rows[n]
 		at := f.fillRow(i, r)
+		if _, ok := f.sites.unhit[i]; ok {
+			r.Complete = false
+		}
 		if n == 0 || rows[n-1].run != r.run {
 			of = byRun[r.run]
 		}

@@ -188,6 +188,9 @@ type sites struct {
 	list    pages[site]
 	details pages[*details] // of each; nil where there are none
 
+	// Of a site whose line is a hit, the latest line that comes after it and is none.
+	unhit map[uint32]unhit
+
 	// Of the chunk that is folded in: the line before, in each state. Most of its
 	// texts are the next one's.
 	before [4]struct {
@@ -198,10 +201,18 @@ type sites struct {
 	}
 }
 
+// unhit is a line about a site that was hit, and that does not say so.
+type unhit struct {
+	position
+	state evidence.State
+}
+
 // forget lets go of the chunk.
 func (s *sites) forget() { clear(s.before[:]) }
 
 // site takes an observation. The instance is at's, by its number, and so is the node.
+// The latest line counts; but a hit stays: what was executed was executed, whatever a
+// later line says.
 func (f *fold) site(at position, instance, node uint32, o *evidence.Observation) {
 	before := &f.sites.before[max(0, slices.Index(evidence.States, o.State))]
 	new := site{
@@ -223,8 +234,23 @@ func (f *fold) site(at position, instance, node uint32, o *evidence.Observation)
 	k := new.key()
 	k.node = f.keyed(node)
 	i, ok := f.sites.at[k]
-	if ok && !at.after(f.sites.position(&f.texts, i)) {
-		return
+	if ok {
+		have := f.sites.position(&f.texts, i)
+		state := evidence.State(f.texts.list[f.sites.list.at(int(i)).text[textState]])
+		was, is := state == evidence.Hit, o.State == evidence.Hit
+		switch newer := at.after(have); {
+		case was && !is:
+			if newer {
+				f.sites.notHit(i, unhit{at, o.State})
+			}
+			return
+		case is && !was && !newer:
+			f.sites.notHit(i, unhit{have, state})
+		case !newer:
+			return
+		case !f.sites.unhit[i].after(at):
+			delete(f.sites.unhit, i)
+		}
 	}
 	if before.line == nil || !sameDetails(before.line, o) {
 		before.line, before.details = o, f.detailsOf(o)
@@ -236,6 +262,12 @@ func (f *fold) site(at position, instance, node uint32, o *evidence.Observation)
 	f.sites.at[k] = uint32(f.sites.list.n)
 	f.sites.list.add(new)
 	f.sites.details.add(before.details)
+}
+
+func (s *sites) notHit(i uint32, u unhit) {
+	if before, ok := s.unhit[i]; !ok || u.after(before.position) {
+		s.unhit[i] = u
+	}
 }
 
 func (s *sites) position(t *texts, i uint32) position {

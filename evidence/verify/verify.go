@@ -71,32 +71,33 @@ type Kind string
 
 // The kinds of finding.
 const (
-	Malformed   Kind = "malformed"   // not the one spelling of a chunk, or against the format's rules
-	Truncated   Kind = "truncated"   // cut off, or something was added behind it
-	NewerFormat Kind = "newerFormat" // made by a newer version: somebody else has to judge it
-	KeyUnknown  Kind = "keyUnknown"  // signed with a key that is not trusted
-	Forged      Kind = "forged"      // a signature that the key did not make
-	Modified    Kind = "modified"    // not the bytes that were signed, or that are in the log
-	Misplaced   Kind = "misplaced"   // under a name that is not its own
-	Duplicated  Kind = "duplicated"  // the same chunk twice
-	Reordered   Kind = "reordered"   // not at the place of the log that it names
-	RolledBack  Kind = "rolledBack"  // not the log that somebody has seen: shorter, or with another history
-	Removed     Kind = "removed"     // in the log, not here, and the node does not say that it removed it
-	NotInLog    Kind = "notInLog"    // not in the log that it names
-	LogMissing  Kind = "logMissing"  // the log that a chunk names is not here
-	LogDamaged  Kind = "logDamaged"  // a log that is not what its checkpoint says, or whose leaves do not follow from one another
-	Heartbeat   Kind = "heartbeat"   // a heartbeat over other coverage lines than those that are here
-	WrongNode   Kind = "wrongNode"   // signed with a trusted key, and it is another node's
-	KeyNotValid Kind = "keyNotValid" // signed, as it says, when the key did not speak yet or not any more
-	KeyRevoked  Kind = "keyRevoked"  // signed, as it says, after the key was revoked
-	Unwitnessed Kind = "unwitnessed" // no witness that was named has cosigned a state of the log
-	Incomplete  Kind = "incomplete"  // sound, and it was asked that it is complete too
-	BadArchive  Kind = "archive"     // an archive that is none, is past a bound, or has what no spool has
-	Unanchored  Kind = "unanchored"  // others have the key, and no kept state of the log shows that it is from before
+	Malformed    Kind = "malformed"    // not the one spelling of a chunk, or against the format's rules
+	Truncated    Kind = "truncated"    // cut off, or something was added behind it
+	NewerFormat  Kind = "newerFormat"  // made by a newer version: somebody else has to judge it
+	KeyUnknown   Kind = "keyUnknown"   // signed with a key that is not trusted
+	Forged       Kind = "forged"       // a signature that the key did not make
+	Modified     Kind = "modified"     // not the bytes that were signed, or that are in the log
+	Misplaced    Kind = "misplaced"    // under a name that is not its own
+	Duplicated   Kind = "duplicated"   // the same chunk twice
+	Reordered    Kind = "reordered"    // not at the place of the log that it names
+	RolledBack   Kind = "rolledBack"   // not the log that somebody has seen: shorter, or with another history
+	Removed      Kind = "removed"      // in the log, not here, and the node does not say that it removed it
+	NotInLog     Kind = "notInLog"     // not in the log that it names
+	LogMissing   Kind = "logMissing"   // the log that a chunk names is not here
+	LogDamaged   Kind = "logDamaged"   // a log that is not what its checkpoint says, or whose leaves do not follow from one another
+	Heartbeat    Kind = "heartbeat"    // a heartbeat over other coverage lines than those that are here
+	WrongNode    Kind = "wrongNode"    // signed with a trusted key, and it is another node's
+	KeyNotValid  Kind = "keyNotValid"  // signed, as it says, when the key did not speak yet or not any more
+	KeyRevoked   Kind = "keyRevoked"   // signed, as it says, after the key was revoked
+	Unwitnessed  Kind = "unwitnessed"  // no witness that was named has cosigned a state of the log
+	Incomplete   Kind = "incomplete"   // sound, and it was asked that it is complete too
+	BadArchive   Kind = "archive"      // an archive that is none, is past a bound, or has what no spool has
+	HitTakenBack Kind = "hitTakenBack" // a later line of the same agent does not say what an earlier one does: the site was executed
+	Unanchored   Kind = "unanchored"   // others have the key, and no kept state of the log shows that it is from before
 )
 
 // Kinds lists them all.
-var Kinds = []Kind{Malformed, Truncated, NewerFormat, KeyUnknown, Forged, Modified, Misplaced, Duplicated, Reordered, RolledBack, Removed, NotInLog, LogMissing, LogDamaged, Heartbeat, WrongNode, KeyNotValid, KeyRevoked, Unanchored, Unwitnessed, Incomplete, BadArchive}
+var Kinds = []Kind{Malformed, Truncated, NewerFormat, KeyUnknown, Forged, Modified, Misplaced, Duplicated, Reordered, RolledBack, Removed, NotInLog, LogMissing, LogDamaged, Heartbeat, WrongNode, KeyNotValid, KeyRevoked, Unanchored, HitTakenBack, Unwitnessed, Incomplete, BadArchive}
 
 // Finding is one thing that is wrong.
 type Finding struct {

@@ -1,0 +1,62 @@
+package verify_test
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	"probity/evidence"
+	"probity/evidence/verify"
+)
+
+// A hit stays, whatever later lines say and in whatever order they are read: of the same
+// agent that is a finding, and of one that took the run up it may be all that it knows.
+func TestHitStays(t *testing.T) {
+	r, s := newShortRun(t), signer(t)
+	n := evidence.Uint64(3)
+	hit := *r.site
+	hit.State, hit.Count, hit.FirstAt, hit.LastAt, hit.Complete = evidence.Hit, &n, hit.To, hit.To, true
+	quiet := func(d time.Duration) []evidence.Line {
+		o := *r.site
+		o.To = r.at(d)
+		return []evidence.Line{r.covered(d), &o}
+	}
+	executed := []evidence.Line{r.covered(0), &hit}
+	down := r.gap("g", evidence.GapAgentDown, time.Second, 2*time.Second)
+	for _, c := range []struct {
+		why      string
+		chunks   [3][]evidence.Line
+		found    string // chunk of the finding
+		complete bool
+	}{
+		{"taken back", [3][]evidence.Line{quiet(0), executed, quiet(5 * time.Second)}, "3", false},
+		{"taken back twice", [3][]evidence.Line{executed, quiet(3 * time.Second), quiet(5 * time.Second)}, "3", false},
+		{"and said again", [3][]evidence.Line{executed, quiet(3 * time.Second), executed}, "", true},
+		{"hit once more", [3][]evidence.Line{quiet(0), executed, executed}, "", true},
+		{"by another agent", [3][]evidence.Line{quiet(0), executed, append([]evidence.Line{down}, quiet(5*time.Second)...)}, "", false},
+		{"by the agent that came after another", [3][]evidence.Line{{down}, executed, quiet(5 * time.Second)}, "3", false},
+	} {
+		dir := t.TempDir()
+		var files [3]string
+		for i, lines := range c.chunks {
+			name, data := chunk3(t, uint64(i+1), lines)
+			put(t, dir, name, data)
+			files[i] = filepath.Join(dir, "ready", filepath.FromSlash(evidence.ChunkPath(name)))
+		}
+		for _, order := range [][3]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}} {
+			rep, err := verify.Path(t.Context(), []string{files[order[0]], files[order[1]], files[order[2]]}, s.Public(), verify.Options{Workers: 1})
+			if err != nil || len(rep.Rows) != 1 {
+				t.Fatal(c.why, rep.Findings, err, len(rep.Rows))
+			}
+			if row := rep.Rows[0]; row.State != evidence.Hit || *row.Count != 3 || row.Complete != c.complete {
+				t.Errorf("%s, read as %v: %s, complete %v", c.why, order, row.State, row.Complete)
+			}
+			switch {
+			case c.found == "" && rep.Sound():
+			case c.found != "" && len(rep.Findings) == 1 && rep.Findings[0].Kind == verify.HitTakenBack && rep.Findings[0].File == files[2] && rep.Findings[0].Line == 3:
+			default:
+				t.Errorf("%s, read as %v: %v", c.why, order, rep.Findings)
+			}
+		}
+	}
+}
