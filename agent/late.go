@@ -413,6 +413,8 @@ func (a *Agent) add(l *live, root *os.File, plan probe.Plan, from int64, why evi
 	}
 	if len(changed) > 0 {
 		a.witness.Add(l.id, changed, nil, min(from, cmp.Or(l.late.good, l.handle.ArmedAt)), evidence.GapFileChanged)
+		// What is armed again is well from now on, and not from the next check on.
+		a.witness.Checked(l.id, cgroup.BootTime(), a.troubles(l))
 	}
 	return true, armed
 }
@@ -425,7 +427,7 @@ func (a *Agent) changedFiles(l *live, at int64, troubles []probe.Trouble) {
 	for _, t := range troubles {
 		switch t.Reason {
 		case evidence.GapFileChanged, evidence.GapLinkLost:
-			if t.Path != "" { // else a place in the kernel
+			if t.Path != "" && t.Until == 0 { // else a place in the kernel, or well again
 				paths = append(paths, t.Path)
 			}
 		}
@@ -469,9 +471,7 @@ func (a *Agent) search(x appeared) (whole map[string]bool) {
 			plan := probe.MakePlan(l.probes, probe.Tree{
 				View: view, Inspector: a.inspect, Runs: command(l.notice), Until: time.Now().Add(a.cfg.Health), ReadUntil: time.Now().Add(readFor),
 			}, probe.On(a.kernel))
-			if any, _ := a.add(l, root, plan, x.from, x.why); any {
-				a.witness.Checked(l.id, cgroup.BootTime(), a.troubles(l))
-			}
+			a.add(l, root, plan, x.from, x.why)
 			whole = map[string]bool{}
 			for _, s := range plan.Searches {
 				whole[s.ProbeID] = s.Complete

@@ -148,6 +148,48 @@ func TestChangedIsFoundByItsExecution(t *testing.T) {
 	}
 }
 
+// A file on a volume that has changed is in trouble until it is armed again, by
+// whoever executes it, and not until the next health check.
+func TestChangedOnAVolumeIsOver(t *testing.T) {
+	n := newNodeWith(t, Config{Health: time.Hour}, latePolicy)
+	bin, err := target()
+	must(t, err)
+	b := newBoxWith(t, map[string][]byte{"bin/target": bin}, func(dir string) { must(t, os.Mkdir(dir+"/lower/opt", 0o755)) }, 1, "serve")
+	if out, err := exec.Command("nsenter", "-m", "-t", strconv.Itoa(b.cmd.Process.Pid), "mount", "-t", "tmpfs", "tmpfs", b.dir+"/merged/opt").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	n.notify(context.Background(), b.notice("c1"), yes)
+	b.run()
+	opt := fmt.Sprintf("/proc/%d/root/opt", b.cmd.Process.Pid)
+	must(t, os.WriteFile(opt+"/tool", bin, 0o755))
+	until(t, func() bool {
+		b.exec("/opt/tool", "hello")
+		return n.armed("/opt/tool", "tmpfs")
+	})
+	must(t, os.WriteFile(opt+"/new", bin, 0o755))
+	must(t, os.Rename(opt+"/new", opt+"/tool"))
+	if !n.check(n.onlyRun(), failsafe, failsafe) {
+		t.Fatal("not checked")
+	}
+	until(t, func() bool {
+		b.exec("/opt/tool", "hello")
+		return n.sites() == 3 // with the image's, and the one that was there before
+	})
+	again := time.Now() // whoever armed it has had his turn
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	_, gaps := n.allLines("c1")
+	gaps = slices.DeleteFunc(gaps, func(g *evidence.Gap) bool {
+		return g.Reason != evidence.GapFileChanged || g.Scope != evidence.ScopeFile || g.Path != "/opt/tool"
+	})
+	if len(gaps) == 0 {
+		t.Fatal("no gap")
+	}
+	if g := gaps[len(gaps)-1]; g.To.IsZero() || g.To.Std().After(again) {
+		t.Errorf("armed again by %v: %+v", again, g)
+	}
+}
+
 // sites is how many sites of the only run were armed so far.
 func (n *node) sites() int {
 	l := n.onlyRun()

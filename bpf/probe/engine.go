@@ -318,6 +318,7 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 			}
 		}
 	}
+	mine.proven = e.cfg.BootTime()
 	h.mu.Lock()
 	h.held = append(h.held, mine)
 	h.mu.Unlock()

@@ -383,10 +383,13 @@ func TestLinkLost(t *testing.T) {
 				must(t, l.Close())
 			}
 			b.run(nil, "hello") // nobody sees it
+			unseen := cgroup.BootTime()
 			for _, h := range []*Handle{h, h2} {
-				if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || tr[0].Path != "/bin/target" || strings.Contains(tr[0].Detail, "could not") {
-					t.Errorf("troubles %+v", tr)
+				tr := h.Check()
+				if len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || tr[0].Path != "/bin/target" || strings.Contains(tr[0].Detail, "could not") {
+					t.Fatalf("troubles %+v", tr)
 				}
+				overSince(t, tr[0], h.held[0].file, unseen)
 				if tr := h.Check(); len(tr) != 0 {
 					t.Errorf("armed again, and in trouble: %+v", tr)
 				}
@@ -396,6 +399,43 @@ func TestLinkLost(t *testing.T) {
 				t.Errorf("%v", c)
 			}
 		})
+	}
+}
+
+// overSince wants a trouble to be over by now, and not before what it is about was
+// attached again, after the boot time unseen.
+func overSince(t *testing.T, tr Trouble, s shared, unseen int64) {
+	t.Helper()
+	at, now := s.use().attachedAt.Load(), cgroup.BootTime()
+	if tr.Since == 0 && tr.Probe == "" || tr.Since >= unseen || tr.Until < at || tr.Until <= unseen || tr.Until > now {
+		t.Errorf("lost before %d, attached again at %d, now it is %d: %+v", unseen, at, now, tr)
+	}
+}
+
+// What several probes have in a file is well again when it is for all of them, and
+// one that is not hides no other.
+func TestTroublesOfOneFile(t *testing.T) {
+	lost := func(since, until int64) Trouble {
+		return Trouble{Path: "/lib", Reason: evidence.GapLinkLost, Since: since, Until: until}
+	}
+	written := Trouble{Path: "/lib", Reason: evidence.GapFileChanged}
+	for name, c := range map[string]struct{ add, want troubles }{
+		"both well again":       {troubles{lost(5, 20), lost(3, 10)}, troubles{lost(3, 20)}},
+		"one still lost":        {troubles{lost(3, 20), lost(5, 0)}, troubles{lost(3, 0)}},
+		"the other still lost":  {troubles{lost(5, 0), lost(3, 20)}, troubles{lost(3, 0)}},
+		"well again, then old":  {troubles{lost(3, 20), written}, troubles{lost(3, 20), written}},
+		"old, then well again":  {troubles{written, lost(3, 20)}, troubles{written, lost(3, 20)}},
+		"detached, for it is":   {troubles{written, lost(3, 0)}, troubles{written}},
+		"another file is lost":  {troubles{{Path: "/bin"}, lost(3, 0)}, troubles{{Path: "/bin"}, lost(3, 0)}},
+		"of another well again": {troubles{{Path: "/bin", Until: 7}, lost(3, 9)}, troubles{{Path: "/bin", Until: 7}, lost(3, 9)}},
+	} {
+		var got troubles
+		for _, x := range c.add {
+			got.add(x)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: %+v", name, got)
+		}
 	}
 }
 
@@ -413,10 +453,13 @@ func TestHookLost(t *testing.T) {
 		}
 		must(t, l.Close())
 	}
+	unseen := cgroup.BootTime()
 	for _, h := range []*Handle{h, h2} {
-		if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || tr[0].Probe != "calls" || strings.Contains(tr[0].Detail, "could not") {
-			t.Errorf("troubles %+v", tr)
+		tr := h.Check()
+		if len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || tr[0].Probe != "calls" || strings.Contains(tr[0].Detail, "could not") {
+			t.Fatalf("troubles %+v", tr)
 		}
+		overSince(t, tr[0], h.hooks[0].sharedHook, unseen)
 		if tr := h.Check(); len(tr) != 0 {
 			t.Errorf("armed again, and in trouble: %+v", tr)
 		}
@@ -439,7 +482,7 @@ func TestLinkStaysLost(t *testing.T) {
 	must(t, os.Rename(bin, bin+".away"))
 	for range 3 {
 		for _, h := range []*Handle{h, h2} {
-			if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || !strings.Contains(tr[0].Detail, "could not be armed again") {
+			if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || !strings.Contains(tr[0].Detail, "could not be armed again") || tr[0].Until != 0 {
 				t.Fatalf("troubles %+v", tr)
 			}
 		}
@@ -454,11 +497,14 @@ func TestLinkStaysLost(t *testing.T) {
 		must(t, f.Close())
 		h.held[i].stamp, h2.held[i].stamp = at, at
 	}
+	unseen := cgroup.BootTime()
 	e.keep(cgroup.BootTime())
 	for _, h := range []*Handle{h, h2} {
-		if tr := h.Check(); len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || !strings.Contains(tr[0].Detail, "made again") {
-			t.Errorf("troubles %+v", tr)
+		tr := h.Check()
+		if len(tr) != 1 || tr[0].Reason != evidence.GapLinkLost || !strings.Contains(tr[0].Detail, "made again") {
+			t.Fatalf("troubles %+v", tr)
 		}
+		overSince(t, tr[0], h.held[0].file, unseen)
 		if tr := h.Check(); len(tr) != 0 {
 			t.Errorf("armed again, and in trouble: %+v", tr)
 		}

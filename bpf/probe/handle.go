@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -58,7 +59,7 @@ type held struct {
 	times  []uint32 // those that have a duration
 	armed  []uint32 // those that are attached
 	mended uint32   // sharedFile.mended, as far as it was told
-	proven int64    // boot time after which they were last proven; 0: when they were armed
+	proven int64    // boot time after which they were last proven
 }
 
 // heldHook is a reference to a place in the kernel.
@@ -109,13 +110,42 @@ type Trouble struct {
 	// Since is the boot time of the last proof that it was well, if that is
 	// not the last health check.
 	Since int64
+	// Until is the boot time by which it was proven to be well again; 0: it is not.
+	Until int64
+}
+
+// troubles are what a check finds: at most one for each file and reason.
+type troubles []Trouble
+
+// still reports whether something is wrong with a file now.
+func (ts troubles) still(path string) bool {
+	return slices.ContainsFunc(ts, func(t Trouble) bool { return t.Path == path && t.Until == 0 })
+}
+
+// add takes a trouble with a file. Several probes may have it: it is well again when
+// it is for all of them. One of which something else is wrong already has one that
+// says so, but of another time.
+func (ts *troubles) add(t Trouble) {
+	i := slices.IndexFunc(*ts, func(o Trouble) bool { return o.Path == t.Path && o.Reason == t.Reason })
+	switch {
+	case i >= 0:
+		known := &(*ts)[i]
+		known.Since = min(known.Since, t.Since)
+		if known.Until != 0 && t.Until != 0 {
+			known.Until = max(known.Until, t.Until)
+		} else {
+			known.Until = 0
+		}
+	case t.Until != 0 || !ts.still(t.Path):
+		*ts = append(*ts, t)
+	}
 }
 
 // Check proves again that the container runs the files that were armed and
 // that they are still armed. It returns the files for which that is not so, at
 // most one trouble each, and the probes on the kernel. Links that are dead are
-// made again at once; the trouble is returned all the same, to every container
-// that they served, and not the next time.
+// made again at once, and proven: the trouble is returned all the same, with its
+// end, to every container that they served, and not the next time.
 func (h *Handle) Check() []Trouble { return h.CheckAsOf(h.engine.cfg.BootTime()) }
 
 // CheckAsOf is Check as one of many containers: of what they share, that is the
@@ -123,85 +153,106 @@ func (h *Handle) Check() []Trouble { return h.CheckAsOf(h.engine.cfg.BootTime())
 // time. A trouble of those begins with the last proof that there was none, and not
 // with the last check that believed it.
 func (h *Handle) CheckAsOf(asOf int64) []Trouble {
-	var out []Trouble
-	done := map[string]bool{}
-	add := func(t Trouble) {
-		if !done[t.Path] {
-			done[t.Path] = true
-			out = append(out, t)
-		}
-	}
+	var out troubles
 	current := h.current()
-	h.copiedUp(current, add)
+	h.copiedUp(current, &out)
 	for i := range h.held {
 		held := &h.held[i]
 		path := held.match.Path
 		if held.file.gone() != nil && (current[path] || h.again(held, asOf)) {
 			continue // what is there now is armed
 		}
-		if held.match.Origin != image.FromLayer && !done[path] && !current[path] {
+		if held.match.Origin != image.FromLayer && !out.still(path) && !current[path] {
 			if why := held.changed(); why != "" {
-				add(Trouble{Path: path, Reason: evidence.GapFileChanged, Detail: why})
+				out.add(Trouble{Path: path, Reason: evidence.GapFileChanged, Detail: why})
 			}
 		}
-		well := true
-		err := held.file.check(h.engine, held.armed, asOf)
-		if errors.Is(err, errRests) && h.quiet(held.armed) {
-			err = nil
+		proven := asOf
+		if t := h.linked(held, asOf); t.Reason != "" {
+			out.add(t)
+			proven = t.Until
 		}
-		if err != nil {
-			detail := err.Error()
-			if held.file.gone() == nil {
-				if err := held.file.mend(h.engine, held); err != nil {
-					detail += ", and could not be armed again: " + err.Error()
-				}
-			}
-			add(Trouble{Path: path, Reason: evidence.GapLinkLost, Detail: detail, Since: held.proven})
-			well = false
-		}
-		if n := held.file.mended.Load(); n != held.mended {
-			held.mended = n
-			add(Trouble{Path: path, Reason: evidence.GapLinkLost, Detail: "the file's links were lost, and made again", Since: held.proven})
-			well = false
-		}
-		if held.match.Origin == image.FromLayer && !done[path] && !current[path] {
+		if held.match.Origin == image.FromLayer && !out.still(path) && !current[path] {
 			if why := held.file.rewritten(h.engine, held, asOf); why != "" && !h.again(held, asOf) {
-				add(Trouble{Path: path, Reason: evidence.GapFileChanged, Detail: why, Since: held.proven})
-				well = false
+				out.add(Trouble{Path: path, Reason: evidence.GapFileChanged, Detail: why, Since: held.proven})
+				proven = 0
 			}
 		}
-		if well {
-			held.proven = asOf
+		if proven != 0 {
+			held.proven = proven
 		}
 	}
 	for i := range h.hooks {
-		hook := &h.hooks[i]
-		if !hook.armed {
-			continue
-		}
-		why := ""
-		err := hook.check(h.engine.kernelSide)
-		if err != nil && !(errors.Is(err, errRests) && h.quiet([]uint32{hook.site})) {
-			why = err.Error()
-			if err := hook.mend(h.engine); err != nil {
-				why += ", and could not be armed again: " + err.Error()
+		if hook := &h.hooks[i]; hook.armed {
+			if t := h.hooked(hook); t.Reason != "" {
+				out = append(out, t)
 			}
-		}
-		n := hook.mended.Load()
-		if why == "" && n != hook.seen {
-			why = "its link was lost, and made again"
-		}
-		hook.seen = n
-		if why != "" {
-			out = append(out, Trouble{Probe: hook.key.probe, Reason: evidence.GapLinkLost, Detail: hook.key.name + ": " + why})
 		}
 	}
 	return out
 }
 
+// linked looks whether the links to a file are as they were made, and makes them
+// again. The trouble has no reason if there is none.
+func (h *Handle) linked(held *held, asOf int64) Trouble {
+	e, path := h.engine, held.match.Path
+	err := held.file.check(e, held.armed, asOf)
+	if errors.Is(err, errRests) && h.quiet(held.armed) {
+		err = nil
+	}
+	n := held.file.mended.Load()
+	if err == nil && n == held.mended {
+		return Trouble{}
+	}
+	t := Trouble{Path: path, Reason: evidence.GapLinkLost, Since: held.proven}
+	if err == nil {
+		// Who made them proved them before he said that they are attached.
+		t.Detail, t.Until = "the file's links were lost, and made again", held.file.attachedAt.Load()
+		held.mended = n
+		return t
+	}
+	t.Detail = err.Error()
+	if held.file.gone() == nil {
+		if err := held.file.mend(e, held); err != nil {
+			t.Detail += ", and could not be armed again: " + err.Error()
+		} else if held.file.check(e, held.armed, e.cfg.BootTime()) == nil {
+			t.Until = e.cfg.BootTime() // after the proof: before it, it is not known
+		}
+	}
+	held.mended = held.file.mended.Load()
+	return t
+}
+
+// hooked is linked for a place in the kernel.
+func (h *Handle) hooked(hook *heldHook) Trouble {
+	e := h.engine
+	err := hook.check(e.kernelSide)
+	if errors.Is(err, errRests) && h.quiet([]uint32{hook.site}) {
+		err = nil
+	}
+	n := hook.mended.Load()
+	if err == nil && n == hook.seen {
+		return Trouble{}
+	}
+	t := Trouble{Probe: hook.key.probe, Reason: evidence.GapLinkLost, Detail: hook.key.name + ": "}
+	if err == nil {
+		t.Detail, t.Until = t.Detail+"its link was lost, and made again", hook.attachedAt.Load()
+		hook.seen = n
+		return t
+	}
+	t.Detail += err.Error()
+	if err := hook.mend(e); err != nil {
+		t.Detail += ", and could not be armed again: " + err.Error()
+	} else if hook.check(e.kernelSide) == nil {
+		t.Until = e.cfg.BootTime()
+	}
+	hook.seen = hook.mended.Load()
+	return t
+}
+
 // copiedUp adds the files of layers that are armed and that the container's upper
 // directory has its own version of.
-func (h *Handle) copiedUp(current map[string]bool, add func(Trouble)) {
+func (h *Handle) copiedUp(current map[string]bool, out *troubles) {
 	if h.target.Upper == "" || len(h.held) == 0 {
 		return
 	}
@@ -218,11 +269,11 @@ func (h *Handle) copiedUp(current map[string]bool, add func(Trouble)) {
 		}
 		looked[path] = true
 		if upperErr != nil {
-			add(Trouble{Path: path, Reason: evidence.GapFileChanged, Detail: fmt.Sprintf("the upper directory was gone before this check: open %s: %v", h.target.Upper, upperErr)})
+			out.add(Trouble{Path: path, Reason: evidence.GapFileChanged, Detail: fmt.Sprintf("the upper directory was gone before this check: open %s: %v", h.target.Upper, upperErr)})
 			continue
 		}
 		if covered, detail := inUpper(upper, path); covered {
-			add(Trouble{Path: path, Reason: evidence.GapFileChanged, Detail: detail})
+			out.add(Trouble{Path: path, Reason: evidence.GapFileChanged, Detail: detail})
 		}
 	}
 }

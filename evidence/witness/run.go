@@ -360,8 +360,15 @@ func (r *run) checked(at int64, troubles []probe.Trouble) {
 			sel = wholeRun
 		}
 		bad[place{t.Reason, sel}] = true
-		if r.openGap(t.Reason, sel) == nil {
-			r.addGap(&gap{selector: sel, reason: t.Reason, from: max(cmp.Or(t.Since, r.lastGood), r.first), count: 1, detail: clip(t.Detail, maxDetail), health: true})
+		g, from := r.openGap(t.Reason, sel), max(cmp.Or(t.Since, r.lastGood), r.first)
+		if g == nil && t.Until != 0 && t.Until <= from {
+			continue // over before this run began
+		}
+		if g == nil {
+			g = r.addGap(&gap{selector: sel, reason: t.Reason, from: from, count: 1, detail: clip(t.Detail, maxDetail), health: true})
+		}
+		if g.health && t.Until != 0 {
+			r.close(g, t.Until)
 		}
 	}
 	for _, g := range slices.Clone(r.gaps) {

@@ -462,14 +462,18 @@ func (w *Witness) Hourly() {
 
 // Checked records the result of a health check that ended at the given boot
 // time: a file in trouble has a gap from the last good check on, until it is
-// found well again.
+// found well again, be it in this check.
 func (w *Witness) Checked(runID string, at int64, troubles []probe.Trouble) {
 	r := w.run(runID)
 	if r == nil {
 		return
 	}
 	defer r.mu.Unlock()
-	if r.checked(at, troubles); len(r.unsaid) > 0 {
+	r.checked(at, troubles)
+	for _, t := range troubles {
+		at = max(at, t.Until) // the lines tell of that
+	}
+	if len(r.unsaid) > 0 {
 		r.refresh(w.cfg.Log)
 		w.emit(r, at, changed)
 	} else if r.due(at) {

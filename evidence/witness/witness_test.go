@@ -290,6 +290,63 @@ func TestFileChanged(t *testing.T) {
 	}
 }
 
+// A trouble that was mended by who found it is over when that was proven, and not
+// with the next check: one gap line says both, and one that is open ends so too.
+func TestMended(t *testing.T) {
+	lost := func(since, until int64) []probe.Trouble {
+		return []probe.Trouble{{Path: libPath, Reason: evidence.GapLinkLost, Detail: "killed", Since: since, Until: until}}
+	}
+	for name, c := range map[string]struct {
+		before   []probe.Trouble // at 7000
+		lost     []probe.Trouble // at 8000
+		from, to int64
+		lines    int
+	}{
+		"at once":                  {nil, lost(6500, 8100), 6500, 8100, 1},
+		"after a failed attempt":   {lost(6500, 0), lost(6500, 7400), 6500, 7400, 2},
+		"since the last check":     {nil, lost(0, 8100), 7000, 8100, 1},
+		"before the run was armed": {nil, lost(100, 4000), 0, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st := newStage(t, armed(1, "hello"))
+			st.Publish(st.id, 0)
+			st.out.lines = nil
+			st.Checked(st.id, 7000, c.before)
+			st.now = 8200
+			st.Checked(st.id, 8000, c.lost)
+			gaps := take[*evidence.Gap](st.out)
+			if len(gaps) != c.lines {
+				t.Fatalf("%d lines: %+v", len(gaps), gaps)
+			}
+			for _, o := range take[*evidence.Observation](st.out) {
+				for _, g := range o.Gaps {
+					if g.To.Std().After(o.To.Std()) {
+						t.Errorf("a line up to %v tells of a gap to %v", o.To, g.To)
+					}
+				}
+			}
+			st.Checked(st.id, 9000, nil)
+			if gaps := take[*evidence.Gap](st.out); len(gaps) != 0 {
+				t.Errorf("the next check has something to say: %+v", gaps)
+			}
+			end, _ := st.final(t, 9500)
+			o := end["hello"]
+			if c.lines == 0 {
+				if o.State != evidence.ArmedNoHit {
+					t.Errorf("final %+v", o)
+				}
+				return
+			}
+			if g := gaps[len(gaps)-1]; g.From != clock.Time(c.from) || g.To != clock.Time(c.to) {
+				t.Errorf("%+v", g)
+			}
+			if o.State != evidence.Partial || len(o.Gaps) != 1 || o.Gaps[0].DurationNs != evidence.Uint64(c.to-c.from) {
+				t.Errorf("final %+v", o)
+			}
+		})
+	}
+}
+
 func TestRingFull(t *testing.T) {
 	st := newStage(t, armed(1, "hello"))
 	st.Publish(st.id, 0)
