@@ -130,6 +130,59 @@ func (fs *FS) OfPid(pid int) (path string, id uint64, err error) {
 	return path, id, nil
 }
 
+// OfPidIn is OfPid for who knows what the container's cgroup is: it returns path
+// and id of the cgroup at within, if the process is in it or below it, and not the
+// one further down that it may have made for itself. Within "" is the process's
+// own. Where the process is elsewhere the error is neither of this package's.
+func (fs *FS) OfPidIn(pid int, within string) (path string, id uint64, err error) {
+	path, id, err = fs.OfPid(pid)
+	if within == "" || within == path || path == "" || err != nil && !errors.Is(err, ErrShared) {
+		return path, id, err
+	}
+	if cerr := checkPath(within); cerr != nil {
+		return "", 0, fmt.Errorf("cgroup of pid %d: %w", pid, cerr)
+	}
+	if within == "/" || !strings.HasPrefix(path, within+"/") {
+		return "", 0, fmt.Errorf("cgroup of pid %d: it is in %q, not in %s", pid, path, within)
+	}
+	if err != nil { // so is the one above
+		return within, 0, err
+	}
+	own, err := ofProc(os.Getpid())
+	if err != nil {
+		return "", 0, err
+	}
+	if own == within || strings.HasPrefix(own, within+"/") {
+		return within, 0, fmt.Errorf("cgroup of pid %d: %w: the agent itself is in %s", pid, ErrShared, own)
+	}
+	if id, err = fs.ID(within); err != nil {
+		return "", 0, err
+	}
+	// It is the one above the process only if that is still there.
+	if again, err := ofProc(pid); err != nil || again != path && !strings.HasPrefix(again, within+"/") && again != within {
+		return "", 0, errors.Join(fmt.Errorf("cgroup of pid %d: it moved while being read", pid), err)
+	}
+	return within, id, nil
+}
+
+// Named returns the path of the cgroup with this name among those that the process
+// is in, outermost first: a runtime that says what it called a container's cgroup
+// does not always say where it is.
+func (fs *FS) Named(pid int, name string) (string, error) {
+	path, err := fs.PathOf(pid)
+	if err != nil {
+		return "", err
+	}
+	at := 0
+	for s := range strings.SplitSeq(strings.TrimPrefix(path, "/"), "/") {
+		at += 1 + len(s)
+		if s == name && name != "" {
+			return path[:at], nil
+		}
+	}
+	return "", fmt.Errorf("cgroup of pid %d: it is in %s, and in none called %.256q", pid, path, name)
+}
+
 // ID returns the id of the cgroup at path.
 func (fs *FS) ID(path string) (uint64, error) {
 	fd, err := fs.open(path, unix.O_PATH|unix.O_DIRECTORY)

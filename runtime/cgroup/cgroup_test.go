@@ -56,6 +56,60 @@ func TestFindWithoutCgroup2(t *testing.T) {
 	}
 }
 
+// A container's cgroup by what its runtime called it, wherever its init is by now.
+func TestNamed(t *testing.T) {
+	need.Root(t)
+	mount := need.Cgroup2(t)
+	fs, err := Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	top := "/probity-named-" + filepath.Base(t.TempDir())
+	for _, d := range []string{top, top + "/box", top + "/box/init"} {
+		if err := os.Mkdir(mount+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.Remove(mount + d) })
+	}
+	dir, err := os.Open(mount + top + "/box/init")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	cmd := exec.Command("cat")
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	in, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); cmd.Wait() })
+	pid := cmd.Process.Pid
+	for name, want := range map[string]string{"box": top + "/box", "init": top + "/box/init", top[1:]: top, "bo": "", "": "", "/box": "", "..": ""} {
+		if got, err := fs.Named(pid, name); got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v; want %q", name, got, err, want)
+		}
+	}
+	want, err := fs.ID(top + "/box")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if path, id, err := fs.OfPidIn(pid, top+"/box"); path != top+"/box" || id != want || err != nil {
+		t.Errorf("%q, %d, %v", path, id, err)
+	}
+	own, _, err := fs.OfPid(pid)
+	if path, _, err2 := fs.OfPidIn(pid, ""); path != own || err != nil || err2 != nil {
+		t.Errorf("its own: %q, %v, %v", path, err, err2)
+	}
+	for _, in := range []string{"/", top + "/bo", top + "/box/init/further", top + "/./box", "box"} {
+		if path, id, err := fs.OfPidIn(pid, in); err == nil || id != 0 {
+			t.Errorf("in %q: %q, %d", in, path, id)
+		}
+	}
+}
+
 func TestLevel(t *testing.T) {
 	for path, want := range map[string]int{"/": 0, "/a": 1, "/a/b": 2, "/a/b.slice/c:d": 3} {
 		if got := new(FS).Level(path); got != want {

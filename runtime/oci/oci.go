@@ -1,5 +1,6 @@
 // Package oci turns what an OCI hook was given, the container's state, into a
-// notice, and checks against the kernel what the state claims.
+// notice, and checks against the kernel what the state claims. It does the same with
+// the states that runc and crun save of containers that run ([Existing]).
 //
 // In: the stage, the state's bytes, and the pid of the hook as the kernel gave
 // it (see runtime/handoff). Out: a notice, or an error that says which claim

@@ -35,7 +35,7 @@ func hold(pid int) (*process, error) {
 	p := &process{pid: pid, fd: os.NewFile(uintptr(fd), "pidfd")}
 	if !p.alive() {
 		p.release()
-		return nil, fmt.Errorf("pid %d: it has ended", pid)
+		return nil, fmt.Errorf("pid %d: %w", pid, ErrEnded)
 	}
 	return p, nil
 }
@@ -67,14 +67,37 @@ func parentOf(pid int) (int, error) {
 	return parseParent(b)
 }
 
-// parseParent returns the fourth field of /proc/PID/stat (proc_pid_stat(5)).
-// The second one, comm, is whatever the process likes, parentheses included,
-// but not longer than 64 bytes and the last to have any.
-func parseParent(b []byte) (int, error) {
+// statFields returns the fields of /proc/PID/stat (proc_pid_stat(5)) from the
+// third on, of which there must be so many. The second one, comm, is whatever the
+// process likes, parentheses included, but not longer than 64 bytes and the last to
+// have any.
+func statFields(b []byte, least int) ([][]byte, error) {
 	i := bytes.LastIndexByte(b, ')')
 	fields := bytes.Fields(b[i+1:])
-	if i < 0 || len(fields) < 2 {
-		return 0, errors.New("/proc/PID/stat: too few fields")
+	if i < 0 || len(fields) < least {
+		return nil, errors.New("/proc/PID/stat: too few fields")
+	}
+	return fields, nil
+}
+
+// parseStart returns the 22nd field: when the process started, in ticks since boot.
+func parseStart(b []byte) (uint64, error) {
+	fields, err := statFields(b, 20)
+	if err != nil {
+		return 0, err
+	}
+	start, err := strconv.ParseUint(string(fields[19]), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("/proc/PID/stat: start %.32q", fields[19])
+	}
+	return start, nil
+}
+
+// parseParent returns the fourth field.
+func parseParent(b []byte) (int, error) {
+	fields, err := statFields(b, 2)
+	if err != nil {
+		return 0, err
 	}
 	ppid, err := strconv.Atoi(string(fields[1]))
 	if err != nil || ppid < 0 || ppid > maxPid {

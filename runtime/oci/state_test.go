@@ -133,6 +133,7 @@ func FuzzParseParent(f *testing.F) {
 		if p, err := parseParent(in); err == nil && (p < 0 || p > maxPid) {
 			t.Fatalf("parent %d", p)
 		}
+		_, _ = parseStart(in)
 	})
 }
 
@@ -140,6 +141,9 @@ func TestParseParent(t *testing.T) {
 	// comm is whatever the process likes.
 	if p, err := parseParent([]byte("5 (x) S 1 (y) R 42 5 5 0")); err != nil || p != 42 {
 		t.Errorf("%d, %v", p, err)
+	}
+	if start, err := parseStart([]byte("5 (x) S 1 (y) R 42 5 5 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 6336152 1")); err != nil || start != 6336152 {
+		t.Errorf("start %d, %v", start, err)
 	}
 }
 
