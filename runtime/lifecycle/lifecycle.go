@@ -2,8 +2,9 @@
 // say and decides when a run is armed, looked at, and sealed.
 //
 // In: notices whose identity the caller has completed (boot id, and the cgroup
-// of a process that lives), and what the caller's own hands report back: Armed,
-// CgroupEmpty, Overdue, SourceLost, SourceBack, Stopping. Out: actions, in the
+// of a process that lives), what an earlier agent left open: Left, and what the
+// caller's own hands report back: Armed, CgroupEmpty, Overdue, SourceLost,
+// SourceBack, Stopping. Out: actions, in the
 // order they are to be done. The table does no I/O, has no clock and starts
 // nothing; it is not safe for concurrent use.
 //
@@ -29,13 +30,19 @@
 //	                  v                                   v
 //	                sealed <------------------------------+    Seal, Forget
 //
-//	Stopped, Removed               LookNow, in armed and running
+//	Left                  left: LookNow
+//	Starting, Started, Existing    left -> armed: Arm, as of a new run
+//	CgroupEmpty                    left -> sealed: Seal, Forget
+//	Stopping                       left: Forget, since nothing more is known of it
+//
+//	Stopped, Removed               LookNow, in left, armed and running
 //	Starting again                 Await: one arming answers all who wait
 //	Overdue                        Seal with Final false, once; goes on
 //	Stopping                       Seal with Final false, Forget, for all
 //
 // For each run there is exactly one Arm, and exactly one Seal with Final true
-// unless the agent stops first. A sealed run is remembered, so that a notice
+// unless the agent stops first. A run that an earlier agent left open has at most
+// one Arm. A sealed run is remembered, so that a notice
 // about it that comes after its end changes nothing; the last MaxSealed of
 // them are. What is only created is bounded by MaxCreated.
 //
@@ -60,6 +67,7 @@ const (
 	Running                  // armed, or known that it cannot be
 	Stopped                  // its cgroup is empty, but it is still being armed
 	Sealed                   // its evidence is complete; it is not in the table any more
+	Left                     // an earlier agent armed it; nobody has told of it since
 )
 
 func (s State) String() string {
@@ -74,6 +82,8 @@ func (s State) String() string {
 		return "stopped"
 	case Sealed:
 		return "sealed"
+	case Left:
+		return "left"
 	}
 	return "unknown"
 }
@@ -84,6 +94,7 @@ type Run struct {
 	ID     string
 	State  State
 	Notice container.Notice // the first that announced a process, or the creation
+	Left   bool             // an earlier agent left it open
 	OK     bool             // Armed said that something is armed
 	Ended  int64            // boot time when the cgroup was found empty, or 0
 }

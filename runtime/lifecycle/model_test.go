@@ -19,11 +19,12 @@ type model struct {
 type life struct {
 	id                      string // container id
 	cgroup                  uint64
+	left                    bool // an earlier agent left it open
 	armed, reported, empty  bool
 	finals, interim, forgot int
 }
 
-func (l *life) live() bool { return l.armed && l.finals == 0 }
+func (l *life) live() bool { return (l.armed || l.left) && l.finals == 0 }
 
 func newModel(t *testing.T) *model {
 	return &model{t: t, runs: map[string]*life{}, created: map[string]bool{}}
@@ -41,12 +42,23 @@ func (m *model) do(actions []Action) {
 			}
 			m.created[id] = true
 		case Arm:
-			if m.runs[a.Run.ID] != nil {
-				m.t.Fatalf("arm %s twice", a.Run.ID)
-			}
 			id := a.Run.Notice.Identity
-			m.runs[a.Run.ID] = &life{id: id.ID, cgroup: id.CgroupID, armed: true}
-			delete(m.created, id.ID)
+			if a.Run.ID != id.RunID() {
+				m.t.Fatalf("arm %s, whose identity is another's", a.Run.ID)
+			}
+			l := m.runs[a.Run.ID]
+			switch {
+			case l == nil:
+				m.runs[a.Run.ID] = &life{id: id.ID, cgroup: id.CgroupID, armed: true}
+				delete(m.created, id.ID)
+			case l.armed || !l.live():
+				m.t.Fatalf("arm %s twice, or after its end", a.Run.ID)
+			default:
+				l.armed = true
+			}
+			if a.Run.Left != (l != nil) {
+				m.t.Fatalf("arm %s: left %v", a.Run.ID, a.Run.Left)
+			}
 		case Await:
 			m.known(a.Run, "await")
 		case LookNow:
@@ -98,7 +110,7 @@ func (m *model) check() {
 			m.t.Fatalf("run %s: %+v", id, *l)
 		}
 		// Sealed as soon as both are known, and not before.
-		if want := l.reported && l.empty; (l.finals == 1) != want {
+		if want := (l.reported || !l.armed) && l.empty; (l.finals == 1) != want {
 			m.t.Fatalf("run %s: sealed %d times, reported %v, empty %v", id, l.finals, l.reported, l.empty)
 		}
 		if !ok {
@@ -106,9 +118,12 @@ func (m *model) check() {
 		}
 		live++
 		want := Armed
-		if l.reported {
+		switch {
+		case !l.armed:
+			want = Left
+		case l.reported:
 			want = Running
-		} else if l.empty {
+		case l.empty:
 			want = Stopped
 		}
 		if r.State != want {
@@ -128,7 +143,7 @@ func (m *model) notice(kind container.Kind, id string, cgroup uint64) {
 
 func (m *model) armed(run string) {
 	m.t.Helper()
-	if l := m.runs[run]; l != nil {
+	if l := m.runs[run]; l != nil && l.armed {
 		l.reported = true
 	}
 	m.do(m.table.Armed(run, true))
@@ -144,6 +159,23 @@ func (m *model) empty(run string) {
 	m.check()
 }
 
+// left has an earlier agent's run taken over: whatever is known of it already
+// stays as it is.
+func (m *model) left(id string, cgroup uint64) {
+	m.t.Helper()
+	run := runID(id, cgroup)
+	actions := m.table.Left(run, notice(container.Existing, id, cgroup).Identity, "nri")
+	if (m.runs[run] == nil) != (len(actions) == 1) {
+		m.t.Fatalf("left %s: %v", run, actions)
+	}
+	if m.runs[run] == nil {
+		m.runs[run] = &life{id: id, cgroup: cgroup, left: true}
+		delete(m.created, id)
+	}
+	m.do(actions)
+	m.check()
+}
+
 // end lets the kernel and the arming have their say about everything, and the
 // runtime remove everything. Nothing may be left.
 func (m *model) end(ids []string) {
@@ -151,6 +183,11 @@ func (m *model) end(ids []string) {
 	for run := range m.runs {
 		m.empty(run)
 		m.armed(run)
+	}
+	// Of what has ended nothing comes back.
+	for _, l := range m.runs {
+		m.notice(container.Existing, l.id, l.cgroup)
+		m.left(l.id, l.cgroup)
 	}
 	for _, id := range ids {
 		m.notice(container.Removed, id, 0)
@@ -174,10 +211,11 @@ func FuzzTable(f *testing.F) {
 	f.Add([]byte{1, 0, 2, 0, 7, 0, 8, 0})
 	f.Add([]byte{5, 0, 1, 0, 2, 4, 8, 4, 7, 4, 2, 4})
 	f.Add([]byte{2, 4, 9, 4, 7, 4, 9, 4, 10, 0, 11, 0, 3, 8, 5, 0})
+	f.Add([]byte{12, 0, 0, 0, 2, 0, 7, 0, 8, 0, 12, 4, 8, 4, 0, 4})
 	f.Fuzz(func(t *testing.T, ops []byte) {
 		m := newModel(t)
 		for len(ops) >= 2 {
-			op, arg := ops[0]%12, ops[1]
+			op, arg := ops[0]%13, ops[1]
 			ops = ops[2:]
 			id, cgroup := ids[int(arg)%len(ids)], uint64(arg>>2)%4+1
 			run := runID(id, cgroup)
@@ -207,6 +245,8 @@ func FuzzTable(f *testing.F) {
 			case 11:
 				m.do(m.table.SourceBack("nri", 2))
 				m.check()
+			case 12:
+				m.left(id, cgroup)
 			}
 		}
 		m.end(ids)
@@ -214,8 +254,8 @@ func FuzzTable(f *testing.F) {
 }
 
 // TestHistories takes true histories of containers, of which some are started
-// twice, and loses, doubles and reorders their notices. Whatever was announced
-// once with a process is armed once and sealed once; what the kernel says is
+// twice, and loses, doubles and reorders their notices; some began under an earlier
+// agent. Whatever was announced once with a process is armed once and sealed once; what the kernel says is
 // never lost, and comes at any time after the arming was asked for.
 func TestHistories(t *testing.T) {
 	type event struct {
@@ -226,11 +266,12 @@ func TestHistories(t *testing.T) {
 	for seed := range uint64(2000) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		var events []event
-		announced := map[string]bool{}
+		announced, all := map[string]bool{}, map[string]event{}
 		for i, id := range ids {
 			one := []event{{container.Created, id, 0}}
 			for life := range uint64(1 + r.IntN(2)) {
 				cg := uint64(i)*10 + life + 1
+				all[runID(id, cg)] = event{container.Existing, id, cg}
 				one = append(one, event{container.Starting, id, cg}, event{container.Started, id, cg}, event{container.Existing, id, cg}, event{container.Stopped, id, 0})
 			}
 			one = append(one, event{container.Removed, id, 0})
@@ -249,6 +290,14 @@ func TestHistories(t *testing.T) {
 			events[i], events[j] = events[j], events[i]
 		}
 		m := newModel(t)
+		if seed%2 == 1 { // some of them began under an earlier agent, which knew them
+			for run, l := range all {
+				if r.IntN(2) == 0 {
+					announced[run] = true
+					m.left(l.id, l.cgroup)
+				}
+			}
+		}
 		for _, e := range events {
 			m.notice(e.kind, e.id, e.cgroup)
 			for run := range m.runs {

@@ -10,7 +10,7 @@ import (
 
 // Table is the table of live containers. The zero value is empty and ready.
 type Table struct {
-	runs    map[string]*entry // armed, running and stopped, by run id
+	runs    map[string]*entry // left, armed, running and stopped, by run id
 	byKey   map[key]*entry    // the same
 	byID    map[string][]*key // the same, by container id, oldest first
 	created map[string]*Run   // only created, by container id
@@ -102,6 +102,13 @@ func (t *Table) start(n container.Notice) []Action {
 		// The same without a cgroup: it has no name of its own as a run.
 		e = t.runs[n.Identity.RunID()]
 	}
+	if e != nil && e.State == Left {
+		// It runs on. From here on it is like any other, under the name that its
+		// evidence has.
+		n.Identity.Runtime = e.Notice.Identity.Runtime
+		e.State, e.Notice = Armed, n
+		return append(t.lookAtOthers(e), Arm{Run: e.Run})
+	}
 	if e != nil {
 		if n.Kind == container.Starting {
 			return []Action{Await{Run: e.Run}}
@@ -117,12 +124,35 @@ func (t *Table) start(n container.Notice) []Action {
 	actions := t.look(id)
 
 	e = &entry{Run: Run{ID: n.Identity.RunID(), State: Armed, Notice: n}, key: k}
+	t.put(e)
+	return append(actions, Arm{Run: e.Run})
+}
+
+func (t *Table) put(e *entry) {
 	if t.runs == nil {
 		t.runs, t.byKey, t.byID = map[string]*entry{}, map[key]*entry{}, map[string][]*key{}
 	}
-	t.runs[e.ID], t.byKey[k] = e, e
-	t.byID[id] = append(t.byID[id], &e.key)
-	return append(actions, Arm{Run: e.Run})
+	t.runs[e.ID], t.byKey[e.key] = e, e
+	t.byID[e.key.id] = append(t.byID[e.key.id], &e.key)
+}
+
+// Left takes a run that an earlier agent armed and did not see the end of, under the
+// id that it has in the evidence. Sources may tell of it, or it has ended; who is
+// asked to look finds out.
+func (t *Table) Left(runID string, id container.Identity, source string) []Action {
+	e := &entry{Run: Run{ID: runID, State: Left, Left: true, Notice: container.Notice{Source: source, Kind: container.Existing, Identity: id}}}
+	e.key = keyOf(e.Notice)
+	if t.stopped || t.runs[runID] != nil || t.byKey[e.key] != nil || t.sealed.has(e.key) {
+		return nil
+	}
+	t.uncreate(id.ID)
+	t.put(e)
+	return []Action{LookNow{Run: e.Run}}
+}
+
+// lookAtOthers is look for all runs of the container but this one.
+func (t *Table) lookAtOthers(e *entry) []Action {
+	return slices.DeleteFunc(t.look(e.key.id), func(a Action) bool { return a.(LookNow).Run.ID == e.ID })
 }
 
 func (t *Table) look(id string) []Action {
@@ -150,7 +180,7 @@ func (t *Table) remove(id string) []Action {
 // armed. Why not is for the evidence; the table goes on either way.
 func (t *Table) Armed(runID string, ok bool) []Action {
 	e := t.runs[runID]
-	if e == nil {
+	if e == nil || e.State == Left {
 		return nil
 	}
 	e.OK = e.OK || ok
@@ -245,6 +275,10 @@ func (t *Table) Stopping(at int64) []Action {
 	}
 	var actions []Action
 	for _, e := range t.sorted() {
+		if e.State == Left { // its evidence says all that is known of it
+			actions = append(actions, Forget{Run: e.Run})
+			continue
+		}
 		seal := Seal{Run: e.Run, At: at}
 		if e.State == Stopped { // it did end, while it was being armed
 			seal.Final, seal.At = true, e.Ended

@@ -80,6 +80,11 @@ func TestTable(t *testing.T) {
 		return func(t *Table) []Action { return t.SourceBack("nri", at) }
 	}
 	stopping := func(at int64) func(*Table) []Action { return func(t *Table) []Action { return t.Stopping(at) } }
+	leave := func(id string, cgroup uint64) func(*Table) []Action {
+		return func(t *Table) []Action {
+			return t.Left(runID(id, cgroup), notice(existing, id, cgroup).Identity, "nri")
+		}
+	}
 	for _, test := range []struct {
 		name  string
 		steps []step
@@ -122,6 +127,52 @@ func TestTable(t *testing.T) {
 			{apply(created, "a", 0), ""},
 			{apply(starting, "a", 1), "arm a/1"},
 			{armed("a", 1), ""},
+			{empty("a", 1, 9), "seal a/1 final=true at=9, forget a/1"},
+		}, 0},
+		{"left by an earlier agent, and runs on", []step{
+			{leave("a", 1), "look a/1"},
+			{leave("a", 1), ""},
+			{apply(created, "a", 0), ""},
+			{armed("a", 1), ""},
+			{overdue("a", 1, 5), ""},
+			{apply(stopped, "a", 0), "look a/1"},
+			{apply(existing, "a", 1), "arm a/1"},
+			{apply(existing, "a", 1), ""},
+			{apply(starting, "a", 1), "await a/1"},
+			{leave("a", 1), ""},
+			{armed("a", 1), ""},
+			{empty("a", 1, 9), "seal a/1 final=true at=9, forget a/1"},
+			{leave("a", 1), ""},
+		}, 0},
+		{"left, and has ended", []step{
+			{leave("a", 1), "look a/1"},
+			{empty("a", 1, 9), "seal a/1 final=true at=9, forget a/1"},
+			{empty("a", 1, 10), ""},
+			{apply(existing, "a", 1), ""},
+			{leave("a", 1), ""},
+		}, 0},
+		{"left, and started again since", []step{
+			{leave("a", 1), "look a/1"},
+			{apply(existing, "a", 2), "look a/1, arm a/2"},
+			{empty("a", 1, 9), "seal a/1 final=true at=9, forget a/1"},
+			{armed("a", 2), ""},
+		}, 1},
+		{"left, and the agent stops", []step{
+			{leave("a", 1), "look a/1"},
+			{leave("b", 2), "look b/2"},
+			{apply(existing, "b", 2), "arm b/2"},
+			{armed("b", 2), ""},
+			{stopping(9), "seal b/2 final=false at=9, forget b/2, forget a/1"},
+			{leave("c", 3), ""},
+		}, 0},
+		{"what an earlier agent armed adopts no new name", []step{
+			{leave("a", 1), "look a/1"},
+			{func(t *Table) []Action {
+				n := notice(existing, "a", 1)
+				n.Identity.Runtime = container.Docker
+				return t.Apply(n)
+			}, "arm a/1"},
+			{armed("a", 1), ""}, // under the id that the evidence has
 			{empty("a", 1, 9), "seal a/1 final=true at=9, forget a/1"},
 		}, 0},
 		{"never started", []step{
