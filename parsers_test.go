@@ -125,7 +125,6 @@ var parsers = map[string]string{
 	"runtime/oci.parseObject":           "FuzzParseConfig",
 	"runtime/oci.parseParent":           "FuzzParseParent",
 	"runtime/oci.parseStart":            "FuzzParseParent",
-	"runtime/oci.statFields":            "FuzzParseParent",
 	"runtime/oci.parseRuncState":        "FuzzParseSaved",
 	"runtime/oci.parseCrunStatus":       "FuzzParseSaved",
 	"runtime/process.counter.Read":      "it fills a buffer",

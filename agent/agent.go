@@ -75,6 +75,7 @@ type Agent struct {
 	hooks *handoff.Listener
 
 	ahead   chan container.Notice // containers that are only created, to be looked at
+	adopt   chan container.Notice // containers that run already, to be armed
 	catchUp chan struct{}         // told of what runs in containers and may not be armed
 	stacks  chan bpf.Event        // stacks of first hits, to be named
 	naming  sync.Mutex            // held while one is
@@ -91,6 +92,10 @@ type Agent struct {
 	mu       sync.Mutex
 	table    lifecycle.Table
 	live     map[string]*live
+	left     map[string]*left // runs of an earlier agent that nobody has told of, by run id
+	away     evidence.Time    // since when there was no agent; zero if there never was one
+	heardOf  map[string]bool  // sources that have told of everything that runs
+	held     int              // starts that are held
 	armedIn  map[uint64]*live // by cgroup id, those that are armed
 	newCalls map[*live]bool   // those that have used a system call for the first time
 	letGo    map[string]int64 // containers let go by their source, and when
@@ -115,7 +120,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, live: map[string]*live{}, armedIn: map[uint64]*live{}, newCalls: map[*live]bool{}, identifying: make(chan setWork, 1024), closing: make(chan struct{}), changed: make(chan struct{}),
 		sources: map[string]string{}, letGo: map[string]int64{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
-		ahead: make(chan container.Notice, 64), hashers: newHashers(), catchUp: make(chan struct{}, 1), stacks: make(chan bpf.Event, 256),
+		ahead: make(chan container.Notice, 64), adopt: make(chan container.Notice, maxAdopting), left: map[string]*left{}, heardOf: map[string]bool{}, hashers: newHashers(), catchUp: make(chan struct{}, 1), stacks: make(chan bpf.Event, 256),
 	}
 	defer func() {
 		if err != nil {
@@ -289,6 +294,10 @@ func (a *Agent) stopRuns() {
 	a.table.Stopping(cgroup.BootTime())
 	runs := a.live
 	a.live = map[string]*live{}
+	for _, x := range a.left { // their gaps stay open
+		x.stop()
+	}
+	clear(a.left)
 	a.mu.Unlock()
 	for _, l := range runs {
 		l.stop()

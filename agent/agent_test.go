@@ -77,6 +77,9 @@ func newNodeWith(t testing.TB, cfg Config, policies string) *node {
 	must(t, os.WriteFile(dir+"/policies.d/test.yaml", []byte(policies), 0o600))
 	ready := make(chan struct{})
 	cfg.Node, cfg.State, cfg.Policies, cfg.HookSocket, cfg.AdminSocket = "test", dir+"/state", dir+"/policies.d", dir+"/hook.sock", dir+"/admin.sock"
+	if cfg.RuntimeStates == nil {
+		cfg.RuntimeStates = []string{"none"}
+	}
 	cfg.NRISockets, cfg.ContainerdAddress, cfg.PodmanRoot, cfg.Version = []string{"none"}, dir+"/no.sock", dir+"/no", "test"
 	cfg.Ready = func() { close(ready) }
 	a, err := New(cfg)

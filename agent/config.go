@@ -15,6 +15,7 @@ import (
 	"probity/bpf"
 	"probity/evidence/nodekey"
 	"probity/evidence/sign/pkcs11"
+	"probity/runtime/oci"
 )
 
 // Config configures an Agent. The zero value of a field is the default in
@@ -55,6 +56,10 @@ type Config struct {
 	AdminSocket string `yaml:"adminSocket"`
 	// NRISockets are the runtimes' NRI sockets (/var/run/nri/nri.sock; "none": none).
 	NRISockets []string `yaml:"nriSockets"`
+	// RuntimeStates are directories of runc or crun with the states of containers,
+	// which are looked at for those that run when the agent starts (/run/runc and
+	// /run/crun, which are podman's too; "none": none).
+	RuntimeStates []string `yaml:"runtimeStates"`
 	// ContainerdAddress is asked for images that NRI does not describe
 	// (/run/containerd/containerd.sock).
 	ContainerdAddress string `yaml:"containerdAddress"`
@@ -185,6 +190,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if len(c.NRISockets) == 1 && c.NRISockets[0] == "none" {
 		c.NRISockets = nil
+	}
+	if c.RuntimeStates == nil {
+		c.RuntimeStates = oci.StateDirs
+	}
+	if len(c.RuntimeStates) == 1 && c.RuntimeStates[0] == "none" {
+		c.RuntimeStates = nil
 	}
 	duration := func(v *time.Duration, d time.Duration) {
 		if *v == 0 {

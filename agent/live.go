@@ -28,11 +28,15 @@ import (
 type live struct {
 	id        string
 	container string
-	held      func() bool     // whether the source still waits for the answer; nil if it cannot tell
-	init      *os.File        // pidfd of the container's first process; nil if that has ended
-	armed     chan struct{}   // closed when arming is over
-	ctx       context.Context // ends with stop
-	stop      context.CancelFunc
+	held      func() bool // whether the source still waits for the answer; nil if it cannot tell
+	// earlier says since when it ran before it was armed, and why; nil of a run that
+	// is seen starting. started is then when it did; 0 is not known.
+	earlier *witness.Earlier
+	started int64
+	init    *os.File        // pidfd of the container's first process; nil if that has ended
+	armed   chan struct{}   // closed when arming is over
+	ctx     context.Context // ends with stop
+	stop    context.CancelFunc
 
 	// released is when the container was let go before it was armed, or 0.
 	// Guarded by Agent.mu.
@@ -101,11 +105,15 @@ func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool
 	}
 	switch n.Kind {
 	case container.Starting:
+		a.mu.Lock()
+		a.held++
+		a.mu.Unlock()
 		a.starting(ctx, n, held)
+		a.mu.Lock()
+		a.held-- // who gives way is told by end
+		a.mu.Unlock()
 	case container.Existing, container.Started:
-		// Containers that ran before the agent are not adopted yet; those it
-		// armed itself are in the table already.
-		a.log.Debug("not adopted", "container", n.Identity.ID)
+		a.toAdopt(n)
 	default:
 		a.mu.Lock()
 		actions := a.table.Apply(n)
@@ -157,9 +165,8 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 		switch act := act.(type) {
 		case lifecycle.Arm:
 			mine = true
-			l = &live{id: act.Run.ID, container: n.Identity.ID, held: held, init: init, released: letGo, armed: make(chan struct{}), checking: newTurn(), since: time.Now()}
-			l.ctx, l.stop = context.WithCancel(context.Background())
-			a.live[l.id] = l
+			l = a.beginRun(act.Run, init)
+			l.held, l.released = held, letGo
 			a.work.Go(func() { a.arm(l, act.Run, probes, cgErr) })
 		case lifecycle.Await:
 			l = a.live[act.Run.ID]
@@ -200,7 +207,7 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	}
 	l.mountNS = mountNSOf(run.Notice.Pid)
 	start := a.armNow(l, run, probes, cgErr)
-	held := l.held == nil || l.held()
+	held := l.held == nil || l.earlier != nil || l.held()
 	a.witness.Armed(start)
 	a.mu.Lock()
 	close(l.armed)
@@ -210,19 +217,21 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	released := l.released
 	a.table.Armed(l.id, l.handle != nil)
 	a.mu.Unlock()
-	if released == 0 && !held {
+	if l.earlier != nil {
+		released = 0 // it ran all the time, which has a gap of its own
+	} else if released == 0 && !held {
 		// Who held it has gone, nobody knows when: it may have run all the time.
 		released = run.Notice.At
 	}
 	// Whoever answered the runtime did so by this time at the latest.
-	if most := run.Notice.At + int64(a.cfg.Barrier); released == 0 && start.ArmedAt > most {
+	if most := run.Notice.At + int64(a.cfg.Barrier); l.earlier == nil && released == 0 && start.ArmedAt > most {
 		released = most
 	}
 
 	ended := make(chan end, 1)
 	go func() { ended <- a.waitEnd(l, run.Notice) }()
 	var e end
-	if released == 0 { // else it runs already
+	if released == 0 && l.earlier == nil { // else it runs already
 		e = waitStarted(l.ctx, ended)
 	}
 	// What takes time comes now.
@@ -237,8 +246,11 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	if l.unknown > 0 {
 		a.witness.AttributionLost(l.id, uint64(l.unknown), start.ArmedAt, "processes that were there before the container was armed cannot be told from its runtime's")
 	}
-	if released != 0 {
+	if released != 0 || l.earlier != nil {
 		a.sweepSets(l) // what it did before this run was known
+	}
+	if l.handle != nil && l.earlier != nil {
+		a.whatRuns(l)
 	}
 	if l.handle != nil {
 		a.learn(run.Notice.Identity.Image.Digest)
@@ -285,8 +297,11 @@ func waitStarted(ctx context.Context, ended <-chan end) (e end) {
 func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr error) witness.Start {
 	n, began := run.Notice, cgroup.BootTime()
 	start := witness.Start{
-		Identity: n.Identity, Source: n.Source, Notified: n.At,
+		Identity: n.Identity, Source: n.Source, Notified: n.At, Earlier: l.earlier,
 		Redact: redact.New(a.policies.Redact(n.Identity), a.redactKey, n.Identity.Image.Name),
+	}
+	if l.earlier != nil {
+		start.Notified = l.started
 	}
 	refuse := func(r evidence.NotArmedReason, err error) witness.Start {
 		plan := probe.Refuse(probes, r, err.Error())
@@ -379,7 +394,7 @@ const readFor = 30 * time.Second
 // in which init waits to start it.
 func command(n container.Notice) probe.Command {
 	c := probe.Command(n.Command)
-	if c.Dir == "" && n.Pid > 0 && n.Rootfs == "" {
+	if c.Dir == "" && n.Pid > 0 && n.Rootfs == "" && n.Kind == container.Starting { // later it may be anywhere
 		if dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", n.Pid)); err == nil && strings.HasPrefix(dir, "/") {
 			c.Dir = dir
 		}

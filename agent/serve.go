@@ -50,6 +50,9 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 	g.Go(func() error { return a.catchingUp(ctx) })
 	g.Go(func() error { return a.stacking(ctx) })
 	g.Go(func() error { return a.lookAhead(ctx) })
+	g.Go(func() error { return a.adopting(ctx) })
+	a.begin() // until what runs is told of
+	g.Go(func() error { return a.scanStates(ctx) })
 	g.Go(func() error { return a.serveAdmin(ctx, a.admin) })
 	g.Go(func() error { return a.reloading(ctx) })
 	if a.hooks != nil {
@@ -111,7 +114,10 @@ func (a *Agent) nri(ctx context.Context, socket string) error {
 		Socket: socket, Barrier: a.cfg.Barrier + barrierMargin, Late: a.late, Log: a.log.With("in", "nri", "socket", socket),
 		Notify: func(ctx context.Context, n container.Notice) error { a.notify(ctx, n, nil); return nil },
 		Lost:   func(from, to int64) { a.deaf(name, from, to) },
-		Synced: func() { a.sourceBack(name, cgroup.BootTime()) },
+		Synced: func() {
+			a.sourceBack(name, cgroup.BootTime())
+			a.heard(name)
+		},
 	})
 	return src.Run(ctx)
 }
@@ -293,6 +299,9 @@ func (a *Agent) recover() {
 		}
 	}
 	if gap != nil {
+		a.mu.Lock()
+		a.away = gap.From
+		a.mu.Unlock()
 		if gap.Detail == "" {
 			gap.Detail = "no agent; containers may have started and ended unseen"
 		}
@@ -306,20 +315,11 @@ func (a *Agent) recover() {
 	}
 	defer a.spool.Seal() // this must not wait for more
 	for _, r := range found.Runs {
-		a.log.Warn("an earlier agent left a run open", "run", r.Coverage.RunID, "container", r.Coverage.ContainerID, "last", r.To)
-		cov := r.Coverage
-		cov.Final, cov.To = false, r.To
-		cov.GapReasons = append(cov.GapReasons, evidence.GapAgentDown)
-		gap := &evidence.Gap{
-			GapID: witness.NewGapID(), Scope: evidence.ScopeRun, Reason: evidence.GapAgentDown, From: r.To,
-			Count: evidence.Loss{N: 1}, RunID: cov.RunID, ContainerID: cov.ContainerID,
-			Detail: "no agent, and nothing that kept its counters",
+		a.log.Warn("an earlier agent left a run open", "run", r.Coverage.RunID, "container", r.Coverage.ContainerID, "last", r.To, "sites", len(r.Sites))
+		if r.Cut { // what was counted could not be carried on whole, and a later line would take it back
+			a.problem("run %s is not taken up again: more than %d sites of all runs had hits or gaps", r.Coverage.RunID, spool.MaxCarried)
 		}
-		lines := a.redact.Lines(&cov, gap) // what was redacted then stays, and the rules may be others now
-		err := a.spool.Append(cov.RunID, func(evidence.Clock) []redact.Line { return lines })
-		if err != nil {
-			a.problem("the gap of run %s was not signed: %v", cov.RunID, err)
-		}
+		a.leave(r)
 	}
 }
 

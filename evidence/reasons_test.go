@@ -27,6 +27,7 @@ var gapReasons = map[evidence.GapReason]reach{
 	evidence.GapLateAttach:          {reachedBy: "tests/runtimes"},
 	evidence.GapRuntimeDisconnected: {reachedBy: "tests/runtimes"},
 	evidence.GapAgentDown:           {reachedBy: "tests/runtimes"},
+	evidence.GapAdopted:             {reachedBy: "tests/runtimes"},
 	evidence.GapSpoolDropped:        {reachedBy: "evidence/spool/spool_test.go"},
 	evidence.GapCoalesced:           {reachedBy: "evidence/witness"},
 	evidence.GapKernelMissed:        {reachedBy: "evidence/witness"},
@@ -41,7 +42,6 @@ var gapReasons = map[evidence.GapReason]reach{
 	evidence.GapAttachFailed:        {reachedBy: "evidence/witness"},
 	evidence.GapLinkLost:            {reachedBy: "tests/runtimes"},
 
-	evidence.GapAdopted:       {broughtBy: "work on runtimes: adoption of running containers"},
 	evidence.GapPolicyChanged: {broughtBy: "policy work: changing the policy while containers run"},
 	evidence.GapSuspended:     {broughtBy: "evidence log work: suspend as a window of its own"},
 	evidence.GapClockStep:     {broughtBy: "evidence log work: steps of the wall clock"},

@@ -91,6 +91,7 @@ if it is the default one.`,
 	f.StringVar(&flags.HookSocket, "hook-socket", "", "`path` where OCI hooks ask, or none (default /run/probity/hook.sock)")
 	f.StringVar(&flags.AdminSocket, "admin-socket", "", "`path` where the command line asks (default "+defaultAdmin+")")
 	f.StringArrayVar(&flags.NRISockets, "nri-socket", nil, "`path` of a runtime's NRI socket, or none; may be repeated (default /var/run/nri/nri.sock)")
+	f.StringArrayVar(&flags.RuntimeStates, "runtime-state", nil, "`directory` with the states of runc's or crun's containers, or none; may be repeated (default /run/runc and /run/crun)")
 	f.StringVar(&flags.ContainerdAddress, "containerd-address", "", "`path` of containerd's socket (default /run/containerd/containerd.sock)")
 	f.StringVar(&flags.PodmanRoot, "podman-root", "", "`directory` of podman's storage (default /var/lib/containers/storage)")
 	f.StringVar(&flags.BTF, "btf", "", "`file` with kernel types, or directory of archives, for kernels without /sys/kernel/btf/vmlinux")
@@ -133,6 +134,9 @@ func override(cfg, flags agent.Config) agent.Config {
 	}
 	if flags.NRISockets != nil {
 		cfg.NRISockets = flags.NRISockets
+	}
+	if flags.RuntimeStates != nil {
+		cfg.RuntimeStates = flags.RuntimeStates
 	}
 	for _, p := range []struct{ into, from *time.Duration }{{&cfg.Barrier, &flags.Barrier}, {&cfg.Linger, &flags.Linger}, {&cfg.Health, &flags.Health}} {
 		if *p.from != 0 {

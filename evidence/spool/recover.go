@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,11 +32,32 @@ type OpenRun struct {
 	ToBootNs int64
 	// Chunk is that chunk's name.
 	Chunk string
+	// FromBootNs, StartedBootNs and FirstExecBootNs are those of Coverage, in the
+	// same boot time; 0 where it has none.
+	FromBootNs, StartedBootNs, FirstExecBootNs int64
+	// GapID is that of the run's agentDown gap, from To on, which an agent signed that
+	// did not take the run up either; "" if nobody has.
+	GapID string
+	// Sites are the latest lines about sites that have a hit or gaps: who takes the run
+	// up goes on from them. Cut says that there were more than MaxCarried in all runs
+	// together, and that these are not all.
+	Sites []SiteLine
+	Cut   bool
 }
+
+// SiteLine is a site's latest line, with the clock of its chunk.
+type SiteLine struct {
+	Line  *evidence.Observation
+	Clock evidence.Clock
+}
+
+// MaxCarried bounds the lines of sites that Recover keeps.
+const MaxCarried = 1 << 16
 
 // Found is what an earlier agent left in the spool.
 type Found struct {
-	// Runs were left open, in order of their last line.
+	// Runs were left open, in order of their last line: by the last agent, or by one
+	// before that and not taken up since.
 	Runs []OpenRun
 	// Until is the latest moment that any chunk speaks of; zero if there is none.
 	Until evidence.Time
@@ -46,9 +68,9 @@ type Found struct {
 }
 
 // Recover reads the spool at start and returns what an earlier agent left. The
-// agent then signs an agentDown gap of scope run
-// for each, open or up to now, and a coverage line with final: false. A run that
-// has such a gap since its last coverage began is not returned again.
+// agent then signs an agentDown gap of scope run for each that has none, open or up
+// to now, and a coverage line with final: false. A run whose gap was closed since its
+// last coverage began is not returned again.
 //
 // Only sound chunks under their own names count: an old one under another name
 // would say again what is long over. An error that wraps ErrUnsound lists those
@@ -112,6 +134,14 @@ type openRun struct {
 	settled evidence.Time // an agentDown gap says so up to here
 	forGood bool          // an agentDown gap is open
 	gapID   string
+	sites   map[siteID]SiteLine
+}
+
+// siteID tells a site's lines from another's (FORMAT.md).
+type siteID struct {
+	probe, path, origin, digest, symbol, function, event, set string
+	offset                                                    evidence.Uint64
+	hasOffset                                                 bool
 }
 
 type recovery struct {
@@ -121,6 +151,8 @@ type recovery struct {
 	stopped *evidence.Gap
 	held    map[string]map[string]int64
 	ids     map[string]string // containers', without the chunks that they are parts of
+	carried int               // lines of sites that are kept
+	cut     bool
 }
 
 // hold counts whose a chunk's lines are.
@@ -153,11 +185,20 @@ func (r *recovery) see(h evidence.Header, l evidence.Line) {
 	switch v := l.(type) {
 	case *evidence.Coverage:
 		run := r.run(v.RunID)
+		if run.order == 0 || run.Coverage.From != v.From { // else who wrote it again has another clock
+			run.FromBootNs, run.StartedBootNs, run.FirstExecBootNs = bootOf(h, v.From), bootOf(h, v.Started), bootOf(h, v.FirstExec)
+		}
 		run.Coverage, run.final, run.order = *v, v.Final, r.lines
 		run.until(h, v.To)
+		if v.Final {
+			r.carried -= len(run.sites)
+			run.sites = nil
+		}
 		r.reach(v.To)
 	case *evidence.Observation:
-		r.run(v.RunID).until(h, v.To)
+		run := r.run(v.RunID)
+		run.until(h, v.To)
+		r.carry(run, h, v)
 		r.reach(v.To)
 	case *evidence.Gap:
 		r.reach(v.From)
@@ -187,6 +228,46 @@ func (r *recovery) see(h evidence.Header, l evidence.Line) {
 	}
 }
 
+// carry keeps the latest line of a site that says more than that it is armed, or that
+// it is not.
+func (r *recovery) carry(run *openRun, h evidence.Header, o *evidence.Observation) {
+	if o.Entry != nil || run.final {
+		return // an entry's line stays what it is
+	}
+	id := siteID{probe: o.ProbeID, path: o.Path, origin: o.Origin, digest: o.FileDigest, symbol: o.Symbol, function: o.Function, event: o.Event, set: o.Set}
+	if o.Offset != nil {
+		id.offset, id.hasOffset = *o.Offset, true
+	}
+	_, known := run.sites[id]
+	switch {
+	case o.State == evidence.NotArmed || o.State != evidence.Hit && len(o.Gaps) == 0:
+		if known {
+			delete(run.sites, id)
+			r.carried--
+		}
+	case !known && r.carried >= MaxCarried:
+		r.cut = true
+	default:
+		if !known {
+			r.carried++
+		}
+		if run.sites == nil {
+			run.sites = map[siteID]SiteLine{}
+		}
+		line := detached(o)
+		id.probe, id.path, id.origin, id.digest = line.ProbeID, line.Path, line.Origin, line.FileDigest
+		id.symbol, id.function, id.event, id.set = line.Symbol, line.Function, line.Event, line.Set
+		run.sites[id] = SiteLine{Line: line, Clock: h.Clock}
+	}
+}
+
+func bootOf(h evidence.Header, t evidence.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return h.Clock.Boot(t)
+}
+
 func (r *recovery) run(id string) *openRun {
 	if r.runs[id] == nil {
 		r.runs[strings.Clone(id)] = &openRun{}
@@ -195,8 +276,8 @@ func (r *recovery) run(id string) *openRun {
 }
 
 func (o *openRun) until(h evidence.Header, to evidence.Time) {
-	if to.Std().Before(o.To.Std()) {
-		return
+	if !o.To.IsZero() && !to.Std().After(o.To.Std()) {
+		return // written again, it has another chunk's clock
 	}
 	o.To, o.ToBootNs, o.Chunk = to, h.Clock.Boot(to), strings.Clone(h.Chunk)
 }
@@ -204,7 +285,7 @@ func (o *openRun) until(h evidence.Header, to evidence.Time) {
 func (r *recovery) open() []OpenRun {
 	var open []*openRun
 	for _, run := range r.runs {
-		settled := run.forGood || !run.settled.IsZero() && !run.settled.Std().Before(run.To.Std())
+		settled := !run.forGood && !run.settled.IsZero() && !run.settled.Std().Before(run.To.Std())
 		if run.order == 0 || run.final || settled {
 			continue // order 0: no coverage line is left to say who it was
 		}
@@ -214,22 +295,35 @@ func (r *recovery) open() []OpenRun {
 	out := make([]OpenRun, len(open))
 	for i, run := range open {
 		out[i] = run.OpenRun
-		out[i].Coverage = detached(run.Coverage)
+		out[i].Coverage = *detached(&run.Coverage)
+		if run.forGood {
+			out[i].GapID = run.gapID
+		}
+		for _, id := range slices.SortedFunc(maps.Keys(run.sites), siteID.compare) {
+			out[i].Sites = append(out[i].Sites, run.sites[id])
+		}
+		out[i].Cut = r.cut
 	}
 	return out
 }
 
+// compare orders the sites of a run.
+func (a siteID) compare(b siteID) int {
+	return cmp.Or(cmp.Compare(a.probe, b.probe), cmp.Compare(a.path, b.path), cmp.Compare(a.origin, b.origin), cmp.Compare(a.digest, b.digest),
+		cmp.Compare(a.symbol, b.symbol), cmp.Compare(a.function, b.function), cmp.Compare(a.event, b.event), cmp.Compare(a.set, b.set), cmp.Compare(a.offset, b.offset))
+}
+
 // detached copies a line's texts, which are parts of a whole chunk.
-func detached(c evidence.Coverage) evidence.Coverage {
-	b, err := evidence.Encode(&c)
+func detached[L evidence.Line](l L) L {
+	b, err := evidence.Encode(l)
 	if err != nil {
-		return c
+		return l
 	}
-	l, err := evidence.Decode(string(b))
+	copied, err := evidence.Decode(string(b))
 	if err != nil {
-		return c
+		return l
 	}
-	return *l.(*evidence.Coverage)
+	return copied.(L)
 }
 
 // readBounded reads at most one byte more than a chunk can have: verify.Bytes

@@ -62,6 +62,11 @@ func TestRecover(t *testing.T) {
 	// What the next agent signs settles a run, whether the gap is left open or not.
 	add(1, agentDown(1, "g1", one.To, evidence.Time{}))
 	add(3, agentDown(3, "g3", three.To, evidence.TimeOf(three.To.Std().Add(5e6))))
+	// One that is open is still somebody's to take up, or to seal.
+	if got := recovered(); len(got) != 1 || got[runID(1)].GapID != "g1" || got[runID(1)].To != one.To || one.GapID != "" {
+		t.Fatalf("settled runs are recovered: %v", got)
+	}
+	add(1, agentDown(1, "g1", one.To, evidence.TimeOf(one.To.Std().Add(5e6))))
 	if got := recovered(); len(got) != 0 {
 		t.Fatalf("settled runs are recovered: %v", got)
 	}
@@ -160,5 +165,52 @@ func TestRecoverNode(t *testing.T) {
 	node("a", at, later)
 	if f := found(); f.Stopped != nil || f.Until != later {
 		t.Fatalf("after the next start: %+v", f)
+	}
+}
+
+// Of a run that is open, the latest line of each site is kept that says more than
+// that it is armed: who takes the run up goes on from there.
+func TestRecoverSites(t *testing.T) {
+	n := newNode(t)
+	s := n.open(t)
+	add := func(run int, change func(*evidence.Observation, evidence.Clock)) {
+		t.Helper()
+		err := s.Append(runID(run), func(c evidence.Clock) []redact.Line {
+			lines := append(coverage(run, false)(c), sites(run, 3, 10)(c)...)
+			if change != nil {
+				change(lines[2].Evidence().(*evidence.Observation), c)
+			}
+			return lines
+		})
+		if err := errors.Join(err, s.Flush(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hit := func(count evidence.Uint64) func(*evidence.Observation, evidence.Clock) {
+		return func(o *evidence.Observation, c evidence.Clock) {
+			o.State, o.Count, o.FirstAt, o.LastAt = evidence.Hit, &count, o.From, o.To
+			o.Gaps, o.Complete = []evidence.SiteGap{{Reason: evidence.GapLateAttach, From: o.From, To: o.To, DurationNs: 100, Count: evidence.Loss{N: 1}}}, false
+		}
+	}
+	add(1, nil)
+	add(1, hit(3))
+	add(1, hit(5))
+	add(2, hit(7)) // ends
+	if err := errors.Join(s.Append(runID(2), coverage(2, true)), s.Flush(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	found, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+	if err != nil || len(found.Runs) != 1 {
+		t.Fatalf("%+v, %v", found, err)
+	}
+	r := found.Runs[0]
+	if len(r.Sites) != 1 || r.Cut || r.Sites[0].Line.State != evidence.Hit || *r.Sites[0].Line.Count != 5 || *r.Sites[0].Line.Offset != 1 {
+		t.Fatalf("%+v", r.Sites)
+	}
+	if c := r.Sites[0].Clock; c.Time(c.Boot(r.Sites[0].Line.FirstAt)) != r.Sites[0].Line.FirstAt || c.BootNs == 0 {
+		t.Errorf("clock %+v", c)
+	}
+	if r.FromBootNs == 0 || r.FromBootNs > r.ToBootNs || r.FirstExecBootNs != 0 {
+		t.Errorf("from %d to %d, first exec %d", r.FromBootNs, r.ToBootNs, r.FirstExecBootNs)
 	}
 }

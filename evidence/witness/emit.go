@@ -142,11 +142,20 @@ func (r *run) told(b batch, to int64) {
 // again with another clock.
 func (w *Witness) lines(r *run, c evidence.Clock, to int64, of what) (b batch) {
 	add := func(l evidence.Line) { b.lines = append(b.lines, r.redact.Line(l)) }
+	// A run of which an agentDown gap comes after its coverage is taken for one that
+	// nobody has taken up (tlog.Live).
+	for _, g := range r.unsaid {
+		if g.reason == evidence.GapAgentDown {
+			add(r.gapLine(c, g))
+		}
+	}
 	if of&coverage != 0 {
 		add(r.cover(c, to, w.cfg.Policies))
 	}
 	for _, g := range r.unsaid {
-		add(r.gapLine(c, g))
+		if g.reason != evidence.GapAgentDown {
+			add(r.gapLine(c, g))
+		}
 	}
 	if b.grown = len(r.grown) > 0 && (of&coverage != 0 || to-r.grewAt >= growEvery); b.grown {
 		for _, g := range r.grown {
@@ -157,6 +166,9 @@ func (w *Witness) lines(r *run, c evidence.Clock, to int64, of what) (b batch) {
 	}
 	look := func(i int32) {
 		s := &r.sites[i]
+		if s.withheld {
+			return
+		}
 		now := r.saying(s)
 		if of&allSites != 0 || now != s.said {
 			only := of&(counts|allSites) == 0 && s.onlyCount(now)

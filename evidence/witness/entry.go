@@ -75,6 +75,7 @@ type set struct {
 	around  uint64      // not seen by the set's hooks
 	counter bpf.Counter // of all entries together
 	calls   SystemCalls
+	before  evidence.Uint64 // entries that an earlier agent's lines have
 }
 
 // told is what was taken of an entry of the kernel's.
@@ -272,6 +273,9 @@ func (r *run) calls(now SystemCalls) bool {
 	if set == nil {
 		return false
 	}
+	if r.earlier != nil { // numbers that were used before are not new
+		now.Calls, now.IOUring = union(set.calls.Calls, now.Calls), set.calls.IOUring || now.IOUring
+	}
 	n := uint64(0)
 	for _, c := range now.Calls {
 		n += uint64(len(c.Numbers))
@@ -360,7 +364,7 @@ func (r *run) entriesOf(s probe.Search) (n uint64) {
 	for _, set := range r.sets {
 		for _, i := range set.sites {
 			if r.sites[i].Probe.ID == s.ProbeID {
-				n = max(n, uint64(len(set.order)))
+				n = max(n, uint64(set.before), uint64(len(set.order)))
 			}
 		}
 	}

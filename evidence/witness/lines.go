@@ -106,7 +106,7 @@ func (r *run) describeSet(o *evidence.Observation, s *site) {
 	case s.Set == evidence.SetSyscalls:
 		o.SystemCalls, o.IOUring = set.calls.Calls, set.calls.IOUring
 	default:
-		o.Entries = evidence.Uint64(len(set.order))
+		o.Entries = max(set.before, evidence.Uint64(len(set.order)))
 	}
 }
 
@@ -301,11 +301,17 @@ func (r *run) cover(c evidence.Clock, to int64, policies string) *evidence.Cover
 	states := map[string][]evidence.State{}
 	for i := range r.sites {
 		s := &r.sites[i]
+		if s.withheld {
+			continue
+		}
 		st := evidence.NotArmed
 		if s.Armed {
 			st, _ = r.state(s, to)
 		}
 		states[s.Probe.ID] = append(states[s.Probe.ID], st)
+	}
+	for _, g := range r.gone {
+		states[g.probe] = append(states[g.probe], g.state)
 	}
 	v := &evidence.Coverage{
 		RunID: r.runID, ContainerID: r.id.ID, ContainerName: r.id.Name, Runtime: string(r.id.Runtime),
@@ -321,7 +327,7 @@ func (r *run) cover(c evidence.Clock, to int64, policies string) *evidence.Cover
 	for _, t := range []struct {
 		at  int64
 		set *evidence.Time
-	}{{r.kernel.FirstExecNs, &v.FirstExec}, {r.notified, &v.Started}, {r.ended, &v.Ended}} {
+	}{{r.firstExec(), &v.FirstExec}, {r.notified, &v.Started}, {r.ended, &v.Ended}} {
 		if t.at != 0 {
 			*t.set = c.Time(t.at)
 		}

@@ -33,6 +33,7 @@ type run struct {
 	redact   *redact.Redactor
 	notified int64
 	armedAt  int64
+	earlier  *Earlier // nil if it was armed before its first instruction, or was to be
 
 	mu       sync.Mutex // guards what follows
 	sites    []site
@@ -61,6 +62,7 @@ type run struct {
 	spared     *gap                       // says what is left out of its lines now; nil if nothing is
 	unwritable uint64                     // lines that no chunk could take
 	unreadable int                        // open gaps of what could not be read
+	gone       []foldedSite               // sites that only earlier lines are about
 
 	lastGood  int64               // the last health check at which a file was well
 	kernel    bpf.Run             // as last read
@@ -82,8 +84,11 @@ type run struct {
 func newRun(s Start) *run {
 	r := &run{
 		id: s.Identity, runID: s.Identity.RunID(), source: s.Source, arm: s.Arm, redact: s.Redact, searches: slices.Clone(s.Searches),
-		notified: s.Notified, first: s.ArmedAt, armedAt: s.ArmedAt, lastGood: s.ArmedAt,
+		notified: s.Notified, first: s.ArmedAt, armedAt: s.ArmedAt, lastGood: s.ArmedAt, earlier: s.Earlier,
 		paths: map[int]string{}, procKnown: map[string]bool{}, files: map[evidence.GapReason]int{},
+	}
+	if s.Earlier != nil {
+		r.first = min(s.Earlier.From, s.ArmedAt)
 	}
 	// The one or the other, in every line.
 	switch img := &r.id.Image; {

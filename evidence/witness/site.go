@@ -17,6 +17,8 @@ type site struct {
 
 	said  said
 	stale bool // is to be looked at for the next lines
+	// withheld: an earlier agent's line says more than that it cannot be armed now.
+	withheld bool
 }
 
 // seen is what is known of a site since it was armed.
@@ -25,6 +27,7 @@ type seen struct {
 	// mapped the file as it was then executes it under that number still. The
 	// engine bounds how many there are, as sites of the container.
 	earlier []*probe.Site
+	before  bpf.Counter // counted by an earlier agent
 	counter bpf.Counter // of all of them together
 	process *evidence.Process
 	stack   *evidence.Stack // both of the first hit
@@ -152,7 +155,7 @@ func (r *run) with(id uint32) []numbered {
 
 // touch makes the site one that the next lines look at.
 func (r *run) touch(i int) {
-	if !r.sites[i].stale {
+	if !r.sites[i].stale && !r.sites[i].withheld {
 		r.sites[i].stale = true
 		r.stale = append(r.stale, int32(i))
 	}
@@ -194,13 +197,18 @@ func (r *run) count(s *site) (bpf.Counter, error) {
 		if err != nil {
 			return sum, err
 		}
-		sum.Count += c.Count
-		sum.LastNs = max(sum.LastNs, c.LastNs)
-		if c.FirstNs != 0 && (sum.FirstNs == 0 || c.FirstNs < sum.FirstNs) {
-			sum.FirstNs = c.FirstNs
-		}
+		sum = plus(sum, c)
 	}
-	return sum, nil
+	return plus(sum, s.before), nil
+}
+
+func plus(sum, c bpf.Counter) bpf.Counter {
+	sum.Count += c.Count
+	sum.LastNs = max(sum.LastNs, c.LastNs)
+	if c.FirstNs != 0 && (sum.FirstNs == 0 || c.FirstNs < sum.FirstNs) {
+		sum.FirstNs = c.FirstNs
+	}
+	return sum
 }
 
 // merge takes a counter as read. First is the earlier of both: two processors
@@ -245,7 +253,7 @@ func (r *run) add(p *probe.Site, known map[identity]int, from, now int64) (at in
 			r.closeSite(at, g, now)
 		}
 	case p.Armed:
-		s.Site, s.said = p, said{}
+		s.Site, s.said, s.withheld = p, said{}, false
 		if from > r.first {
 			r.addSiteGap(at, &gap{reason: evidence.GapAttachFailed, from: r.first, to: from, count: 1, detail: "it could not be armed before"})
 		}

@@ -149,7 +149,8 @@ type Start struct {
 	Searches []probe.Search
 	Arm      Armament         // nil if nothing could be armed
 	Redact   *redact.Redactor // what its policies keep out of evidence
-	Notified int64            // boot time at which the source announced the start
+	Notified int64            // boot time at which the source announced the start, or of the start itself
+	Earlier  *Earlier         // of a run that ran already; nil of one that starts
 	ArmedAt  int64
 }
 
@@ -185,7 +186,8 @@ func (w *Witness) NotHashed(runID string, files map[*probe.File]error) {
 
 // Publish writes the run's first lines: one coverage line, one observation per
 // site, and the lateAttach gap if the container may have been running from
-// released on, before it was armed; 0 says that it was held.
+// released on, before it was armed; 0 says that it was held. Of a run that ran
+// already it writes the gap until it was armed instead (Start.Earlier).
 func (w *Witness) Publish(runID string, released int64) {
 	r := w.run(runID)
 	if r == nil {
@@ -201,6 +203,7 @@ func (w *Witness) Publish(runID string, released int64) {
 		g := r.addGap(&gap{selector: wholeRun, reason: evidence.GapLateAttach, from: released, count: 1, detail: "the container was let go before its sites were armed"})
 		r.close(g, r.armedAt)
 	}
+	r.takeUp(w.cfg.Log)
 	r.refresh(w.cfg.Log)
 	w.emit(r, w.cfg.BootTime(), everything)
 }

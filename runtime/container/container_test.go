@@ -76,6 +76,7 @@ func TestValidate(t *testing.T) {
 		"rootfs": func(n *Notice) { n.Rootfs = long },
 		"arg0":   func(n *Notice) { n.Command.Arg0 = long },
 		"PATH":   func(n *Notice) { n.Command.Path = strings.Repeat("x", MaxPATH+1) },
+		"cgroup": func(n *Notice) { n.CgroupName = long },
 		"dir":    func(n *Notice) { n.Command.Dir = long },
 		"mounts": func(n *Notice) { n.Mounts = make([]Mount, MaxPairs+1) },
 	} {

@@ -52,6 +52,9 @@ type Notice struct {
 	// Mounts are the mounts that the container gets on top of its root file
 	// system, where they are not in /proc/PID/mountinfo yet.
 	Mounts []Mount
+	// CgroupName is what the runtime calls the container's cgroup: the last part of
+	// its path, which may not be where init is by now. "" if it does not say.
+	CgroupName string
 	// Command is what it starts, if known.
 	Command Command
 	// At is CLOCK_BOOTTIME in nanoseconds when the notice was received.
@@ -81,6 +84,9 @@ func (n Notice) Validate() error {
 	}
 	if len(n.Command.Arg0) > MaxPath || len(n.Command.Dir) > MaxPath || len(n.Command.Path) > MaxPATH {
 		return invalid("command: longer than %d bytes, or its $PATH than %d", MaxPath, MaxPATH)
+	}
+	if len(n.CgroupName) > MaxName {
+		return invalid("cgroup name: longer than %d bytes", MaxName)
 	}
 	if len(n.Mounts) > MaxPairs {
 		return invalid("mounts: %d of them, at most %d are taken", len(n.Mounts), MaxPairs)

@@ -292,6 +292,10 @@ func (t *Table) Stopping(at int64) []Action {
 	return actions
 }
 
+// Known reports whether the table has a run of the container, or had one not long
+// ago.
+func (t *Table) Known(id string) bool { return len(t.byID[id]) > 0 || t.removed.has(id) }
+
 // Run returns the run with that id, if it is in the table.
 func (t *Table) Run(runID string) (Run, bool) {
 	if e := t.runs[runID]; e != nil {

@@ -153,6 +153,9 @@ func (a *attempt) notice(k container.Kind, p *api.PodSandbox, c *api.Container, 
 	if k != container.Created && c.GetPid() <= maxPid {
 		n.Pid = int(c.GetPid())
 	}
+	if k == container.Existing { // its pid was true a moment ago
+		n.CgroupName = cgroupName(c.GetLinux().GetCgroupsPath())
+	}
 	if cut > 0 {
 		a.s.cfg.Log.Warn("labels or annotations past the bounds are left out", "container", id.ID, "count", cut)
 	}

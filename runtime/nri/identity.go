@@ -99,6 +99,27 @@ func imageOf(r container.Runtime, c *api.Container) (i container.Image) {
 	return i
 }
 
+// cgroupName returns what a container's cgroup is called, by the path that the
+// runtime was given for it: with systemd's driver "SLICE:PREFIX:NAME" (runc's
+// docs/systemd.md), else a path. "" if it cannot be told.
+func cgroupName(cgroupsPath string) string {
+	if parts := strings.Split(cgroupsPath, ":"); len(parts) == 3 {
+		switch prefix, name := parts[1], parts[2]; {
+		case name == "" || strings.HasSuffix(name, ".slice"):
+			return text(name)
+		case prefix == "":
+			return text(name + ".scope")
+		default:
+			return text(prefix + "-" + name + ".scope")
+		}
+	}
+	name := cgroupsPath[strings.LastIndexByte(cgroupsPath, '/')+1:]
+	if name == "." || name == ".." {
+		return ""
+	}
+	return text(name)
+}
+
 // digest takes a digest, or the bare hex digits that CRI-O calls an image ID.
 func digest(s string) string {
 	if container.ValidDigest(s) {

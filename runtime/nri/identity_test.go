@@ -150,3 +150,25 @@ func FuzzIdentify(f *testing.F) {
 		}
 	})
 }
+
+// What a runtime calls a container's cgroup, by either driver.
+func TestCgroupName(t *testing.T) {
+	for path, want := range map[string]string{
+		"/k8s.io/0123":                                       "0123",
+		"/kubepods/besteffort/pod7/0123":                     "0123",
+		"kubepods-besteffort-pod7.slice:cri-containerd:0123": "cri-containerd-0123.scope",
+		"system.slice:crio:0123":                             "crio-0123.scope",
+		":crio:0123":                                         "crio-0123.scope",
+		"a.slice::0123":                                      "0123.scope",
+		"a.slice:crio:b.slice":                               "b.slice",
+		"a.slice:crio:":                                      "",
+		"":                                                   "",
+		"/":                                                  "",
+		"/a/..":                                              "",
+		"/a/" + strings.Repeat("x", container.MaxName+1): "",
+	} {
+		if got := cgroupName(path); got != want {
+			t.Errorf("%.40q: %.40q, want %q", path, got, want)
+		}
+	}
+}

@@ -37,7 +37,7 @@ type ran interface {
 type podmanDriver struct{ *Podman }
 
 func (d podmanDriver) agent(o AgentOptions) AgentOptions {
-	o.PodmanRoot = d.Root
+	o.PodmanRoot, o.States = d.Root, []string{d.States}
 	return o
 }
 

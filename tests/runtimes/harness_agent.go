@@ -25,6 +25,7 @@ type AgentOptions struct {
 	NRISockets []string
 	Containerd string // its address
 	PodmanRoot string
+	States     []string // state directories of runc or crun; none: the system's are not looked at
 	Config     string   // text of the configuration file
 	Args       []string // further arguments
 	Env        []string
@@ -132,6 +133,12 @@ func (a *Agent) launch(t T) {
 	}
 	for _, socket := range a.options.NRISockets {
 		args = append(args, "--nri-socket", socket)
+	}
+	for _, dir := range a.options.States {
+		args = append(args, "--runtime-state", dir)
+	}
+	if len(a.options.States) == 0 {
+		args = append(args, "--runtime-state", "none")
 	}
 	if len(a.options.NRISockets) == 0 {
 		args = append(args, "--nri-socket", "none")

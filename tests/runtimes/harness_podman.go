@@ -20,8 +20,10 @@ type Podman struct {
 	Root     string // graph root
 	RunRoot  string
 	HooksDir string // without a hook until InstallHook
+	States   string // where its runc keeps the states of containers
 
 	path string
+	runc string // with that directory
 }
 
 // NewPodman returns one for a test, which needs root, podman and runc.
@@ -39,7 +41,14 @@ func OpenPodman(t T, s *Scratch, path string) *Podman {
 		Root:     s.mkdir(t, "podman", "root"),
 		RunRoot:  s.mkdir(t, "podman", "run"),
 		HooksDir: s.mkdir(t, "podman", "hooks.d"),
+		States:   s.mkdir(t, "podman", "runc"),
 		path:     path,
+	}
+	// Not an option of podman's: what it starts to clean up would not have it.
+	s.mkdir(t, "podman", "bin")
+	p.runc = s.write(t, "podman/bin/runc", fmt.Sprintf("#!/bin/sh\nexec %s --root %s \"$@\"\n", runc(), p.States))
+	if err := os.Chmod(p.runc, 0o755); err != nil {
+		t.Fatalf("podman: %v", err)
 	}
 	s.write(t, "podman/storage.conf", fmt.Sprintf("[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n", p.Root, p.RunRoot))
 	s.write(t, "podman/containers.conf", fmt.Sprintf("[engine]\nevents_logger = \"none\"\ncgroup_manager = \"cgroupfs\"\n[network]\nnetwork_config_dir = %q\n", s.mkdir(t, "podman", "networks")))
@@ -58,7 +67,7 @@ func OpenPodman(t T, s *Scratch, path string) *Podman {
 func (p *Podman) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, p.path, append([]string{
 		"--root", p.Root, "--runroot", p.RunRoot, "--tmpdir", p.Scratch.Path("podman", "tmp"), "--hooks-dir", p.HooksDir,
-		"--storage-driver", "overlay", "--runtime", runc(), "--cgroup-manager", "cgroupfs", "--events-backend", "none",
+		"--storage-driver", "overlay", "--runtime", p.runc, "--cgroup-manager", "cgroupfs", "--events-backend", "none",
 	}, args...)...)
 	cmd.Env = append(os.Environ(),
 		"CONTAINERS_STORAGE_CONF="+p.Scratch.Path("podman", "storage.conf"),

@@ -410,7 +410,7 @@ func TestRuntimeAbsent(t *testing.T) {
 }
 
 // An agent that is killed keeps nothing in the kernel yet: what a run did since
-// its last line is a signed gap.
+// its last line is a signed gap. The run ended meanwhile: the next agent seals it.
 func TestAgentKilled(t *testing.T) {
 	underEach(t, AgentOptions{Policies: []string{targetPolicy}}, func(t *testing.T, d driver, a *Agent) {
 		targetImage(t, d)
@@ -429,14 +429,19 @@ func TestAgentKilled(t *testing.T) {
 		want(t, e, c.id(), "fn", "hello", evidence.Hit, "", 1)
 		cover := e.Cover(c.id())
 		g := runGaps(e.GapsOf(c.id(), evidence.GapAgentDown))
-		if cover.Final || len(g) != 1 || g[0].From.Std().Before(cover.To.Std()) || !g[0].To.IsZero() {
+		if !cover.Final || cover.Ended.IsZero() || len(g) != 2 || g[0].GapID != g[1].GapID || !g[0].To.IsZero() || g[1].To != cover.To {
 			t.Errorf("coverage %+v, gaps %+v", cover, g)
+		}
+		for _, p := range cover.Probes {
+			if p.State == evidence.ArmedNoHit {
+				t.Errorf("probe %s is %s over a gap", p.ProbeID, p.State)
+			}
 		}
 		// Once is enough: the next start does not sign it again.
 		a.Stop(t)
 		a.Start(t)
-		if g := runGaps(settled(t, a).GapsOf(c.id(), evidence.GapAgentDown)); len(g) != 1 {
-			t.Errorf("%d agentDown gaps after another restart", len(g))
+		if g := runGaps(settled(t, a).GapsOf(c.id(), evidence.GapAgentDown)); len(g) != 2 {
+			t.Errorf("%d agentDown lines after another restart", len(g))
 		}
 	})
 }
@@ -444,6 +449,10 @@ func TestAgentKilled(t *testing.T) {
 // runGaps leaves out the node's.
 func runGaps(gaps []*evidence.Gap) []*evidence.Gap {
 	return slices.DeleteFunc(gaps, func(g *evidence.Gap) bool { return g.RunID == "" })
+}
+
+func ofScope(scope string, gaps []*evidence.Gap) []*evidence.Gap {
+	return slices.DeleteFunc(slices.Clone(gaps), func(g *evidence.Gap) bool { return g.Scope != scope })
 }
 
 // A stop is said: every live run ends with final: false, and nothing of ours
@@ -520,7 +529,7 @@ func TestNodeWithoutAgent(t *testing.T) {
 	a.Stop(t)
 	a.Start(t)
 	a.WaitLine(t, func(e Evidence) bool {
-		g := e.GapsOf("", evidence.GapAgentDown)
+		g := ofScope(evidence.ScopeNode, e.GapsOf("", evidence.GapAgentDown))
 		return len(g) == 2 && !g[1].To.IsZero()
 	})
 	a.Kill(t)
@@ -529,10 +538,12 @@ func TestNodeWithoutAgent(t *testing.T) {
 	a.Verify(t)
 	var ids []string
 	open := map[string]bool{}
-	for _, g := range a.Evidence(t).GapsOf("", evidence.GapAgentDown) {
-		if g.Scope != evidence.ScopeNode {
-			t.Errorf("gap %+v", g)
-		}
+	all := a.Evidence(t).GapsOf("", evidence.GapAgentDown)
+	// The hook tells of what starts, so of what lived wholly in that time nobody does.
+	if g := ofScope(evidence.ScopeSource, all); len(g) != 2 || g[0].Source != "hook" || g[0].To.IsZero() || g[1].From.Std().Before(g[0].To.Std()) {
+		t.Errorf("gaps of sources: %+v", g)
+	}
+	for _, g := range ofScope(evidence.ScopeNode, all) {
 		if _, seen := open[g.GapID]; !seen {
 			ids = append(ids, g.GapID)
 		}

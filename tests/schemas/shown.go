@@ -51,7 +51,8 @@ var Shown = map[string][]string{
 	"scope file":   {runtimes, witness},
 	"scope site":   {agent, witness},
 
-	"gap agentDown":           {runtimes},
+	"gap adopted":             {runtimes, agent, witness},
+	"gap agentDown":           {runtimes, witness},
 	"gap attributionLost":     {witness},
 	"gap budgetDisarm":        {witness},
 	"gap coalesced":           {witness},
@@ -68,6 +69,8 @@ var Shown = map[string][]string{
 	"gap stoodDown":           {witness},
 	"gap unarmedMapping":      {agent, witness},
 
+	"gap of a site adopted":         {runtimes, agent, witness},
+	"gap of a site agentDown":       {runtimes, witness},
 	"gap of a site attributionLost": {witness},
 	"gap of a site budgetDisarm":    {witness},
 	"gap of a site decodeError":     {witness},
@@ -98,7 +101,6 @@ var Nobody = map[string]string{
 	"probe type unknown": "no kernel serves it: it is what a set asks for",
 	"entry of syscalls":  "system calls have no entries",
 
-	"gap adopted":       "not built yet",
 	"gap attachFailed":  "not built yet",
 	"gap policyChanged": "not built yet",
 	"gap suspended":     "not built yet",

@@ -1,0 +1,279 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"probity/evidence"
+	"probity/evidence/witness"
+	"probity/runtime/cgroup"
+	"probity/runtime/container"
+	"probity/runtime/lifecycle"
+	"probity/runtime/oci"
+)
+
+// A container that runs when a source first tells of it is adopted: armed as it
+// is, with a gap from the start of its first process until then. Nobody waits for
+// that, so it gives way to those who start, and comes one after the other.
+
+// maxAdopting bounds the containers that wait for it.
+const maxAdopting = 1 << 13
+
+// mostGivenWay is how long an adoption gives way to starts at most. A node on which
+// containers start all the time has its others adopted all the same.
+const mostGivenWay = 2 * time.Second
+
+// ticks are the units of /proc/PID/stat, on every machine (USER_HZ).
+const ticks = int64(time.Second) / 100
+
+// rescans are the times after the first look at the state directories at which they
+// are looked at again: a container whose hook found no socket yet may have no state
+// yet either.
+var rescans = []time.Duration{2 * time.Second, 8 * time.Second}
+
+// toAdopt has a container adopted that runs already.
+func (a *Agent) toAdopt(n container.Notice) {
+	a.begin()
+	select {
+	case a.adopt <- n:
+	default:
+		a.end()
+		a.witness.SourceMissed(n.Source, n.At, cgroup.BootTime(), "more containers ran already than are adopted in one go")
+	}
+}
+
+// adopting adopts what waits for it.
+func (a *Agent) adopting(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case n := <-a.adopt:
+			a.giveWay(ctx, mostGivenWay)
+			a.adoptOne(ctx, n)
+			a.end()
+		}
+	}
+}
+
+// giveWay returns when no start is held, or after most.
+func (a *Agent) giveWay(ctx context.Context, most time.Duration) {
+	limit := time.NewTimer(most)
+	defer limit.Stop()
+	for {
+		a.mu.Lock()
+		held, changed := a.held, a.changed
+		a.mu.Unlock()
+		if held == 0 {
+			return
+		}
+		select {
+		case <-changed: // some notice has been carried out
+		case <-limit.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// adoptOne adopts a container, and returns when it is armed or cannot be.
+func (a *Agent) adoptOne(ctx context.Context, n container.Notice) {
+	init := holdPid(n.Pid)
+	mine := false // whether the run has taken it
+	defer func() {
+		if !mine && init != nil {
+			init.Close()
+		}
+	}()
+	began, cgErr, err := a.believe(&n, init)
+	if err == nil && a.has(n) {
+		return // it was seen starting, or adopted before
+	}
+	n.Identity.Image = a.identify(ctx, n)
+	probes := a.policies.Select(n.Identity)
+	if len(probes) == 0 {
+		a.count(n, false)
+		return
+	}
+	if err != nil {
+		a.mu.Lock()
+		known := a.table.Known(n.Identity.ID)
+		a.mu.Unlock()
+		if known {
+			return // who armed it watches it, and has seen its end if that is what it is
+		}
+		a.problem("container %s, which ran already, is not adopted: %v", n.Identity.ID, err)
+		a.witness.SourceMissed(n.Source, n.At, cgroup.BootTime(), fmt.Sprintf("container %s, which ran already, was not adopted: %v", n.Identity.ID, err))
+		return
+	}
+	var l *live
+	a.mu.Lock()
+	for _, act := range a.table.Apply(n) {
+		if act, ok := act.(lifecycle.Arm); ok {
+			mine = true
+			l = a.beginRun(act.Run, init)
+			if l.earlier == nil {
+				l.earlier, l.started = &witness.Earlier{
+					From: began, Since: began, Reason: evidence.GapAdopted, Detail: "the container ran before the agent knew of it",
+				}, began
+			}
+			a.work.Go(func() { a.arm(l, act.Run, probes, cgErr) })
+		}
+	}
+	a.mu.Unlock()
+	if l == nil {
+		return
+	}
+	a.count(n, true)
+	select {
+	case <-l.armed:
+		a.log.Info("adopted", "run", l.id, "container", l.container, "as", l.earlier.Reason, "armed", l.handle != nil)
+	case <-ctx.Done():
+	}
+}
+
+// has reports whether the run is one that this agent has armed already, or one that
+// cannot be taken up.
+func (a *Agent) has(n container.Notice) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	id := n.Identity.RunID()
+	r, ok := a.table.Run(id)
+	return ok && (r.State != lifecycle.Left || a.left[id] != nil && a.left[id].Cut)
+}
+
+// errEnded says that the container that a source tells of has ended.
+var errEnded = errors.New("it has ended")
+
+// believe checks what a source says of a container that runs, and completes it: its
+// process is held, lives, is in no mount namespace of the host's, and in the cgroup
+// that the source names. It returns the boot time at which the process started, and
+// why the run has no cgroup of its own, if that is so.
+func (a *Agent) believe(n *container.Notice, init *os.File) (began int64, cgErr, err error) {
+	start := startTicks(n.Pid)
+	switch mount := mountNSOf(n.Pid); {
+	case n.Pid == 0:
+		return 0, nil, errors.New("its source does not tell its process")
+	case init == nil || start == 0 || mount == 0:
+		return 0, nil, errEnded
+	case mount == mountNSOf(os.Getpid()) || mount == mountNSOf(1):
+		return 0, nil, fmt.Errorf("pid %d is in no container: its mount namespace is the host's", n.Pid)
+	}
+	switch {
+	case a.cgErr != nil:
+		cgErr = a.cgErr
+	case n.Identity.CgroupID != 0: // the source has looked
+	case n.Identity.InitStart != 0:
+		cgErr = fmt.Errorf("cgroup of pid %d: %w", n.Pid, cgroup.ErrShared)
+	default:
+		within := ""
+		if n.CgroupName != "" {
+			within, cgErr = a.cgroups.Named(n.Pid, n.CgroupName)
+		}
+		if cgErr == nil {
+			n.Identity.CgroupPath, n.Identity.CgroupID, cgErr = a.cgroups.OfPidIn(n.Pid, within)
+		}
+	}
+	switch {
+	case cgErr == nil:
+	case errors.Is(cgErr, cgroup.ErrShared):
+		n.Identity.CgroupPath, n.Identity.CgroupID, n.Identity.InitStart = "", 0, start
+	case errors.Is(cgErr, cgroup.ErrGone):
+		return 0, nil, errEnded
+	default: // it is not where its runtime put it: the process is another's
+		return 0, nil, cgErr
+	}
+	if !alive(init) {
+		return 0, nil, errEnded
+	}
+	return int64(start) * ticks, cgErr, nil
+}
+
+// beginRun makes a run that the table wants armed. With mu held.
+func (a *Agent) beginRun(run lifecycle.Run, init *os.File) *live {
+	l := &live{id: run.ID, container: run.Notice.Identity.ID, init: init, armed: make(chan struct{}), checking: newTurn(), since: time.Now()}
+	l.ctx, l.stop = context.WithCancel(context.Background())
+	l.earlier, l.started = a.takeUp(run.ID)
+	a.live[l.id] = l
+	return l
+}
+
+// whatRuns has the programs looked at that an adopted container runs by now: its
+// image was searched, and they may be others.
+func (a *Agent) whatRuns(l *live) {
+	pids, whole, err := a.cgroups.Procs(l.notice.Identity.CgroupPath, l.notice.Identity.CgroupID)
+	if err != nil || !whole {
+		a.witness.UnarmedMapping(l.id, "", l.checked.Load(), 0, "not all processes that it had when it was adopted could be looked at")
+	}
+	for _, pid := range pids {
+		path, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if err != nil {
+			continue // it has ended, or is the kernel's
+		}
+		x := appeared{l: l, pid: pid, path: path, from: l.checked.Load(), why: evidence.GapUnarmedMapping}
+		if a.claim(x) {
+			a.soon(x)
+		}
+	}
+}
+
+// scanStates tells of the containers that the runtimes' state directories have.
+func (a *Agent) scanStates(ctx context.Context) error {
+	told := map[string]bool{}
+	a.scanOnce(ctx, told)
+	a.heard(oci.Source)
+	a.end() // the begin of serve
+	for _, pause := range rescans {
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil
+		}
+		a.scanOnce(ctx, told)
+	}
+	return nil
+}
+
+// scanOnce tells of each container that was not told of before.
+func (a *Agent) scanOnce(ctx context.Context, told map[string]bool) {
+	for _, dir := range a.cfg.RuntimeStates {
+		at := cgroup.BootTime()
+		ids, err := oci.States(dir)
+		if err != nil && !told[dir] {
+			told[dir] = true
+			a.problem("containers that run already may not be adopted: %v", err)
+			a.witness.SourceMissed(oci.SourceOf(dir), at, cgroup.BootTime(), err.Error())
+		}
+		for _, id := range ids {
+			if ctx.Err() != nil {
+				return
+			}
+			a.scan(ctx, dir, id, told)
+		}
+	}
+}
+
+func (a *Agent) scan(ctx context.Context, dir, id string, told map[string]bool) {
+	at := cgroup.BootTime()
+	n, err := oci.Existing(dir, id)
+	switch {
+	case err == nil || errors.Is(err, cgroup.ErrShared): // which is signed
+		key := fmt.Sprintf("%s/%s %d %d", dir, id, n.Pid, n.Identity.CgroupID)
+		if !told[key] {
+			told[key] = true
+			a.notify(ctx, n, nil)
+		}
+	case errors.Is(err, oci.ErrEnded), errors.Is(err, oci.ErrNotHere), errors.Is(err, os.ErrNotExist) && !errors.Is(err, oci.ErrBundle):
+		// Nothing runs; another source tells of it; or it is being made or removed.
+	case !told[dir+"/"+id]:
+		told[dir+"/"+id] = true
+		a.problem("a container that runs already is not adopted: %v", err)
+		a.witness.SourceMissed(oci.SourceOf(dir), at, cgroup.BootTime(), err.Error())
+	}
+}

@@ -1,0 +1,175 @@
+package agent
+
+import (
+	"context"
+	"slices"
+
+	"probity/evidence"
+	"probity/evidence/redact"
+	"probity/evidence/spool"
+	"probity/evidence/witness"
+	"probity/runtime/cgroup"
+	"probity/runtime/container"
+	"probity/runtime/lifecycle"
+)
+
+// left is a run that an earlier agent armed and did not see the end of. Until a
+// source tells of it there is nothing but its evidence, whose gap is open.
+type left struct {
+	spool.OpenRun
+	ctx  context.Context // ends with stop
+	stop context.CancelFunc
+}
+
+// leave signs the gap of a run that an earlier agent left open, unless one before
+// this has done so, and enters it into the table.
+func (a *Agent) leave(r spool.OpenRun) {
+	if r.GapID == "" {
+		r.GapID = witness.NewGapID()
+		if !a.signLeft(r, false, nil) {
+			return
+		}
+	}
+	cov := r.Coverage
+	x := &left{OpenRun: r}
+	x.ctx, x.stop = context.WithCancel(context.Background())
+	id := container.Identity{
+		Runtime: container.Runtime(cov.Runtime), ID: cov.ContainerID, BootID: cov.BootID, CgroupID: uint64(cov.CgroupID), CgroupPath: cov.CgroupPath,
+	}
+	a.mu.Lock()
+	taken := len(a.table.Left(cov.RunID, id, cov.Source)) > 0
+	if taken {
+		a.left[cov.RunID] = x
+	}
+	a.mu.Unlock()
+	switch {
+	case !taken:
+		x.stop()
+	case cov.BootID != a.bootID: // it ended with the machine, at the latest
+		a.endLeft(x, 0)
+	case id.CgroupID == 0 || a.cgErr != nil:
+		// Only a source can tell whether it lives.
+	default:
+		if alive, err := a.cgroups.PopulatedID(id.CgroupPath, id.CgroupID); err == nil && !alive {
+			a.endLeft(x, cgroup.BootTime())
+			return
+		}
+		a.work.Go(func() { a.watchLeft(x) })
+	}
+}
+
+// watchLeft seals a run that nobody has taken up when it ends.
+func (a *Agent) watchLeft(x *left) {
+	err := a.cgroups.WaitEmptyID(x.ctx, x.Coverage.CgroupPath, uint64(x.Coverage.CgroupID))
+	switch {
+	case x.ctx.Err() != nil:
+	case err != nil:
+		a.problem("the end of container %s, which an earlier agent armed, could not be watched: %v", x.Coverage.ContainerID, err)
+	default:
+		a.endLeft(x, cgroup.BootTime())
+	}
+}
+
+// endLeft seals it: at is when its cgroup was found empty, 0 says that it ended in
+// an earlier boot.
+func (a *Agent) endLeft(x *left, at int64) {
+	a.begin()
+	defer a.end()
+	defer x.stop()
+	a.mu.Lock()
+	var actions []lifecycle.Action
+	if a.left[x.Coverage.RunID] == x { // else it was taken up
+		actions = a.table.CgroupEmpty(x.Coverage.RunID, at)
+		delete(a.left, x.Coverage.RunID)
+	}
+	a.mu.Unlock()
+	for _, act := range actions {
+		if s, ok := act.(lifecycle.Seal); ok {
+			a.signLeft(x.OpenRun, true, &s.At)
+		}
+	}
+}
+
+// signLeft writes the coverage line and the gap of a run that an earlier agent left
+// open; at its end both are the last.
+func (a *Agent) signLeft(r spool.OpenRun, final bool, at *int64) bool {
+	last := r.Coverage
+	last.Final, last.To = final, r.To
+	last.GapReasons = slices.Clone(last.GapReasons)
+	if !slices.Contains(last.GapReasons, evidence.GapAgentDown) {
+		last.GapReasons = append(last.GapReasons, evidence.GapAgentDown)
+	}
+	if final {
+		last.Probes = slices.Clone(last.Probes)
+		for i, p := range last.Probes {
+			if p.State == evidence.ArmedNoHit { // up to the gap, and not up to the end
+				last.Probes[i].State = evidence.Partial
+			}
+		}
+	}
+	gap := &evidence.Gap{
+		GapID: r.GapID, Scope: evidence.ScopeRun, Reason: evidence.GapAgentDown, From: r.To,
+		Count: evidence.Loss{N: 1}, RunID: last.RunID, ContainerID: last.ContainerID,
+		Detail: "no agent, and nothing that kept its counters",
+	}
+	err := a.spool.Append(last.RunID, func(c evidence.Clock) []redact.Line {
+		cov := last
+		g := *gap
+		if final {
+			ended := c.Time(*at)
+			if *at == 0 {
+				ended = c.Time(0) // of this boot: the machine's start
+			} else {
+				cov.Ended = later(r.To, ended)
+			}
+			cov.To = later(r.To, ended)
+			g.To = cov.To
+		}
+		return a.redact.Lines(&cov, &g) // what was redacted then stays, and the rules may be others now
+	})
+	if err != nil {
+		a.problem("the gap of run %s was not signed: %v", last.RunID, err)
+	}
+	return err == nil
+}
+
+// takeUp returns what is known of a run from an earlier agent, if it armed it, and
+// when it had started. With mu held.
+func (a *Agent) takeUp(runID string) (e *witness.Earlier, started int64) {
+	x := a.left[runID]
+	if x == nil {
+		return nil, 0
+	}
+	delete(a.left, runID)
+	x.stop()
+	since := min(x.ToBootNs, cgroup.BootTime())
+	e = &witness.Earlier{
+		From: min(x.FromBootNs, since), Since: since, Reason: evidence.GapAgentDown, GapID: x.GapID,
+		Detail: "no agent, and nothing that kept its counters", FirstExec: x.FirstExecBootNs,
+	}
+	for _, r := range x.Coverage.GapReasons {
+		if r != evidence.GapAgentDown {
+			e.Reasons = append(e.Reasons, r)
+		}
+	}
+	for _, s := range x.Sites {
+		e.Sites = append(e.Sites, witness.EarlierSite{Line: s.Line, Clock: s.Clock})
+	}
+	return e, x.StartedBootNs
+}
+
+// heard says that a source has told of everything that runs: what lived wholly since
+// the last agent was there is not known.
+func (a *Agent) heard(source string) {
+	a.mu.Lock()
+	from, told := a.away, a.heardOf[source]
+	a.heardOf[source] = true
+	a.mu.Unlock()
+	if from.IsZero() || told {
+		return
+	}
+	a.signNode(&evidence.Gap{
+		GapID: witness.NewGapID(), Scope: evidence.ScopeSource, Source: source, Reason: evidence.GapAgentDown, From: from, Count: evidence.Loss{N: 1},
+		Detail: "containers that it started and that ended until it was heard again are not known",
+	}, func(g *evidence.Gap, now evidence.Time) { g.To = later(g.From, now) })
+}

@@ -1,0 +1,172 @@
+package witness
+
+import (
+	"cmp"
+	"log/slog"
+	"slices"
+
+	"probity/bpf"
+	"probity/evidence"
+)
+
+// Earlier is what is known of a run that ran before this agent armed it.
+type Earlier struct {
+	// From is the boot time at which the run's window begins: when its first
+	// process started, or where the lines of an earlier agent have it begin.
+	From int64
+	// Reason is GapAdopted, or GapAgentDown where an earlier agent had armed it. The
+	// gap lasts from Since until the run is armed.
+	Reason evidence.GapReason
+	Since  int64
+	Detail string
+	// GapID is that of the gap, if lines have it open already.
+	GapID string
+	// FirstExec and Reasons are from earlier lines.
+	FirstExec int64
+	Reasons   []evidence.GapReason
+	// Sites are sites of which earlier lines say more than that they were armed: what
+	// was counted stays counted.
+	Sites []EarlierSite
+}
+
+// EarlierSite is the latest line about a site, with the clock of its chunk.
+type EarlierSite struct {
+	Line  *evidence.Observation
+	Clock evidence.Clock
+}
+
+// inWords tells a site's line from another's, as FORMAT.md has it.
+type inWords struct {
+	probe, path, origin, digest, symbol, function, event, set string
+	offset                                                    evidence.Uint64
+	hasOffset                                                 bool
+}
+
+func inWordsOf(o *evidence.Observation) inWords {
+	w := inWords{probe: o.ProbeID, path: o.Path, origin: o.Origin, digest: o.FileDigest, symbol: o.Symbol, function: o.Function, event: o.Event, set: o.Set}
+	if o.Offset != nil {
+		w.offset, w.hasOffset = *o.Offset, true
+	}
+	return w
+}
+
+// foldedSite is the state of a site of which this run has no line.
+type foldedSite struct {
+	probe string
+	state evidence.State
+}
+
+// takeUp goes on where earlier lines left off, and opens the gap in between, which
+// ends with the arming. With its files' digests known, since they tell sites apart.
+func (r *run) takeUp(log *slog.Logger) {
+	e := r.earlier
+	if e == nil {
+		return
+	}
+	for _, reason := range e.Reasons {
+		r.knowReason(reason)
+	}
+	r.carry(e, log)
+	g := r.addGap(&gap{selector: wholeRun, reason: e.Reason, from: max(e.Since, r.first), count: 1, detail: clip(e.Detail, maxDetail)})
+	g.id = cmp.Or(e.GapID, g.id)
+	if r.arm != nil { // else it lasts until the end
+		r.close(g, r.armedAt)
+	}
+}
+
+func (r *run) knowReason(reason evidence.GapReason) {
+	if !slices.Contains(r.reasons, reason) {
+		r.reasons = append(r.reasons, reason)
+	}
+}
+
+// carry finds the sites that earlier lines are about.
+func (r *run) carry(e *Earlier, log *slog.Logger) {
+	if len(e.Sites) == 0 {
+		return
+	}
+	at := make(map[inWords]int, len(r.sites))
+	for i := range r.sites {
+		o := r.observe(evidence.Clock{}, &r.sites[i], r.armedAt, log)
+		r.redact.Line(o)
+		at[inWordsOf(o)] = i
+	}
+	for _, x := range e.Sites {
+		if x.Line.State == evidence.NotArmed {
+			continue
+		}
+		state := evidence.Partial
+		if x.Line.State == evidence.Hit {
+			state = evidence.Hit
+		}
+		i, ok := at[inWordsOf(x.Line)]
+		switch {
+		case !ok: // its last line stands
+			r.gone = append(r.gone, foldedSite{x.Line.ProbeID, state})
+		case !r.sites[i].Armed:
+			// To say now that it is not armed would take back what was seen.
+			r.sites[i].withheld = true
+			r.gone = append(r.gone, foldedSite{x.Line.ProbeID, state})
+			r.carrySite(&r.sites[i], x, e.Since)
+		default:
+			r.carrySite(&r.sites[i], x, e.Since)
+			r.touch(i)
+		}
+	}
+}
+
+// carrySite gives a site what earlier lines say of it.
+func (r *run) carrySite(s *site, x EarlierSite, since int64) {
+	o, own := x.Line, s.own()
+	if o.State == evidence.Hit {
+		own.before = bpf.Counter{Count: uint64(*o.Count), FirstNs: x.Clock.Boot(o.FirstAt), LastNs: x.Clock.Boot(o.LastAt)}
+		s.merge(own.before)
+		r.last = max(r.last, own.before.LastNs)
+		if len(o.Redacted) == 0 { // else which members are, would be forgotten
+			own.process, own.stack = o.Process, o.Stack
+		}
+		if set := r.sets[s.Set]; set != nil {
+			set.before = max(set.before, o.Entries)
+			if len(o.SystemCalls) > 0 {
+				set.calls = SystemCalls{First: own.before.FirstNs, Last: own.before.LastNs, Calls: o.SystemCalls, IOUring: o.IOUring}
+				set.counter = own.before
+			}
+		}
+	}
+	for _, g := range o.Gaps {
+		r.knowReason(g.Reason)
+		was := &gap{selector: s.selector(), id: NewGapID(), reason: g.Reason, from: max(x.Clock.Boot(g.From), r.first), to: since, count: g.Count.N, told: true}
+		if !g.To.IsZero() {
+			was.to = x.Clock.Boot(g.To)
+		}
+		was.to = max(was.to, was.from)
+		if d := int64(g.DurationNs); d < was.to-was.from { // several
+			was.folded = max(1, d)
+		}
+		own.gaps = append(own.gaps, was)
+	}
+}
+
+// firstExec is the boot time of the container's first execve, if it was seen.
+func (r *run) firstExec() int64 {
+	if r.earlier != nil {
+		return r.earlier.FirstExec // what was seen since is another one
+	}
+	return r.kernel.FirstExecNs
+}
+
+// union is the system calls of both.
+func union(a, b []evidence.SystemCalls) []evidence.SystemCalls {
+	out := slices.Clone(a)
+	for _, x := range b {
+		i := slices.IndexFunc(out, func(y evidence.SystemCalls) bool { return y.Arch == x.Arch })
+		if i < 0 {
+			out = append(out, x)
+			continue
+		}
+		numbers := slices.Concat(out[i].Numbers, x.Numbers)
+		slices.Sort(numbers)
+		out[i].Numbers, out[i].Beyond = slices.Compact(numbers), out[i].Beyond || x.Beyond
+	}
+	return out
+}

@@ -1,0 +1,143 @@
+package runtimes
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"probity/evidence"
+)
+
+// armedAgain waits until the agent has armed a container that ran already.
+func armedAgain(t *testing.T, a *Agent, c ran, reason evidence.GapReason) {
+	t.Helper()
+	a.WaitLine(t, func(e Evidence) bool {
+		return slices.ContainsFunc(e.GapsOf(c.id(), reason), func(g *evidence.Gap) bool { return g.RunID != "" && !g.To.IsZero() })
+	})
+}
+
+// A container that runs when the agent comes for the first time: it is identified
+// and armed as any other, what it does from then on is seen, also from an exec
+// session, and what it did before is a gap.
+func TestAdopted(t *testing.T) {
+	for name, open := range drivers {
+		t.Run(name, func(t *testing.T) {
+			d := open(t)
+			digest := targetImage(t, d)
+			c := d.start(t, targetName, "early", "hello", "wait", "goodbye")
+			a := StartAgent(t, d.agent(AgentOptions{Policies: []string{targetPolicy}}))
+			d.attach(t, a)
+			armedAgain(t, a, c, evidence.GapAdopted)
+			c.exec(t, "/bin/target", "hello")
+			c.goOn(t, "hello")
+			if code := c.wait(t); code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+			e := settled(t, a)
+			hello := want(t, e, c.id(), "fn", "hello", evidence.Hit, "", 2)
+			if hello.Complete || !hello.Final || hello.ImageDigest != digest || hello.Runtime != d.runtime() || hello.Origin != "imageLayer" || hello.LayerDiffID == "" || hello.FileDigest == "" {
+				t.Errorf("%+v", hello)
+			}
+			want(t, e, c.id(), "fn", "goodbye", evidence.Hit, "", 1)
+			never := want(t, e, c.id(), "fn", "never", evidence.Partial, "", 0)
+			if len(never.Gaps) != 1 || never.Gaps[0].Reason != evidence.GapAdopted || never.Gaps[0].DurationNs == 0 {
+				t.Errorf("%+v", never)
+			}
+			want(t, e, c.id(), "fn", "locked", evidence.NotArmed, evidence.UnprobeableInstruction, 0)
+			for _, o := range e.Observations {
+				if o.ContainerID == c.id() && o.State == evidence.ArmedNoHit {
+					t.Errorf("armedNoHit of an adopted container: %+v", o)
+				}
+			}
+			cover := e.Cover(c.id())
+			if !cover.Final || cover.ContainerName != "early" || cover.Image != targetName || cover.CgroupID == 0 || cover.Started != cover.From || !cover.FirstExec.IsZero() {
+				t.Errorf("coverage %+v", cover)
+			}
+			if d.runtime() == "containerd" {
+				if p := cover.Pod; p == nil || p.Name != "early-pod" {
+					t.Errorf("pod %+v", p)
+				}
+				if !strings.HasPrefix(cover.Source, "nri:") {
+					t.Errorf("source %s", cover.Source)
+				}
+			}
+			g := runGaps(e.GapsOf(c.id(), evidence.GapAdopted))
+			if len(g) != 1 || g[0].From.Std().Sub(cover.From.Std()).Abs() > time.Second { // each chunk has a clock of its own
+				t.Errorf("gaps %+v, coverage from %v", g, cover.From)
+			}
+		})
+	}
+}
+
+// The agent is killed in the middle of a container's life, and another one takes the
+// run up: it is one run, what the first one counted stays, what was done while there
+// was none is not counted, and that is signed.
+func TestAdoptedAfterAKill(t *testing.T) {
+	underEach(t, AgentOptions{Policies: []string{targetPolicy}}, func(t *testing.T, d driver, a *Agent) {
+		targetImage(t, d)
+		c := d.start(t, targetName, "survivor", "hello", "hello", "wait", "goodbye")
+		a.WaitLine(t, func(e Evidence) bool {
+			o := e.Latest(c.id(), "fn", "hello")
+			return o != nil && o.State == evidence.Hit && *o.Count == 2
+		})
+		a.Kill(t)
+		c.exec(t, "/bin/target", "hello", "never") // nobody sees it
+		a.Start(t)
+		d.attach(t, a)
+		armedAgain(t, a, c, evidence.GapAgentDown)
+		// And once more, after a stop in order.
+		c.exec(t, "/bin/target", "hello")
+		a.Stop(t)
+		a.Start(t)
+		d.attach(t, a)
+		a.WaitLine(t, func(e Evidence) bool {
+			open := map[string]bool{}
+			for _, g := range runGaps(e.GapsOf(c.id(), evidence.GapAgentDown)) {
+				open[g.GapID] = g.To.IsZero()
+			}
+			n := 0
+			for _, is := range open {
+				if !is {
+					n++
+				}
+			}
+			return n == 2
+		})
+		c.goOn(t, "hello")
+		if code := c.wait(t); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+		e := settled(t, a)
+		hello := want(t, e, c.id(), "fn", "hello", evidence.Hit, "", 4) // of five
+		if hello.Complete || !hello.Final || len(hello.Gaps) != 1 || hello.Gaps[0].Reason != evidence.GapAgentDown || hello.Gaps[0].Count.N != 2 {
+			t.Errorf("%+v", hello)
+		}
+		want(t, e, c.id(), "fn", "goodbye", evidence.Hit, "", 1)
+		want(t, e, c.id(), "fn", "never", evidence.Partial, "", 0)
+		runs := map[string]bool{}
+		var first *evidence.Coverage
+		finals := 0
+		for _, l := range e.Coverage {
+			if l.ContainerID != c.id() {
+				continue
+			}
+			if runs[l.RunID] = true; first == nil {
+				first = l
+			}
+			if l.Final {
+				finals++
+			}
+		}
+		cover := e.Cover(c.id())
+		if len(runs) != 1 || finals != 1 || !cover.Final {
+			t.Errorf("runs %v, sealed %d times", runs, finals)
+		}
+		if d := cover.From.Std().Sub(first.From.Std()); d.Abs() > time.Second {
+			t.Errorf("the window moved by %v", d)
+		}
+		if out := a.Verify(t); !strings.Contains(out, "1 run,") {
+			t.Errorf("verify says\n%s", out)
+		}
+	})
+}
