@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -42,6 +43,10 @@ int main(int argc, char **argv) {
 func TestIFUNCsOfGlibc(t *testing.T) {
 	libc := need.GNUCLibrary(t)
 	calls := []string{"memcpy", "memset", "strlen", "strchr"}
+	atLeast := map[string]int{"memcpy": 3, "memset": 3, "strlen": 3, "strchr": 3}
+	if runtime.GOARCH == "arm64" {
+		atLeast["strlen"], atLeast["strchr"] = 2, 1 // and that one is no IFUNC
+	}
 	for _, c := range []struct {
 		build string
 		args  []string
@@ -69,8 +74,11 @@ func TestIFUNCsOfGlibc(t *testing.T) {
 			b := newBox(t, lower)
 			e := newEngine(t, bpf.Options{}, Config{})
 			plan := MakePlan([]policy.Probe{{ID: "p", Type: policy.Uprobe, File: c.file, Symbols: calls}}, merged(t, rootfs(b), &Inspector{}), Host())
-			if s := plan.Searches[0]; (c.args == nil) != !s.Complete || !s.Complete && !strings.Contains(s.Why, "resolver") {
-				t.Errorf("%+v", s) // the library's resolvers load and call: there may be other choices
+			// The library's resolvers load and call: there may be other choices. So do
+			// all of them on arm64.
+			open := c.args == nil || runtime.GOARCH == "arm64"
+			if s := plan.Searches[0]; open == s.Complete || !s.Complete && !strings.Contains(s.Why, "resolver") {
+				t.Errorf("%+v", s)
 			}
 			h, err := e.Arm(t.Context(), b.target(), plan)
 			must(t, err)
@@ -102,7 +110,7 @@ func TestIFUNCsOfGlibc(t *testing.T) {
 			for _, s := range h.Sites {
 				sites[s.Wanted]++
 				// memcpy@GLIBC_2.2.5 is an ordinary function.
-				if old := s.Symbol == "memcpy" && s.Kind == symbol.KindFunc; !old && (s.Implements != s.Wanted || s.Kind != symbol.KindIFunc) {
+				if old := s.Symbol == "memcpy" && s.Kind == symbol.KindFunc; !old && atLeast[s.Wanted] > 1 && (s.Implements != s.Wanted || s.Kind != symbol.KindIFunc) {
 					t.Errorf("%s by %s: implements %q, %s", s.Symbol, s.Wanted, s.Implements, s.Kind)
 				}
 			}
@@ -112,7 +120,7 @@ func TestIFUNCsOfGlibc(t *testing.T) {
 				t.Logf("%s: %d sites, %d times one was refused, %d hits, then %d", name, sites[name], refused[name], none[name], some[name])
 				// The start of each program calls them too, and as often.
 				got := some[name] - 2*none[name]
-				if sites[name] < 3 || got != 50 && (got != 0 || refused[name] == 0) || refused[name] > 0 && (name == "memcpy" || name == "strlen") {
+				if sites[name] < atLeast[name] || got != 50 && (got != 0 || refused[name] == 0) || refused[name] > 0 && (name == "memcpy" || name == "strlen") {
 					t.Errorf("%s: %d sites, %d hits without a call of the program, %d with 50 more", name, sites[name], none[name], some[name])
 				}
 			}
