@@ -182,8 +182,9 @@ var (
 	errNoLog  = errors.New("no checkpoint")
 )
 
-// grave is a chunk of a log that the node removed itself.
-type grave struct{ log, chunk string }
+// grave is a chunk of a log that its node removed itself: where several are trusted,
+// none speaks for another.
+type grave struct{ node, log, chunk string }
 
 type logCheck struct {
 	spool, dir string
@@ -200,6 +201,7 @@ type logCheck struct {
 	found      []Finding
 
 	rep   LogReport
+	node  string // of the epoch that is looked at; "" where one key is trusted
 	live  tlog.Live
 	blank bool           // a chunk of this epoch is not here: its lines are not known
 	tomb  map[grave]bool // of all logs
@@ -238,7 +240,8 @@ func (c *logCheck) check(ctx context.Context) (LogReport, error) {
 			if of == "" {
 				of = tree.Origin
 			}
-			c.tomb[grave{of, t.Chunk}] = true
+			all := e.All() // one at least: See has said so
+			c.tomb[grave{c.nodeOf(all[len(all)-1]), of, t.Chunk}] = true
 		}
 		return err
 	}); err != nil {
@@ -457,9 +460,17 @@ func (c *logCheck) nodeKey(l *evidence.EpochLeaf, public, unsigned, sig []byte) 
 	return nil
 }
 
+func (c *logCheck) nodeOf(l *evidence.EpochLeaf) string {
+	if c.crew.all.byNode {
+		return l.Node
+	}
+	return ""
+}
+
 func (c *logCheck) see(l evidence.Leaf) {
 	switch l := l.(type) {
 	case *evidence.EpochLeaf:
+		c.node = c.nodeOf(l)
 		switch l.Start {
 		case evidence.StartRotation:
 			return
@@ -497,7 +508,7 @@ func (c *logCheck) chunk(l *evidence.ChunkLeaf) {
 	if !here {
 		blank := c.blank
 		c.blank = true
-		if c.tomb[grave{c.rep.Origin, l.Chunk}] {
+		if c.tomb[grave{c.node, c.rep.Origin, l.Chunk}] {
 			c.rep.Removed++
 			return
 		}

@@ -2,6 +2,7 @@ package verify_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"probity/evidence"
 	"probity/evidence/sign"
+	"probity/evidence/tlog"
 	"probity/evidence/trust"
 	"probity/evidence/verify"
 )
@@ -240,5 +242,50 @@ func TestLinesOfAnotherNodesRun(t *testing.T) {
 	must(t, err)
 	if !rep.Sound() || len(rep.Rows) != 1 || len(rep.Gaps) != 1 || rep.Rows[0].Detail != "under its new name" || rep.Rows[0].Node != "node-b" {
 		t.Errorf("%+v, %v", rep.Rows, rep.Findings)
+	}
+}
+
+// Node B is trusted, and has a log of its own in A's spool, which says that it removed a
+// chunk of A's: that is not B's to say, wherever its log lies.
+func TestTombstoneOfAnotherNode(t *testing.T) {
+	base, b := newTheNode(t), another(t)
+	own, origin := b.Public(), "node-b/probity/0123456789abcdef"
+	key, err := tlog.NewKey(origin)
+	must(t, err)
+	at := base.clock().Wall
+	for _, first := range []bool{false, true} {
+		n := base.copied(t)
+		chunk := n.chunks(t)[4]
+		must(t, os.Remove(chunk))
+		dir := filepath.Join(n.dir, "retired", "b")
+		must(t, os.MkdirAll(filepath.Dir(dir), 0o755))
+		if first {
+			dir = filepath.Join(n.dir, "log")
+			must(t, os.Rename(dir, filepath.Join(n.dir, "retired", "a")))
+		}
+		e := &evidence.EpochLeaf{
+			At: at, Format: evidence.LogFormat, Start: evidence.StartFirst, Origin: origin, Node: "node-b", BootID: "boot", Agent: "probity test",
+			KeyID: own.KeyID(), PublicKey: base64.StdEncoding.EncodeToString(own.DER()), CheckpointKey: key.Verifier(),
+		}
+		unsigned, err := e.Unsigned()
+		must(t, err)
+		sig, err := b.Sign(evidence.EpochType, unsigned)
+		must(t, err)
+		e.Signature = base64.StdEncoding.EncodeToString(sig)
+		l, err := tlog.Open(dir, origin)
+		must(t, err)
+		for i, leaf := range []evidence.Leaf{e, &evidence.TombstoneLeaf{Chunk: strings.TrimSuffix(filepath.Base(chunk), ".ndjson"), Log: tlog.OriginOf(n.last), Of: 1, Reason: evidence.TombstoneAcknowledged}} {
+			entry, err := evidence.EncodeLeaf(leaf, uint64(i), at)
+			must(t, err)
+			_, err = l.Append(entry)
+			must(t, err)
+		}
+		must(t, l.Commit(key.Sign))
+		keys := trusting(t, trust.EntryOf("node-a", n.signer.Public()), trust.EntryOf("node-b", own))
+		rep, err := verify.Path(t.Context(), []string{n.dir}, keys, verify.Options{})
+		must(t, err)
+		if len(rep.Findings) != 1 || rep.Findings[0].Kind != verify.Removed || len(rep.Logs) != 2 {
+			t.Errorf("B's log first: %v: %v, %+v", first, rep.Findings, rep.Logs)
+		}
 	}
 }
