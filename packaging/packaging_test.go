@@ -160,6 +160,31 @@ func TestUnit(t *testing.T) {
 	command(t, "../scripts/unit.sh")
 }
 
+// What systemd makes of what the unit lets its processes do: at most 3.5, where 10 is
+// everything.
+func TestUnitExposure(t *testing.T) {
+	need.Command(t, "systemd-analyze")
+	root := t.TempDir()
+	dir := filepath.Join(root, "usr/lib/systemd/system")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	unit, err := os.ReadFile("systemd/probity.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "probity.service"), unit, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// It fails past the threshold, in tenths.
+	out := command(t, "systemd-analyze", "security", "--offline=true", "--root="+root, "--threshold=35", "--no-pager", "probity.service")
+	level := regexp.MustCompile(`Overall exposure level for probity.service: ([0-9.]+)`).FindStringSubmatch(out)
+	if level == nil {
+		t.Fatalf("systemd-analyze says no level:\n%s", out)
+	}
+	t.Log(level[0])
+}
+
 // What looks right in a unit and breaks this agent, as was seen under systemd 252
 // (tests/systemd); the unit says why.
 func TestUnitLeavesOut(t *testing.T) {
