@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -200,6 +201,36 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Two short lines are an envelope, and something far behind it: what they cost is not
+// what the largest chunk costs.
+func TestShortLinesAreCheap(t *testing.T) {
+	j, err := delivery.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	const pairs = 20
+	var in strings.Builder
+	for range pairs {
+		for _, offset := range []int{evidence.MaxChunkBytes - 100, 0} {
+			in.WriteString(shapes["flat"](vectors[0]+".ndjson", offset, `{"payloadType":""}`) + "\n")
+		}
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if err := j.Read(t.Context(), "test", strings.NewReader(in.String())); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	r, err := j.Report()
+	if err != nil || len(r.Findings) != pairs {
+		t.Errorf("%v, %+v", err, r)
+	}
+	if n := after.TotalAlloc - before.TotalAlloc; n > evidence.MaxChunkBytes {
+		t.Errorf("%d bytes were taken for %d lines", n, 2*pairs)
+	}
 }
 
 // It writes files and waits for the disk: the parser has a target of its own.
