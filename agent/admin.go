@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"probity/bpf/kernel"
@@ -117,14 +118,17 @@ func (a *Agent) serveAdmin(ctx context.Context, l net.Listener) error {
 		reply(w, Collected{n})
 	})
 	a.serveKey(mux)
+	peers := &bounded{Listener: rootOnly{l, a}, slots: make(chan struct{}, maxAdminPeers), closed: make(chan struct{})}
 	srv := &http.Server{
-		// No ReadTimeout: it would end the wait of /idle.
+		// No ReadTimeout: it would end the wait of /idle. So who sends a body slowly, or
+		// one that nobody wants, is told to hurry by withBody.
+		ConnState:   peers.state,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connection{}, c) },
-		Handler:     mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Minute, IdleTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10,
+		Handler:     withBody(mux), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Minute, IdleTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10,
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	err := srv.Serve(rootOnly{l, a})
+	err := srv.Serve(peers)
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
@@ -155,6 +159,72 @@ func (l rootOnly) Accept() (net.Conn, error) {
 		l.agent.cfg.Log.Warn("refused a peer of the administration socket", "uid", uid, "err", err)
 		c.Close()
 	}
+}
+
+// maxAdminPeers bounds who is connected to the administration socket at once: root, and
+// so a container that was given the socket's directory. Further ones wait; each has a
+// descriptor of the agent's, of which containers need some.
+const maxAdminPeers = 64
+
+// bounded accepts so many connections at once.
+type bounded struct {
+	net.Listener
+	slots  chan struct{}
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (b *bounded) Accept() (net.Conn, error) {
+	select {
+	case b.slots <- struct{}{}:
+	case <-b.closed:
+		return nil, net.ErrClosed
+	}
+	c, err := b.Listener.Accept()
+	if err != nil {
+		<-b.slots
+	}
+	return c, err
+}
+
+func (b *bounded) Close() error {
+	b.once.Do(func() { close(b.closed) })
+	return b.Listener.Close()
+}
+
+// state is the server's ConnState: each connection that was accepted ends once.
+func (b *bounded) state(_ net.Conn, s http.ConnState) {
+	if s == http.StateClosed {
+		<-b.slots
+	}
+}
+
+// bodyPatience is how long a request's body may take.
+const bodyPatience = 2 * time.Second
+
+// withBody reads a request's body before anything is done for it: a handler that
+// answers without would leave that to the server, which waits for ever.
+func withBody(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			hurry := http.NewResponseController(w)
+			err := hurry.SetReadDeadline(time.Now().Add(bodyPatience))
+			var body []byte
+			if err == nil {
+				body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<10))
+			}
+			if err == nil {
+				err = hurry.SetReadDeadline(time.Time{})
+			}
+			if err != nil {
+				w.Header().Set("Connection", "close")
+				http.Error(w, "read the request: "+err.Error(), http.StatusBadRequest)
+				return
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // Ask asks the agent that listens on socket. It is the command line's half.
