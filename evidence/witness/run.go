@@ -39,6 +39,7 @@ type run struct {
 	sites    []site
 	byID     []numbered // armed sites by number
 	stale    []int32    // sites that the next lines look at
+	calm     []int32    // and those that were looked at before: nothing about them is urgent
 	sets     map[string]*set
 	fresh    []*Entry // whose line is not written
 	searches []probe.Search
@@ -57,7 +58,8 @@ type run struct {
 	unsaid     []*gap // opened or closed since their last line
 	grown      []*gap // whose count is not what their last line says
 	reasons    []evidence.GapReason
-	files      map[evidence.GapReason]int // gaps of files
+	files      map[fileGap]bool           // files with gaps of their own
+	apart      map[evidence.GapReason]int // how many of a reason
 	folded     uint64                     // gaps that had no line of their own, since it was last asked
 	spared     *gap                       // says what is left out of its lines now; nil if nothing is
 	unwritable uint64                     // lines that no chunk could take
@@ -85,7 +87,7 @@ func newRun(s Start) *run {
 	r := &run{
 		id: s.Identity, runID: s.Identity.RunID(), source: s.Source, arm: s.Arm, redact: s.Redact, searches: slices.Clone(s.Searches),
 		notified: s.Notified, first: s.ArmedAt, armedAt: s.ArmedAt, lastGood: s.ArmedAt, earlier: s.Earlier,
-		paths: map[int]string{}, procKnown: map[string]bool{}, files: map[evidence.GapReason]int{},
+		paths: map[int]string{}, procKnown: map[string]bool{}, files: map[fileGap]bool{}, apart: map[evidence.GapReason]int{},
 	}
 	if s.Earlier != nil {
 		r.first = min(s.Earlier.From, s.ArmedAt)
@@ -349,6 +351,27 @@ func (r *run) losses(s *site) evidence.Losses {
 	return r.lost
 }
 
+// fileGap is what a file has one gap line for.
+type fileGap struct {
+	reason evidence.GapReason
+	path   string
+}
+
+// moreFiles begins what is said of the run instead of a file.
+const moreFiles = "one of more files than are told apart: "
+
+// toldApart reports whether gaps of this reason are told of the file apart from others;
+// else they are the whole run's. A container has as many files as it likes, and chooses
+// when they change.
+func (r *run) toldApart(reason evidence.GapReason, path string) bool {
+	f := fileGap{reason, path}
+	if !r.files[f] && r.apart[reason] < maxGapFiles {
+		r.files[f] = true
+		r.apart[reason]++
+	}
+	return r.files[f]
+}
+
 // checked opens and closes gaps after a health check.
 func (r *run) checked(at int64, troubles []probe.Trouble) {
 	type place struct {
@@ -363,16 +386,22 @@ func (r *run) checked(at int64, troubles []probe.Trouble) {
 			sel = selector{scope: evidence.ScopeSite, probe: t.Probe}
 		case t.Path == "":
 			sel = wholeRun
+		case !r.toldApart(t.Reason, t.Path):
+			sel, t.Detail = wholeRun, moreFiles+t.Detail
 		}
 		bad[place{t.Reason, sel}] = true
 		g, from := r.openGap(t.Reason, sel), max(cmp.Or(t.Since, r.lastGood), r.first)
 		if g == nil && t.Until != 0 && t.Until <= from {
 			continue // over before this run began
 		}
-		if g == nil {
+		switch {
+		case g == nil:
 			g = r.addGap(&gap{selector: sel, reason: t.Reason, from: from, count: 1, detail: clip(t.Detail, maxDetail), health: true})
+		case g.health && sel == wholeRun && from < g.from: // it stands for several
+			g.from = from
+			r.queue(g)
 		}
-		if g.health && t.Until != 0 {
+		if g.health && t.Until != 0 && sel != wholeRun { // what stands for several ends with the last of them
 			r.close(g, t.Until)
 		}
 	}
@@ -485,15 +514,12 @@ func (r *run) unarmedMapping(path, named string, from, to int64, detail string) 
 	}
 	sel := selector{scope: evidence.ScopeFile, path: path}
 	switch {
-	case has && (r.openGap(reason, sel) != nil || r.files[reason] < maxGapFiles):
-		if g, fresh := open(sel, "", detail); fresh {
-			r.files[reason]++
-			if to != 0 {
-				r.close(g, to)
-			}
+	case has && r.toldApart(reason, path):
+		if g, fresh := open(sel, "", detail); fresh && to != 0 {
+			r.close(g, to)
 		}
 	case has:
-		open(wholeRun, path, "the last of more files than are told apart: "+detail)
+		open(wholeRun, path, moreFiles+detail)
 	case len(probes) == 0:
 		open(wholeRun, path, detail)
 	}

@@ -17,6 +17,7 @@ type site struct {
 
 	said  said
 	stale bool // is to be looked at for the next lines
+	calm  bool // in the run's list of them
 	// withheld: an earlier agent's line says more than that it cannot be armed now.
 	withheld bool
 }
@@ -159,6 +160,15 @@ func (r *run) touch(i int) {
 		r.sites[i].stale = true
 		r.stale = append(r.stale, int32(i))
 	}
+}
+
+// recall makes the calm sites ones that the next lines look at.
+func (r *run) recall() {
+	for _, i := range r.calm {
+		r.sites[i].calm = false
+		r.touch(int(i))
+	}
+	r.calm = r.calm[:0]
 }
 
 // seen notes the first hit of the sites with a number.

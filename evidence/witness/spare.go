@@ -14,10 +14,6 @@ import (
 // then, in nanoseconds: as many as wait are told at once, after as many times as long.
 const spareEvery = 10e9
 
-// maxStaleLooked is how many sites are looked at for whether that is so. Past it
-// lines are made, which looks at them once and for all.
-const maxStaleLooked = 256
-
 // spare says what of a run goes into lines now, or that nothing does until later.
 func (w *Witness) spare(r *run, to int64, of what) (now what, later bool) {
 	thrift, ok := w.cfg.Sink.(Thrift)
@@ -27,6 +23,9 @@ func (w *Witness) spare(r *run, to int64, of what) (now what, later bool) {
 	thrifty := of&allSites == 0 && thrift.Thrifty(r.id.ID)
 	every := int64(max(1, len(r.unsaid))) * spareEvery
 	later = thrifty && of == changed && to-r.said < every && !r.urgent()
+	if !later {
+		r.recall()
+	}
 	if thrifty && !later {
 		r.gaps = r.fold(r.gaps)
 	}
@@ -68,16 +67,27 @@ func (w *Witness) leave(r *run, at int64, n uint64) {
 	r.grow(r.spared, r.spared.count+n)
 }
 
-// urgent reports whether lines would tell of a new entry or a new state.
+// urgent reports whether lines would tell of a new entry or a new state. Each site is
+// looked at once for that, however many there are and however long their lines wait:
+// who is calm is looked at again when it is touched again.
 func (r *run) urgent() bool {
-	if len(r.fresh) > 0 || len(r.stale) > maxStaleLooked {
+	if len(r.fresh) > 0 {
 		return true
 	}
-	for _, i := range r.stale {
-		if s := &r.sites[i]; r.saying(s).state != s.said.state {
+	for n, i := range r.stale {
+		s := &r.sites[i]
+		now := r.saying(s)
+		if now.state != s.said.state {
+			r.stale = append(r.stale[:0], r.stale[n:]...)
 			return true
 		}
+		s.stale = false
+		if now != s.said && !s.calm {
+			s.calm = true
+			r.calm = append(r.calm, i)
+		}
 	}
+	r.stale = r.stale[:0]
 	return false
 }
 

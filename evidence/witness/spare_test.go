@@ -1,12 +1,14 @@
 package witness
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
 	"probity/bpf"
 	"probity/bpf/probe"
 	"probity/evidence"
+	"probity/runtime/image"
 )
 
 // little is a sink that may have little room.
@@ -148,5 +150,79 @@ func TestGapsAreToldTogether(t *testing.T) {
 	}
 	if spared.State != evidence.Hit || spared.Complete || len(spared.Gaps) != 1 || spared.Gaps[0].Count != free.Gaps[0].Count || spared.Gaps[0].DurationNs != free.Gaps[0].DurationNs || spared.Gaps[0].From != free.Gaps[0].From {
 		t.Errorf("at the end %+v\nand with room %+v", spared, free)
+	}
+}
+
+// A container whose many files change and are well again, all the time, writes no more
+// than one that has few: while there is little room the lines about it wait, and past a
+// number of files that are told apart one gap of the run stands for all others.
+func TestManyFilesThatChange(t *testing.T) {
+	const files, rounds = 3 * maxGapFiles, 20
+	var sites []probe.Site
+	var troubles []probe.Trouble
+	for i := range files {
+		path := fmt.Sprintf("/usr/lib/lib%d.so", i)
+		s := armed(uint32(i+1), "hello")
+		f, p := *s.File, *s.Planned
+		f.Match = image.Match{Path: path, Origin: image.FromLayer}
+		p.File = &f
+		s.Planned = &p
+		sites = append(sites, s)
+		troubles = append(troubles, probe.Trouble{Path: path, Reason: evidence.GapFileChanged, Detail: "changed"})
+	}
+	st := newStage(t, sites...)
+	st.runs[st.id].searches = st.runs[st.id].searches[:1]
+	st.cfg.Sink = &little{sink: st.out}
+	st.Publish(st.id, 0)
+	st.out.lines = nil
+	round := func() {
+		st.now += 5e9
+		st.Checked(st.id, st.now, troubles)
+		st.now += 5e9
+		st.Checked(st.id, st.now, nil)
+	}
+	round()
+	if gaps := take[*evidence.Gap](st.out); len(gaps) > 2*(maxGapFiles+2) {
+		t.Errorf("%d gap lines of %d files", len(gaps), files)
+	}
+	partial := map[string]bool{} // all are
+	for _, o := range take[*evidence.Observation](st.out) {
+		if o.State == evidence.Partial {
+			partial[o.Path] = true
+		}
+	}
+	if len(partial) != files {
+		t.Errorf("%d of %d sites are partial", len(partial), files)
+	}
+	for range rounds {
+		round()
+	}
+	if n := len(st.out.lines); n > 4*rounds {
+		t.Errorf("%d lines in %d rounds", n, rounds)
+	}
+	st.out.lines = nil
+	// A hit is told at once, and of a site that has been looked at and found to have
+	// nothing new to say.
+	st.hit(files, 1, st.now)
+	st.Event(bpf.Event{Kind: bpf.EventHit, Site: files, Cgroup: 42, Ns: st.now, Pid: 7})
+	if obs := take[*evidence.Observation](st.out); !slices.ContainsFunc(obs, func(o *evidence.Observation) bool { return o.State == evidence.Hit && o.Path == troubles[files-1].Path }) {
+		t.Errorf("the hit is not told: %d lines", len(obs))
+	}
+	st.Checked(st.id, st.now, troubles)
+	st.now++
+	st.End(st.id, st.now, true)
+	obs := 0
+	for _, o := range take[*evidence.Observation](st.out) {
+		if o.Final {
+			obs++
+		}
+	}
+	for _, g := range take[*evidence.Gap](st.out) {
+		if g.Scope == evidence.ScopeRun && g.Reason == evidence.GapFileChanged && g.To.IsZero() {
+			t.Errorf("the gap that stands for all is open at the end: %+v", g)
+		}
+	}
+	if obs != files {
+		t.Errorf("%d last lines of %d sites", obs, files)
 	}
 }
