@@ -16,6 +16,32 @@ const (
 	digestBytes = 2 << 30
 )
 
+// digestAfterHit is how much longer the files are hashed once a hit waits for those
+// lines: it is to be on disk within a second, half of which is the spool's.
+const digestAfterHit = 300 * time.Millisecond
+
+// firstDigests hashes the files of a run before its first lines are written: those
+// that it would take too long for have lines without a digest, and why. Where
+// nothing was hit that can wait. Who is hashing goes on, for the next run of the
+// image.
+func (a *Agent) firstDigests(l *live, sites []probe.Site) (not map[*probe.File]error) {
+	done := make(chan map[*probe.File]error, 1)
+	a.work.Go(func() { done <- a.hashers.digest(sites, time.Now().Add(digestFor), digestBytes) })
+	select {
+	case not = <-done:
+		return not
+	case <-a.witness.News(l.id):
+	}
+	late := time.NewTimer(digestAfterHit)
+	defer late.Stop()
+	select {
+	case not = <-done:
+		return not
+	case <-late.C:
+		return a.hashers.digest(sites, time.Now(), digestBytes) // what is known by now
+	}
+}
+
 // hashers holds a token for each file that is being hashed, of all containers.
 type hashers chan struct{}
 

@@ -399,7 +399,8 @@ func (a *Agent) add(l *live, root *os.File, plan probe.Plan, from int64, why evi
 		armed = armed || s.Armed
 		a.log.Debug("appeared", "container", l.container, "path", s.File.Match.Path, "symbol", s.Symbol, "armed", s.Armed, "reason", s.Reason, "detail", s.Detail)
 	}
-	a.witness.NotHashed(l.id, a.hashers.digest(more, time.Now().Add(digestFor), digestBytes))
+	// It runs already: a hit would wait for its line from now on.
+	a.witness.NotHashed(l.id, a.hashers.digest(more, time.Now().Add(digestAfterHit), digestBytes))
 	var fresh, changed []probe.Site
 	for _, s := range more {
 		if before[s.File.Match.Path] {

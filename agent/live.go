@@ -235,7 +235,7 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 		e = waitStarted(l.ctx, ended)
 	}
 	// What takes time comes now.
-	a.witness.NotHashed(l.id, a.hashers.digest(start.Sites, time.Now().Add(digestFor), digestBytes))
+	a.witness.NotHashed(l.id, a.firstDigests(l, start.Sites))
 	a.witness.Publish(l.id, released)
 	a.tellDeaf(l)
 	if l.handle != nil {

@@ -72,7 +72,14 @@ type toldSite struct {
 // takes all of them or none, so if it refuses, those that cannot be written
 // are left out: what one container makes unwritable must cost nothing else.
 func (w *Witness) emit(r *run, to int64, of what) {
-	if !r.public || r.over {
+	if r.over {
+		return
+	}
+	if !r.public {
+		if !r.waits {
+			r.waits = true
+			close(r.news)
+		}
 		return
 	}
 	to = max(to, r.last) // read later than the caller looked at the clock

@@ -47,12 +47,14 @@ type run struct {
 	first    int64                 // earliest boot time of the container's first instruction
 	ended    int64
 	final    bool
-	last     int64 // the latest hit
-	said     int64 // up to when its lines reach
-	grewAt   int64 // when lines last told of gaps whose count had only grown
-	countAt  int64 // when they last told of sites of which that is so
-	public   bool  // its first lines are written; nothing is before
-	over     bool  // its last lines are written; nothing is after
+	last     int64         // the latest hit
+	said     int64         // up to when its lines reach
+	grewAt   int64         // when lines last told of gaps whose count had only grown
+	countAt  int64         // when they last told of sites of which that is so
+	public   bool          // its first lines are written; nothing is before
+	over     bool          // its last lines are written; nothing is after
+	news     chan struct{} // closed when something waits for its first lines
+	waits    bool          // news is closed
 
 	gaps       []*gap // of more than one site
 	unsaid     []*gap // opened or closed since their last line
@@ -86,6 +88,7 @@ type run struct {
 func newRun(s Start) *run {
 	r := &run{
 		id: s.Identity, runID: s.Identity.RunID(), source: s.Source, arm: s.Arm, redact: s.Redact, searches: slices.Clone(s.Searches),
+		news:     make(chan struct{}),
 		notified: s.Notified, first: s.ArmedAt, armedAt: s.ArmedAt, lastGood: s.ArmedAt, earlier: s.Earlier,
 		paths: map[int]string{}, procKnown: map[string]bool{}, files: map[fileGap]bool{}, apart: map[evidence.GapReason]int{},
 	}

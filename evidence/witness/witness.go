@@ -184,6 +184,17 @@ func (w *Witness) NotHashed(runID string, files map[*probe.File]error) {
 	}
 }
 
+// News returns a channel that is closed when something happened in the run which
+// waits for its first lines, such as a hit. It is nil if there is no such run.
+func (w *Witness) News(runID string) <-chan struct{} {
+	r := w.run(runID)
+	if r == nil {
+		return nil
+	}
+	defer r.mu.Unlock()
+	return r.news
+}
+
 // Publish writes the run's first lines: one coverage line, one observation per
 // site, and the lateAttach gap if the container may have been running from
 // released on, before it was armed; 0 says that it was held. Of a run that ran
