@@ -12,6 +12,24 @@ import (
 // them cannot choose that a hit has no line.
 const maxSpelled = 8 << 10
 
+// spelledDigest is how many hex digits end a name that is spelled, and spelledRoom how
+// many bytes of the line come before them at most.
+const (
+	spelledDigest = 32
+	spelledRoom   = min(maxSpelled/2, MaxPath-1-spelledDigest)
+)
+
+// IsCut reports whether a part of a name may be missing in what Spell made of it: then
+// nobody knows what is in that part, and the digest is of it too.
+func IsCut(spelled string) bool {
+	i := strings.LastIndex(spelled, string(utf8.RuneError))
+	if i < 0 || len(spelled)-i != len(string(utf8.RuneError))+spelledDigest {
+		return false
+	}
+	const widest = len(`\u0000`) // of a character in the line
+	return len(appendText(nil, spelled[:i]))-len(`""`) > spelledRoom-widest
+}
+
 // Spell is how a line has a name that a container chose, of a file or a symbol,
 // which may be any bytes. One that is not UTF-8, or has U+FFFD in it, or has more
 // than 4096 characters, or would take up more than 8 KiB of the line, is cut to half of that and followed by U+FFFD and
@@ -26,7 +44,7 @@ func Spell(name string) string {
 	sum := sha256.Sum256([]byte(name))
 	var out strings.Builder
 	var one []byte
-	room := min(maxSpelled/2, MaxPath-1-2*len(sum[:16]))
+	room := spelledRoom
 	for _, r := range name { // at least one byte each; a byte that is not UTF-8 is U+FFFD
 		one = appendText(one[:0], string(r))
 		if room -= len(one) - len(`""`); room < 0 {

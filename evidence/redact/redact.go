@@ -154,6 +154,9 @@ func (r *Redactor) path(l *list, s *string, o of) (changed bool) {
 				return whole(i)
 			}
 		}
+		if evidence.IsCut(p) {
+			return whole(r.paths)
+		}
 	}
 	clean := path.Clean(strings.TrimSuffix(p, " (deleted)"))
 	names := strings.Split(clean[1:], "/")

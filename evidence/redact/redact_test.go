@@ -59,6 +59,9 @@ func TestPaths(t *testing.T) {
 		{"/etc/secret\uFFFD", mark("home")},
 		{"/x/.ssh/\uFFFD", mark("home")},
 		{"/tmp/\uFFFD", "/tmp/\uFFFD"},
+		{evidence.Spell("/x/" + strings.Repeat("a/", 2100) + ".ssh/id_alice"), mark("home")}, // what was cut may be the rule's, and the digest is of the whole
+		{evidence.Spell("/" + strings.Repeat("\x01", 1500) + "/.ssh/id_alice"), mark("home")},
+		{evidence.Spell("/tmp/\xff"), evidence.Spell("/tmp/\xff")}, // nothing was cut
 		{"/home/" + strings.Repeat("a/", 2040), mark("home")},
 		{"", ""},
 	} {
