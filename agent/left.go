@@ -145,7 +145,7 @@ func (a *Agent) takeUp(runID string) (e *witness.Earlier, started int64) {
 	since := min(x.ToBootNs, cgroup.BootTime())
 	e = &witness.Earlier{
 		From: min(x.FromBootNs, since), Since: since, Reason: evidence.GapAgentDown, GapID: x.GapID,
-		Detail: "no agent, and nothing that kept its counters", FirstExec: x.FirstExecBootNs,
+		Detail: "no agent, and nothing that kept its counters", FirstExec: x.FirstExecBootNs, Changed: x.Coverage.Policies != a.policies.Digest,
 	}
 	for _, r := range x.Coverage.GapReasons {
 		if r != evidence.GapAgentDown {

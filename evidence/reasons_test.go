@@ -42,7 +42,7 @@ var gapReasons = map[evidence.GapReason]reach{
 	evidence.GapAttachFailed:        {reachedBy: "evidence/witness"},
 	evidence.GapLinkLost:            {reachedBy: "tests/runtimes"},
 
-	evidence.GapPolicyChanged: {broughtBy: "policy work: changing the policy while containers run"},
+	evidence.GapPolicyChanged: {reachedBy: "evidence/witness"},
 	evidence.GapSuspended:     {broughtBy: "evidence log work: suspend as a window of its own"},
 	evidence.GapClockStep:     {broughtBy: "evidence log work: steps of the wall clock"},
 }

@@ -19,6 +19,9 @@ type Earlier struct {
 	Reason evidence.GapReason
 	Since  int64
 	Detail string
+	// Changed says that other policies were in force: that a probe has no earlier
+	// lines does not say then that it saw nothing, nor that it was there.
+	Changed bool
 	// GapID is that of the gap, if lines have it open already.
 	GapID string
 	// FirstExec and Reasons are from earlier lines.
@@ -67,6 +70,9 @@ func (r *run) takeUp(log *slog.Logger) {
 		r.knowReason(reason)
 	}
 	r.carry(e, log)
+	if e.Changed {
+		r.close(r.addGap(&gap{selector: wholeRun, reason: evidence.GapPolicyChanged, from: r.first, count: 1, detail: "the agent that armed it before had other policies"}), r.armedAt)
+	}
 	g := r.addGap(&gap{selector: wholeRun, reason: e.Reason, from: max(e.Since, r.first), count: 1, detail: clip(e.Detail, maxDetail)})
 	g.id = cmp.Or(e.GapID, g.id)
 	if r.arm != nil { // else it lasts until the end
@@ -86,11 +92,16 @@ func (r *run) carry(e *Earlier, log *slog.Logger) {
 		return
 	}
 	at := make(map[inWords]int, len(r.sites))
+	nameless := map[int]bool{} // sites whose path is redacted, until their lines are found
 	for i := range r.sites {
 		o := r.observe(evidence.Clock{}, &r.sites[i], r.armedAt, log)
 		r.redact.Line(o)
 		at[inWordsOf(o)] = i
+		if evidence.IsRedacted(o.Redacted, "path") {
+			nameless[i] = true
+		}
 	}
+	lost := map[string]bool{} // probes with lines about such a site, which may be any of them
 	for _, x := range e.Sites {
 		if x.Line.State == evidence.NotArmed {
 			continue
@@ -100,6 +111,11 @@ func (r *run) carry(e *Earlier, log *slog.Logger) {
 			state = evidence.Hit
 		}
 		i, ok := at[inWordsOf(x.Line)]
+		if ok {
+			delete(nameless, i)
+		} else if evidence.IsRedacted(x.Line.Redacted, "path") {
+			lost[x.Line.ProbeID] = true
+		}
 		switch {
 		case !ok: // its last line stands
 			r.gone = append(r.gone, foldedSite{x.Line.ProbeID, state})
@@ -111,6 +127,11 @@ func (r *run) carry(e *Earlier, log *slog.Logger) {
 		default:
 			r.carrySite(&r.sites[i], x, e.Since)
 			r.touch(i)
+		}
+	}
+	for i := range r.sites { // the key of the tokens was the earlier agent's own
+		if nameless[i] && lost[r.sites[i].Probe.ID] && r.sites[i].Armed {
+			r.addSiteGap(i, &gap{reason: evidence.GapAgentDown, from: r.first, to: max(r.first, e.Since), count: 1, detail: "what the agent before saw there is under another token"})
 		}
 	}
 }

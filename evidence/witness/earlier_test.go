@@ -167,3 +167,55 @@ func TestTakenUpSystemCalls(t *testing.T) {
 		t.Errorf("%+v", o)
 	}
 }
+
+// Another policy was in force: a probe that has no earlier lines was not there, for all
+// that is known, and does not swear to that time.
+func TestTakenUpUnderAnotherPolicy(t *testing.T) {
+	e := &Earlier{From: 1000, Since: 4500, Reason: evidence.GapAgentDown, GapID: "0123456789abcdef", Changed: true}
+	st := newEarlier(t, e, armed(1, "hello"))
+	st.Publish(st.id, 0)
+	obs, cov := st.final(t, 9000)
+	o := obs["hello"]
+	at := slices.IndexFunc(o.Gaps, func(g evidence.SiteGap) bool { return g.Reason == evidence.GapPolicyChanged })
+	if at < 0 || o.Gaps[at].From != clock.Time(1000) || o.Gaps[at].DurationNs != armedAt-1000 || o.State != evidence.Partial || !slices.Contains(cov.GapReasons, evidence.GapPolicyChanged) {
+		t.Errorf("%+v, %v", o, cov.GapReasons)
+	}
+}
+
+// The agent before marked a path with a token of its own, and had a hit there: which
+// site that was is not known, and none that it may be says that it saw nothing then.
+func TestTakenUpRedacted(t *testing.T) {
+	before := redactingStage(t, "  - {id: usr, paths: [/usr/<**>]}\n", armed(1, "hello"), armed(2, "bye"))
+	before.Publish(before.id, 0)
+	before.hit(1, 3, 5100)
+	before.Event(bpf.Event{Kind: bpf.EventHit, Cgroup: 42, Site: 1, Ns: 5100, Pid: 7, Comm: "app"})
+	e := &Earlier{From: armedAt - 4000, Since: armedAt - 2000, Reason: evidence.GapAgentDown, GapID: "0123456789abcdef"}
+	for _, o := range take[*evidence.Observation](before.out) {
+		if o.State == evidence.Hit {
+			e.Sites = append(e.Sites, EarlierSite{Line: o, Clock: evidence.Clock{BootNs: clock.BootNs - 3000, Wall: clock.Wall}})
+		}
+	}
+	for _, same := range []bool{false, true} { // the redactor, and so the key
+		st := newStage(t)
+		own := redactingStage(t, "  - {id: usr, paths: [/usr/<**>]}\n").runs[before.id].redact
+		if same {
+			own = before.runs[before.id].redact
+		}
+		sites := []probe.Site{armed(11, "hello"), armed(12, "bye")}
+		for i := range sites {
+			sites[i].Planned.Offset = 0x1001 + uint64(i)
+		}
+		searches := []probe.Search{{ProbeID: "p-hello", Complete: true}, {ProbeID: "p-bye", Complete: true}}
+		st.out.lines = nil
+		st.Armed(Start{Identity: st.identity, Source: "state:/run/runc", Sites: sites, Searches: searches, Arm: st.kern, Notified: 1000, ArmedAt: armedAt, Earlier: e, Redact: own})
+		st.Publish(st.id, 0)
+		obs, _ := st.final(t, 9000)
+		gap := func(symbol string) evidence.Uint64 {
+			o := obs[symbol]
+			return o.Gaps[slices.IndexFunc(o.Gaps, func(g evidence.SiteGap) bool { return g.Reason == evidence.GapAgentDown })].DurationNs
+		}
+		if (obs["hello"].State == evidence.Hit) != same || (gap("hello") > 2000) == same || gap("bye") != 2000 {
+			t.Errorf("same %v: %+v, %d, %d", same, obs["hello"], gap("hello"), gap("bye"))
+		}
+	}
+}
