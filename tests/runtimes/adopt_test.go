@@ -1,12 +1,16 @@
 package runtimes
 
 import (
+	"fmt"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"probity/evidence"
+	"probity/tests/need"
 )
 
 // armedAgain waits until the agent has armed a container that ran already.
@@ -140,4 +144,52 @@ func TestAdoptedAfterAKill(t *testing.T) {
 			t.Errorf("verify says\n%s", out)
 		}
 	})
+}
+
+// A bundle that runc runs without any engine, and without our hook: its state below
+// the runtime's root is all that tells of it.
+func TestAdoptedPlainRunc(t *testing.T) {
+	runc := need.Runc(t)
+	need.Root(t)
+	s := NewScratch(t)
+	states, bundle := s.mkdir(t, "runc"), s.mkdir(t, "bundle")
+	s.mkdir(t, "bundle/rootfs/bin")
+	Compile(t, s.Path("bundle/rootfs/bin/target"), "-static", "-O2", "testdata/target.c")
+	s.write(t, "bundle/config.json", fmt.Sprintf(`{"ociVersion":"1.0.2","process":{"user":{"uid":0,"gid":0},"args":["/bin/target","hello","wait","hello","goodbye"],"env":["PATH=/bin"],"cwd":"/"},
+"root":{"path":"rootfs"},"annotations":{"bundle":"/of/an/annotation"},"mounts":[{"destination":"/proc","type":"proc","source":"proc"}],
+"linux":{"cgroupsPath":%q,"namespaces":[{"type":"mount"},{"type":"pid"},{"type":"ipc"}]}}`, s.Cgroup+"/plain"))
+	try := func(args ...string) error {
+		cmd := exec.Command(runc, append([]string{"--root", states}, args...)...)
+		_, err := output(cmd)
+		return err
+	}
+	// Its files, and not a pipe that it would keep open.
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	run := exec.Command(runc, "--root", states, "run", "--detach", "--bundle", bundle, "plain")
+	run.Args = append(run.Args[:3:3], append([]string{"--log", s.Path("runc.log")}, run.Args[3:]...)...)
+	run.Stdin, run.Stdout, run.Stderr = null, null, null
+	if err := run.Run(); err != nil {
+		said, _ := os.ReadFile(s.Path("runc.log"))
+		t.Fatalf("runc run: %v\n%s", err, said)
+	}
+	t.Cleanup(func() { _ = try("delete", "--force", "plain") })
+	a := StartAgent(t, AgentOptions{Policies: []string{strings.Replace(targetPolicy, `select:
+  images: ["localhost/target*"]
+`, "", 1)}, States: []string{states}})
+	a.WaitLine(t, func(e Evidence) bool {
+		return slices.ContainsFunc(e.GapsOf("plain", evidence.GapAdopted), func(g *evidence.Gap) bool { return !g.To.IsZero() })
+	})
+	// Not by an exec session: runc itself takes the annotation for the bundle then.
+	s.write(t, "bundle/rootfs/go", "")
+	e := settled(t, a)
+	want(t, e, "plain", "fn", "hello", evidence.Hit, "", 1)
+	want(t, e, "plain", "fn", "goodbye", evidence.Hit, "", 1)
+	want(t, e, "plain", "fn", "never", evidence.Partial, "", 0)
+	if c := e.Cover("plain"); !c.Final || c.Runtime != "runc" || c.ContainerName != "plain" || c.Source != "state:"+states || c.CgroupPath != s.Cgroup+"/plain" {
+		t.Errorf("coverage %+v", c)
+	}
 }
