@@ -107,3 +107,32 @@ func KVM(t testing.TB) *os.File {
 	t.Cleanup(func() { f.Close() })
 	return f
 }
+
+// SystemdMachine is the variable that says that this machine is there to be changed,
+// and which directory has the product's package.
+const SystemdMachine = "PROBITY_SYSTEMD"
+
+// Systemd needs a machine whose first process is systemd, and on which anything may
+// be installed, started and removed: it is made for the test. It returns the
+// directory of the package. Only its name requires it.
+func Systemd(t testing.TB) string {
+	t.Helper()
+	dir := os.Getenv(SystemdMachine)
+	if dir == "" {
+		unmet(t, "systemd", "a machine that may be changed: tests/kernels makes one, and says so by $%s", SystemdMachine)
+	}
+	Root(t)
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		unmet(t, "systemd", "systemd is not the first process: %v", err)
+	}
+	return dir
+}
+
+// SystemdBoot needs that everything is booted: a machine with systemd takes minutes.
+// Only its name requires it.
+func SystemdBoot(t testing.TB, everything bool) {
+	t.Helper()
+	if !everything {
+		unmet(t, "systemd", "$PROBITY_BOOT=all boots a machine with it")
+	}
+}

@@ -15,7 +15,10 @@ const Mark = "@probity "
 // Job is what a guest is to do.
 type Job struct {
 	Cgroups Cgroups `json:"cgroups"`
-	Steps   []Step  `json:"steps"`
+	// Systemd has systemd as the first process: the steps are a service of it, when
+	// the machine is up.
+	Systemd bool   `json:"systemd,omitempty"`
+	Steps   []Step `json:"steps"`
 }
 
 // Cgroups is how the cgroup hierarchies are mounted.

@@ -1,6 +1,7 @@
 // Command init is the first process of a virtual machine that tests/kernels
 // boots: it mounts what a machine has mounted, runs the steps of its job, says
-// on the console how each went, and powers off.
+// on the console how each went, and powers off. Where the job wants it, systemd
+// becomes the first process in its place, and the steps are a service of it.
 package main
 
 import (
@@ -24,11 +25,21 @@ import (
 
 func main() {
 	t := teller{w: os.Stdout}
-	if os.Getpid() == 1 {
+	switch {
+	case os.Getpid() == 1:
 		first(&t)
-	} else if err := steps(&t); err != nil {
-		t.fail(err)
-		os.Exit(1)
+	case len(os.Args) > 1 && os.Args[1] == asService:
+		if err := steps(&t); err != nil {
+			t.fail(err)
+		} else {
+			t.tell(guest.Line{Kind: guest.Down})
+		}
+		off()
+	default:
+		if err := steps(&t); err != nil {
+			t.fail(err)
+			os.Exit(1)
+		}
 	}
 }
 
@@ -55,14 +66,18 @@ func (t *teller) fail(err error) { t.tell(guest.Line{Kind: guest.Fail, Text: err
 // in whoever has lost its parent, and powers off. It never returns: the kernel
 // would panic.
 func first(t *teller) {
-	defer func() {
-		unix.Sync()
-		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
-		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) // a machine without a power switch; QEMU has -no-reboot
-		select {}
-	}()
-	if err := setUp(t); err != nil {
+	defer off()
+	j, err := job()
+	if err != nil {
+		t.fail(fmt.Errorf("read the job: %w", err))
+		return
+	}
+	if err := setUp(t, j); err != nil {
 		t.fail(err)
+		return
+	}
+	if j.Systemd {
+		t.fail(becomeSystemd()) // if it returns
 		return
 	}
 	child, err := os.StartProcess("/init", []string{"/init"}, &os.ProcAttr{
@@ -91,6 +106,43 @@ func first(t *teller) {
 	}
 }
 
+// off is the end of the machine.
+func off() {
+	unix.Sync()
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) // a machine without a power switch; QEMU has -no-reboot
+	select {}
+}
+
+// asService is this program as a service of systemd.
+const asService = "service"
+
+// becomeSystemd makes systemd the first process. The userland is packages that were
+// unpacked and not configured: what their scripts would have made is made here. On
+// the way to the steps are the journal and what every machine sets up at its boot.
+func becomeSystemd() error {
+	for name, text := range map[string]string{
+		"/etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+		"/etc/passwd":     "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+		"/etc/group":      "root:x:0:\nnogroup:x:65534:\n",
+		"/etc/systemd/system/steps.service": "[Unit]\nAfter=basic.target\nRequires=basic.target\nAllowIsolate=yes\n" +
+			"[Service]\nType=exec\nExecStart=/init " + asService + "\nStandardOutput=file:/dev/console\nStandardError=file:/dev/console\n" +
+			"Environment=PATH=" + path + " HOME=/root\nTimeoutStopSec=5\n",
+	} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o644)); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{"/var/log/journal", "/root", "/home", "/srv"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	const systemd = "/lib/systemd/systemd"
+	err := unix.Exec(systemd, []string{systemd, "--unit=steps.service", "--show-status=no"}, []string{"PATH=" + path})
+	return fmt.Errorf("become systemd: %w", err)
+}
+
 func job() (j guest.Job, err error) {
 	b, err := os.ReadFile(guest.JobPath)
 	if err == nil {
@@ -101,13 +153,9 @@ func job() (j guest.Job, err error) {
 
 const path = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-func setUp(t *teller) error {
+func setUp(t *teller, j guest.Job) error {
 	if err := os.Setenv("PATH", path); err != nil {
 		return err
-	}
-	j, err := job()
-	if err != nil {
-		return fmt.Errorf("read the job: %w", err)
 	}
 	// runc's pivot_root refuses to leave the kernel's very first mount, so the
 	// root becomes a mount of its own above it.
