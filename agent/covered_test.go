@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"slices"
@@ -9,7 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"probity/bpf/probe"
 	"probity/evidence"
+	"probity/runtime/process"
+	"probity/tests/need"
 )
 
 // A hook that comes later than ours, or the container itself, mounts another
@@ -99,4 +103,66 @@ func TestMountsAreLookedAtSeldom(t *testing.T) {
 	if got := n.covered(l); len(got) != 0 {
 		t.Errorf("at the end: %+v", got)
 	}
+}
+
+// A process's mounts are found by its number, which may be another's by then: one of
+// the host, which nothing is hidden from.
+func TestMountsOfAnother(t *testing.T) {
+	bin, err := target()
+	must(t, err)
+	n := newNodeWith(t, Config{Health: time.Hour}, wanted)
+	b := newBox(t, 1, "serve")
+	n.notify(context.Background(), b.notice("c1"), yes)
+	b.run()
+	other := t.TempDir() + "/target"
+	must(t, os.WriteFile(other, bin, 0o755))
+	pid := b.cmd.Process.Pid
+	if out, err := exec.Command("nsenter", "-m", "-t", strconv.Itoa(pid), "mount", "--bind", other, b.dir+"/merged/bin/target").CombinedOutput(); err != nil {
+		t.Fatal(string(out))
+	}
+	l := n.onlyRun()
+	p, root, err := n.rootOf(l)
+	must(t, err)
+	defer p.Close()
+	must(t, root.Close())
+	hidden := func(p *process.Process) ([]probe.Trouble, error) {
+		l.checking.Lock()
+		defer l.checking.Unlock()
+		return l.handle.Covered(p)
+	}
+	if tr, err := hidden(p); err != nil || p.Pid != pid || len(tr) != 1 {
+		t.Fatalf("process %d of %d: %v, %v", p.Pid, pid, tr, err)
+	}
+	b.end()
+	takeNumber(t, pid)
+	if tr, err := hidden(p); !errors.Is(err, process.ErrGone) {
+		t.Errorf("the mounts of another are taken for the container's: %v, %v", tr, err)
+	}
+	if p, err := n.openOwn(l, pid); err == nil {
+		t.Errorf("it is opened as one of the container's: %v, %v", p, err)
+	}
+}
+
+// takeNumber starts a process of that number, which is free, for the rest of the test.
+func takeNumber(t *testing.T, pid int) {
+	t.Helper()
+	for range 1000 { // others start theirs
+		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(pid-1)), 0); err != nil {
+			need.Feature(t, "ns_last_pid", err)
+		}
+		cmd := exec.Command("cat")
+		in, err := cmd.StdinPipe()
+		must(t, err)
+		must(t, cmd.Start())
+		end := func() {
+			in.Close()
+			_ = cmd.Wait()
+		}
+		if cmd.Process.Pid == pid {
+			t.Cleanup(end)
+			return
+		}
+		end()
+	}
+	t.Fatalf("number %d is taken", pid)
 }

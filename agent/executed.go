@@ -154,14 +154,15 @@ func (a *Agent) resolve(x appeared) error {
 		}
 		errs = append(errs, err)
 	}
-	pid, root, err := a.rootOf(x.l)
+	p, root, err := a.rootOf(x.l)
 	if err != nil {
 		return err
 	}
+	defer p.Close()
 	defer root.Close()
-	for _, name := range x.paths(pid) {
-		f, err := image.Resolve(pid, root, name)
-		if done, err := a.take(x, pid, f, err); done {
+	for _, name := range x.paths(p.Pid) {
+		f, err := image.Resolve(p.Pid, root, name)
+		if done, err := a.take(x, p.Pid, f, err); done {
 			return err
 		}
 		errs = append(errs, err)
@@ -341,10 +342,11 @@ func (a *Agent) planOne(l *live, m *image.Mapped) (plan probe.Plan, doubt string
 
 // pathOf is where a file of a container is, as it sees that itself.
 func (a *Agent) pathOf(l *live, f *os.File) (name string, deleted bool, err error) {
-	_, root, err := a.rootOf(l)
+	p, root, err := a.rootOf(l)
 	if err != nil {
 		return "", false, err
 	}
+	p.Close()
 	defer root.Close()
 	if name, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd())); err != nil {
 		return "", false, fmt.Errorf("find where %s is: %w", f.Name(), err)

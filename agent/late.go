@@ -455,20 +455,24 @@ func (a *Agent) changedFiles(l *live, at int64, troubles []probe.Trouble) {
 // returns the probes of which it saw all files. With l.checking held.
 func (a *Agent) search(x appeared) (whole map[string]bool) {
 	l := x.l
-	pid, root, err := a.rootOf(l)
+	p, root, err := a.rootOf(l)
 	if err != nil {
 		a.log.Debug("search a container again", "container", l.container, "err", err)
 		return nil
 	}
+	defer p.Close()
 	defer root.Close()
 	n := l.notice
 	// It may have moved to another root by now: what its mount table says is not
 	// what the runtime made.
-	n.Kind, n.Pid, n.Rootfs = container.Existing, pid, ""
+	n.Kind, n.Pid, n.Rootfs = container.Existing, p.Pid, ""
 	rootfs, err := a.finder.Rootfs(l.ctx, n, n.Identity.Image)
 	if err == nil {
 		var view *image.View
 		if view, err = a.layers.View(l.ctx, rootfs); err == nil {
+			err = p.Alive() // else its number may have been another's, and this another's files
+		}
+		if err == nil {
 			plan := probe.MakePlan(l.probes, probe.Tree{
 				View: view, Inspector: a.inspect, Runs: command(l.notice), Until: time.Now().Add(a.cfg.Health), ReadUntil: time.Now().Add(readFor),
 			}, probe.On(a.kernel))
@@ -509,32 +513,53 @@ func deviceOf(dir int, path string) ([2]uint32, error) {
 }
 
 // rootOf opens the root directory of a living process of the container, its
-// first one if that lives. Which process it was of is certain.
-func (a *Agent) rootOf(l *live) (pid int, root *os.File, err error) {
+// first one if that lives, and holds on to the process: whoever looks at more of it
+// by its number asks afterwards whether it was that process still.
+func (a *Agent) rootOf(l *live) (*process.Process, *os.File, error) {
 	pids, _, err := a.cgroups.Procs(l.notice.Identity.CgroupPath, l.notice.Identity.CgroupID)
 	if err != nil {
-		return 0, nil, err
+		return nil, nil, err
 	}
 	if alive(l.init) {
 		pids = append([]int{l.notice.Pid}, pids...)
 	}
 	for _, pid := range pids {
-		p, err := process.Open(pid)
+		p, err := a.openOwn(l, pid)
 		if err != nil {
 			continue
 		}
 		root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY, 0)
-		alive := p.Alive()
-		p.Close()
-		switch {
-		case err != nil:
-		case alive == nil:
-			return pid, root, nil
-		default:
-			root.Close()
+		if err == nil && p.Alive() == nil {
+			return p, root, nil
 		}
+		root.Close()
+		p.Close()
 	}
-	return 0, nil, fmt.Errorf("container %s has no process any more", l.container)
+	return nil, nil, fmt.Errorf("container %s has no process any more", l.container)
+}
+
+// openOwn opens a process that had this number as one of the container's, if it
+// still is one: it may have ended since, and the number be another's.
+func (a *Agent) openOwn(l *live, pid int) (*process.Process, error) {
+	p, err := process.Open(pid)
+	if err != nil {
+		return nil, err
+	}
+	path, _, err := a.cgroups.OfPid(pid)
+	own := l.notice.Identity.CgroupPath
+	switch {
+	case errors.Is(err, cgroup.ErrGone):
+		err = process.ErrGone
+	case err == nil && path != own && !strings.HasPrefix(path, own+"/"):
+		err = process.ErrGone // it has left, or is another with its number
+	case err == nil:
+		err = p.Alive() // else it may have been another's cgroup
+	}
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
 }
 
 // disarm takes the run's sites away. Whoever looks at the container does not

@@ -538,13 +538,15 @@ func (a *Agent) covered(l *live) []probe.Trouble {
 func (a *Agent) coveredNow(l *live) []probe.Trouble {
 	var err error
 	for range 4 { // a process may end while it is looked at
-		pid, root, gone := a.rootOf(l)
+		p, root, gone := a.rootOf(l)
 		if gone != nil {
 			return nil // nobody is left whom it could be hidden from
 		}
 		root.Close()
 		var out []probe.Trouble
-		if out, err = l.handle.Covered(pid); err == nil {
+		out, err = l.handle.Covered(p)
+		p.Close()
+		if err == nil {
 			return out
 		}
 	}

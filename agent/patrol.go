@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"probity/bpf/probe"
@@ -280,21 +279,11 @@ func (a *Agent) look(l *live, pid int, from int64) (probe.Looked, error) {
 	if l.disarmed {
 		return probe.Looked{}, process.ErrGone
 	}
-	p, err := process.Open(pid)
+	p, err := a.openOwn(l, pid)
 	if err != nil {
 		return probe.Looked{}, err
 	}
 	defer p.Close()
-	path, _, err := a.cgroups.OfPid(pid)
-	own := l.notice.Identity.CgroupPath
-	switch {
-	case errors.Is(err, cgroup.ErrGone):
-		return probe.Looked{}, process.ErrGone
-	case err != nil:
-		return probe.Looked{}, err
-	case path != own && !strings.HasPrefix(path, own+"/"):
-		return probe.Looked{}, process.ErrGone // it has left, or is another with its number
-	}
 	got, err := l.handle.Look(p)
 	if err == nil {
 		a.mapped(l, p, got.Other, from)

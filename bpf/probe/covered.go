@@ -5,6 +5,7 @@ import (
 
 	"probity/evidence"
 	"probity/runtime/image"
+	"probity/runtime/process"
 )
 
 // Covered returns the armed files that a process of the container does not
@@ -13,7 +14,7 @@ import (
 // the process runs there is another file. Files that were found without their
 // paths, as on a volume, are not among them: what is at the path now is found
 // as they were.
-func (h *Handle) Covered(pid int) ([]Trouble, error) {
+func (h *Handle) Covered(p *process.Process) ([]Trouble, error) {
 	var paths []string
 	for i := range h.held {
 		m := h.held[i].match
@@ -24,7 +25,10 @@ func (h *Handle) Covered(pid int) ([]Trouble, error) {
 	if len(paths) == 0 {
 		return nil, nil
 	}
-	covered, err := image.Covered(pid, paths)
+	covered, err := image.Covered(p.Pid, paths)
+	if alive := p.Alive(); alive != nil {
+		err = alive // its number may have been another's, who has other mounts
+	}
 	if err != nil {
 		return nil, err
 	}
