@@ -22,6 +22,7 @@ demo unshare util-linux util-linux
 demo mount mount util-linux
 test rpmbuild rpm rpm-build
 test rpm rpm rpm
+test cpio cpio cpio
 test systemd-analyze systemd systemd
 test busybox busybox-static busybox
 test qemu-x86_64-static qemu-user-static qemu-user-static

@@ -39,7 +39,8 @@ fi
 
 packages=$(go list -e ./...) || die "go list failed"
 mapfile -t quick < <(grep -v '/tests/' <<<"$packages")
-mapfile -t slow < <(grep '/tests/' <<<"$packages")
+# tests/systemd runs in a machine that tests/kernels boots.
+mapfile -t slow < <(grep '/tests/' <<<"$packages" | grep -v '/tests/systemd$')
 boot=${PROBITY_BOOT:-6.12}
 timeout=15m
 machines=("${boot//,/ }" userland-amd64 containers-amd64)
