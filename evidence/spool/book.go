@@ -9,8 +9,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"probity/evidence"
 	"probity/evidence/tlog"
@@ -88,6 +91,13 @@ type ending struct {
 // and says why.
 var errLogLost = errors.New("the log is lost")
 
+// passes reports whether an error says something of this machine at this moment,
+// and nothing of the log: it is there, and is read when there is room again. A
+// disk that cannot give it back is none: then it is lost.
+func passes(err error) bool {
+	return slices.ContainsFunc([]error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EINTR, unix.EAGAIN, unix.ETIMEDOUT}, func(no error) bool { return errors.Is(err, no) })
+}
+
 func (b *book) dir() string { return filepath.Join(b.cfg.Dir, LogDir) }
 
 func (b *book) origin() string { return evidence.Origin(b.cfg.Node, b.state.instance) }
@@ -126,7 +136,7 @@ func (b *book) resume() (done bool, err error) {
 		return false, nil
 	}
 	log, err := tlog.Open(b.dir(), b.origin())
-	if errors.Is(err, tlog.ErrDamaged) {
+	if errors.Is(err, tlog.ErrDamaged) && !passes(err) {
 		return false, nil // it is read again, and lost
 	}
 	if err != nil {
@@ -227,7 +237,7 @@ func (b *book) read(ctx context.Context) error {
 		return err
 	}
 	log, err := tlog.Open(b.dir(), b.origin())
-	if errors.Is(err, tlog.ErrDamaged) {
+	if errors.Is(err, tlog.ErrDamaged) && !passes(err) {
 		return fmt.Errorf("%w: %w", errLogLost, err)
 	}
 	if err != nil {
@@ -251,6 +261,9 @@ func (b *book) read(ctx context.Context) error {
 			b.known, b.last = nil, ending{}
 			if ctx.Err() != nil {
 				return ctx.Err()
+			}
+			if passes(err) {
+				return fmt.Errorf("read the log: %w", err)
 			}
 			return fmt.Errorf("%w: %w", errLogLost, err)
 		}

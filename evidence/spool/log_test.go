@@ -14,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"probity/evidence"
 	"probity/evidence/sign"
 	"probity/evidence/spool"
@@ -482,4 +484,61 @@ func contextThatEnds(t testing.TB) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	return ctx, cancel
+}
+
+// A log that cannot be read for want of descriptors is not lost: whoever has the
+// log's beginning must see it go on.
+func TestTooFewDescriptors(t *testing.T) {
+	n := newNode(t)
+	s := n.open(t)
+	for i := range 3 {
+		n.publish(t, s, i, true)
+	}
+	must(t, s.Close())
+	var was unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
+	now := was
+	now.Cur = 64
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &now))
+	// Somebody takes all there are, and lets them go, again and again.
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			var taken []int
+			for fd, err := unix.Dup(0); err == nil; fd, err = unix.Dup(0) {
+				taken = append(taken, fd)
+			}
+			for _, fd := range taken {
+				_ = unix.Close(fd)
+			}
+		}
+	}()
+	refused := 0
+	for refused < 50 {
+		s, err := spool.Open(n.cfg)
+		if err == nil {
+			err = s.Close()
+		}
+		if err != nil {
+			refused++
+		}
+	}
+	close(stop)
+	<-stopped
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was))
+	s = n.open(t)
+	n.publish(t, s, 3, true)
+	must(t, s.Close())
+	if rep := n.verify(t); rep.Runs != 4 {
+		t.Errorf("%d runs of 4", rep.Runs)
+	}
+	if all := n.logs(t); len(all) != 1 {
+		t.Errorf("%d logs, want the one that was there", len(all))
+	}
 }
