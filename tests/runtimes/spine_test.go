@@ -529,8 +529,9 @@ func TestNodeWithoutAgent(t *testing.T) {
 	a.Stop(t)
 	a.Start(t)
 	a.WaitLine(t, func(e Evidence) bool {
-		g := ofScope(evidence.ScopeNode, e.GapsOf("", evidence.GapAgentDown))
-		return len(g) == 2 && !g[1].To.IsZero()
+		all := e.GapsOf("", evidence.GapAgentDown)
+		g := ofScope(evidence.ScopeNode, all)
+		return len(g) == 2 && !g[1].To.IsZero() && len(ofScope(evidence.ScopeSource, all)) == 1
 	})
 	a.Kill(t)
 	a.Start(t)
