@@ -21,12 +21,15 @@ type left struct {
 	stop context.CancelFunc
 }
 
+// nothingKept is the detail of a run's agentDown gap.
+const nothingKept = "no agent, and nothing that kept its counters"
+
 // leave signs the gap of a run that an earlier agent left open, unless one before
 // this has done so, and enters it into the table.
 func (a *Agent) leave(r spool.OpenRun) {
 	if r.GapID == "" {
 		r.GapID = witness.NewGapID()
-		if !a.signLeft(r, false, nil) {
+		if !a.signLeft(r, nil) {
 			return
 		}
 	}
@@ -85,21 +88,22 @@ func (a *Agent) endLeft(x *left, at int64) {
 	a.mu.Unlock()
 	for _, act := range actions {
 		if s, ok := act.(lifecycle.Seal); ok {
-			a.signLeft(x.OpenRun, true, &s.At)
+			a.signLeft(x.OpenRun, &s.At)
 		}
 	}
 }
 
 // signLeft writes the coverage line and the gap of a run that an earlier agent left
-// open; at its end both are the last.
-func (a *Agent) signLeft(r spool.OpenRun, final bool, at *int64) bool {
+// open. At its end both are the last: ended is when that was, 0 says in an earlier
+// boot, nil that it may live.
+func (a *Agent) signLeft(r spool.OpenRun, ended *int64) bool {
 	last := r.Coverage
-	last.Final, last.To = final, r.To
+	last.Final, last.To = ended != nil, r.To
 	last.GapReasons = slices.Clone(last.GapReasons)
 	if !slices.Contains(last.GapReasons, evidence.GapAgentDown) {
 		last.GapReasons = append(last.GapReasons, evidence.GapAgentDown)
 	}
-	if final {
+	if last.Final {
 		last.Probes = slices.Clone(last.Probes)
 		for i, p := range last.Probes {
 			if p.State == evidence.ArmedNoHit { // up to the gap, and not up to the end
@@ -107,23 +111,19 @@ func (a *Agent) signLeft(r spool.OpenRun, final bool, at *int64) bool {
 			}
 		}
 	}
-	gap := &evidence.Gap{
+	gap := evidence.Gap{
 		GapID: r.GapID, Scope: evidence.ScopeRun, Reason: evidence.GapAgentDown, From: r.To,
 		Count: evidence.Loss{N: 1}, RunID: last.RunID, ContainerID: last.ContainerID,
-		Detail: "no agent, and nothing that kept its counters",
+		Detail: nothingKept,
 	}
 	err := a.spool.Append(last.RunID, func(c evidence.Clock) []redact.Line {
-		cov := last
-		g := *gap
-		if final {
-			ended := c.Time(*at)
-			if *at == 0 {
-				ended = c.Time(0) // of this boot: the machine's start
-			} else {
-				cov.Ended = later(r.To, ended)
+		cov, g := last, gap
+		if ended != nil {
+			at := later(r.To, c.Time(*ended)) // 0 is this boot's start
+			if *ended != 0 {
+				cov.Ended = at
 			}
-			cov.To = later(r.To, ended)
-			g.To = cov.To
+			cov.To, g.To = at, at
 		}
 		return a.redact.Lines(&cov, &g) // what was redacted then stays, and the rules may be others now
 	})
@@ -145,15 +145,12 @@ func (a *Agent) takeUp(runID string) (e *witness.Earlier, started int64) {
 	since := min(x.ToBootNs, cgroup.BootTime())
 	e = &witness.Earlier{
 		From: min(x.FromBootNs, since), Since: since, Reason: evidence.GapAgentDown, GapID: x.GapID,
-		Detail: "no agent, and nothing that kept its counters", FirstExec: x.FirstExecBootNs, Changed: x.Coverage.Policies != a.policies.Digest,
+		Detail: nothingKept, FirstExec: x.FirstExecBootNs, Sites: x.Sites, Changed: x.Coverage.Policies != a.policies.Digest,
 	}
 	for _, r := range x.Coverage.GapReasons {
 		if r != evidence.GapAgentDown {
 			e.Reasons = append(e.Reasons, r)
 		}
-	}
-	for _, s := range x.Sites {
-		e.Sites = append(e.Sites, witness.EarlierSite{Line: s.Line, Clock: s.Clock})
 	}
 	return e, x.StartedBootNs
 }

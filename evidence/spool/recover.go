@@ -41,14 +41,8 @@ type OpenRun struct {
 	// Sites are the latest lines about sites that have a hit or gaps: who takes the run
 	// up goes on from them. Cut says that there were more than MaxCarried in all runs
 	// together, and that these are not all.
-	Sites []SiteLine
+	Sites []evidence.SiteLine
 	Cut   bool
-}
-
-// SiteLine is a site's latest line, with the clock of its chunk.
-type SiteLine struct {
-	Line  *evidence.Observation
-	Clock evidence.Clock
 }
 
 // MaxCarried bounds the lines of sites that Recover keeps.
@@ -134,14 +128,7 @@ type openRun struct {
 	settled evidence.Time // an agentDown gap says so up to here
 	forGood bool          // an agentDown gap is open
 	gapID   string
-	sites   map[siteID]SiteLine
-}
-
-// siteID tells a site's lines from another's (FORMAT.md).
-type siteID struct {
-	probe, path, origin, digest, symbol, function, event, set string
-	offset                                                    evidence.Uint64
-	hasOffset                                                 bool
+	sites   map[evidence.SiteID]evidence.SiteLine
 }
 
 type recovery struct {
@@ -234,10 +221,7 @@ func (r *recovery) carry(run *openRun, h evidence.Header, o *evidence.Observatio
 	if o.Entry != nil || run.final {
 		return // an entry's line stays what it is
 	}
-	id := siteID{probe: o.ProbeID, path: o.Path, origin: o.Origin, digest: o.FileDigest, symbol: o.Symbol, function: o.Function, event: o.Event, set: o.Set}
-	if o.Offset != nil {
-		id.offset, id.hasOffset = *o.Offset, true
-	}
+	id := evidence.SiteOf(o)
 	_, known := run.sites[id]
 	switch {
 	case o.State == evidence.NotArmed || o.State != evidence.Hit && len(o.Gaps) == 0:
@@ -252,12 +236,10 @@ func (r *recovery) carry(run *openRun, h evidence.Header, o *evidence.Observatio
 			r.carried++
 		}
 		if run.sites == nil {
-			run.sites = map[siteID]SiteLine{}
+			run.sites = map[evidence.SiteID]evidence.SiteLine{}
 		}
 		line := detached(o)
-		id.probe, id.path, id.origin, id.digest = line.ProbeID, line.Path, line.Origin, line.FileDigest
-		id.symbol, id.function, id.event, id.set = line.Symbol, line.Function, line.Event, line.Set
-		run.sites[id] = SiteLine{Line: line, Clock: h.Clock}
+		run.sites[evidence.SiteOf(line)] = evidence.SiteLine{Line: line, Clock: h.Clock}
 	}
 }
 
@@ -299,18 +281,12 @@ func (r *recovery) open() []OpenRun {
 		if run.forGood {
 			out[i].GapID = run.gapID
 		}
-		for _, id := range slices.SortedFunc(maps.Keys(run.sites), siteID.compare) {
+		for _, id := range slices.SortedFunc(maps.Keys(run.sites), evidence.SiteID.Compare) {
 			out[i].Sites = append(out[i].Sites, run.sites[id])
 		}
 		out[i].Cut = r.cut
 	}
 	return out
-}
-
-// compare orders the sites of a run.
-func (a siteID) compare(b siteID) int {
-	return cmp.Or(cmp.Compare(a.probe, b.probe), cmp.Compare(a.path, b.path), cmp.Compare(a.origin, b.origin), cmp.Compare(a.digest, b.digest),
-		cmp.Compare(a.symbol, b.symbol), cmp.Compare(a.function, b.function), cmp.Compare(a.event, b.event), cmp.Compare(a.set, b.set), cmp.Compare(a.offset, b.offset))
 }
 
 // detached copies a line's texts, which are parts of a whole chunk.

@@ -29,28 +29,7 @@ type Earlier struct {
 	Reasons   []evidence.GapReason
 	// Sites are sites of which earlier lines say more than that they were armed: what
 	// was counted stays counted.
-	Sites []EarlierSite
-}
-
-// EarlierSite is the latest line about a site, with the clock of its chunk.
-type EarlierSite struct {
-	Line  *evidence.Observation
-	Clock evidence.Clock
-}
-
-// inWords tells a site's line from another's, as FORMAT.md has it.
-type inWords struct {
-	probe, path, origin, digest, symbol, function, event, set string
-	offset                                                    evidence.Uint64
-	hasOffset                                                 bool
-}
-
-func inWordsOf(o *evidence.Observation) inWords {
-	w := inWords{probe: o.ProbeID, path: o.Path, origin: o.Origin, digest: o.FileDigest, symbol: o.Symbol, function: o.Function, event: o.Event, set: o.Set}
-	if o.Offset != nil {
-		w.offset, w.hasOffset = *o.Offset, true
-	}
-	return w
+	Sites []evidence.SiteLine
 }
 
 // foldedSite is the state of a site of which this run has no line.
@@ -91,12 +70,12 @@ func (r *run) carry(e *Earlier, log *slog.Logger) {
 	if len(e.Sites) == 0 {
 		return
 	}
-	at := make(map[inWords]int, len(r.sites))
+	at := make(map[evidence.SiteID]int, len(r.sites))
 	nameless := map[int]bool{} // sites whose path is redacted, until their lines are found
 	for i := range r.sites {
 		o := r.observe(evidence.Clock{}, &r.sites[i], r.armedAt, log)
 		r.redact.Line(o)
-		at[inWordsOf(o)] = i
+		at[evidence.SiteOf(o)] = i
 		if evidence.IsRedacted(o.Redacted, "path") {
 			nameless[i] = true
 		}
@@ -110,7 +89,7 @@ func (r *run) carry(e *Earlier, log *slog.Logger) {
 		if x.Line.State == evidence.Hit {
 			state = evidence.Hit
 		}
-		i, ok := at[inWordsOf(x.Line)]
+		i, ok := at[evidence.SiteOf(x.Line)]
 		if ok {
 			delete(nameless, i)
 		} else if evidence.IsRedacted(x.Line.Redacted, "path") {
@@ -137,7 +116,7 @@ func (r *run) carry(e *Earlier, log *slog.Logger) {
 }
 
 // carrySite gives a site what earlier lines say of it.
-func (r *run) carrySite(s *site, x EarlierSite, since int64) {
+func (r *run) carrySite(s *site, x evidence.SiteLine, since int64) {
 	o, own := x.Line, s.own()
 	if o.State == evidence.Hit {
 		own.before = bpf.Counter{Count: uint64(*o.Count), FirstNs: x.Clock.Boot(o.FirstAt), LastNs: x.Clock.Boot(o.LastAt)}

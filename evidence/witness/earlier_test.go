@@ -70,7 +70,7 @@ func TestTakenUp(t *testing.T) {
 	// The same lines by the clock of another chunk.
 	shifted := evidence.Clock{BootNs: clock.BootNs - 3000, Wall: clock.Wall}
 	for _, o := range latest {
-		e.Sites = append(e.Sites, EarlierSite{Line: o, Clock: shifted})
+		e.Sites = append(e.Sites, evidence.SiteLine{Line: o, Clock: shifted})
 	}
 	lost := armed(14, "other") // cannot be armed this time
 	lost.Armed, lost.Reason, lost.Planned.Offset = false, evidence.AttachFailed, 0x1004
@@ -155,7 +155,7 @@ func TestTakenUpSystemCalls(t *testing.T) {
 	at := clock.Time(4000)
 	count := evidence.Uint64(3)
 	set := probe.Site{Type: evidence.RawTracepoint, Armed: true, Planned: &probe.Planned{Set: evidence.SetSyscalls, Requested: evidence.UnknownProbe, Probe: armed(1, "calls").Probe}}
-	st := newEarlier(t, &Earlier{From: 1000, Since: 4500, Reason: evidence.GapAgentDown, Sites: []EarlierSite{{Clock: clock, Line: &evidence.Observation{
+	st := newEarlier(t, &Earlier{From: 1000, Since: 4500, Reason: evidence.GapAgentDown, Sites: []evidence.SiteLine{{Clock: clock, Line: &evidence.Observation{
 		ProbeID: set.Probe.ID, Set: evidence.SetSyscalls, State: evidence.Hit, Count: &count, FirstAt: at, LastAt: at,
 		SystemCalls: []evidence.SystemCalls{{Arch: "x86_64", Numbers: []int{0, 1, 59}}},
 	}}}}, set)
@@ -192,7 +192,7 @@ func TestTakenUpRedacted(t *testing.T) {
 	e := &Earlier{From: armedAt - 4000, Since: armedAt - 2000, Reason: evidence.GapAgentDown, GapID: "0123456789abcdef"}
 	for _, o := range take[*evidence.Observation](before.out) {
 		if o.State == evidence.Hit {
-			e.Sites = append(e.Sites, EarlierSite{Line: o, Clock: evidence.Clock{BootNs: clock.BootNs - 3000, Wall: clock.Wall}})
+			e.Sites = append(e.Sites, evidence.SiteLine{Line: o, Clock: evidence.Clock{BootNs: clock.BootNs - 3000, Wall: clock.Wall}})
 		}
 	}
 	for _, same := range []bool{false, true} { // the redactor, and so the key
