@@ -154,7 +154,7 @@ var errEnded = errors.New("it has ended")
 // that the source names. It returns the boot time at which the process started, and
 // why the run has no cgroup of its own, if that is so.
 func (a *Agent) believe(n *container.Notice, init *os.File) (began int64, cgErr, err error) {
-	start := startTicks(n.Pid)
+	start, _ := oci.StartTicks(n.Pid) // 0: it has ended
 	switch mount := mountNSOf(n.Pid); {
 	case n.Pid == 0:
 		return 0, nil, errors.New("its source does not tell its process")

@@ -22,6 +22,7 @@ import (
 	"probity/runtime/cgroup"
 	"probity/runtime/container"
 	"probity/runtime/lifecycle"
+	"probity/runtime/oci"
 )
 
 // live is one run that the agent has on its hands.
@@ -192,7 +193,7 @@ func (a *Agent) complete(n *container.Notice) error {
 	}
 	path, id, err := a.cgroups.OfPid(n.Pid)
 	if err != nil {
-		n.Identity.InitStart = startTicks(n.Pid)
+		n.Identity.InitStart, _ = oci.StartTicks(n.Pid) // 0: it has ended
 		return err
 	}
 	n.Identity.CgroupPath, n.Identity.CgroupID = path, id

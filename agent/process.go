@@ -1,11 +1,9 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,26 +15,6 @@ func holdPid(pid int) *os.File {
 		return nil
 	}
 	return os.NewFile(uintptr(fd), "pidfd")
-}
-
-// startTicks is when a process started, in clock ticks since boot (proc(5),
-// stat, field 22), or 0 if it has ended.
-func startTicks(pid int) uint64 {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	// The second field is a name in parentheses, which may hold anything.
-	_, rest, ok := bytes.Cut(b[bytes.LastIndexByte(b, ')')+1:], []byte(" "))
-	f := bytes.Fields(rest)
-	if !ok || len(f) < 20 {
-		return 0
-	}
-	n, err := strconv.ParseUint(string(f[19]), 10, 64)
-	if err != nil {
-		return 0
-	}
-	return n
 }
 
 // alive reports whether a held process has not ended; a zombie has.

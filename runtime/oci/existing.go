@@ -167,11 +167,7 @@ func existing(dir, id string) (n container.Notice, err error) {
 // checkRunning checks that a process can be the init of a container that has been
 // entered, and is the one that started then.
 func checkRunning(init *process, start uint64) error {
-	b, err := readBounded(procPath(init.pid, "stat"), 4<<10)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrPid, err)
-	}
-	began, err := parseStart(b)
+	began, err := StartTicks(init.pid)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrPid, err)
 	}

@@ -20,11 +20,7 @@ import (
 // ticks is when a process started.
 func ticks(t *testing.T, pid int) uint64 {
 	t.Helper()
-	b, err := os.ReadFile(procPath(pid, "stat"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := parseStart(b)
+	n, err := StartTicks(pid)
 	if err != nil {
 		t.Fatal(err)
 	}

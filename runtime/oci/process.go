@@ -80,6 +80,16 @@ func statFields(b []byte, least int) ([][]byte, error) {
 	return fields, nil
 }
 
+// StartTicks is when a process started, in clock ticks since boot: with its pid that
+// tells it from another one.
+func StartTicks(pid int) (uint64, error) {
+	b, err := readBounded(procPath(pid, "stat"), 4<<10)
+	if err != nil {
+		return 0, err
+	}
+	return parseStart(b)
+}
+
 // parseStart returns the 22nd field: when the process started, in ticks since boot.
 func parseStart(b []byte) (uint64, error) {
 	fields, err := statFields(b, 20)
