@@ -133,15 +133,7 @@ func TestAdoptSharedCgroup(t *testing.T) {
 	must(t, n.waitAdopted())
 	b.end()
 	must(t, n.waitIdle(context.Background()))
-	obs, _ := n.lines("c1")
-	if len(obs) != 3 {
-		t.Fatalf("%d probes", len(obs))
-	}
-	for id, o := range obs {
-		if o.State != evidence.NotArmed || o.Reason != evidence.SharedCgroup || !o.Final {
-			t.Errorf("%s: %+v", id, o)
-		}
-	}
+	n.wantNotArmed("c1", evidence.SharedCgroup)
 }
 
 // Adoptions give way to starts, however many wait, and not for ever.

@@ -111,6 +111,22 @@ func (n *node) lines(id string) (map[string]*evidence.Observation, []*evidence.G
 	return obs, gaps
 }
 
+// wantNotArmed wants that the last lines of the container's three probes are that
+// they were not armed, for this reason, and returns them.
+func (n *node) wantNotArmed(id string, reason evidence.NotArmedReason) map[string]*evidence.Observation {
+	n.t.Helper()
+	obs, _ := n.lines(id)
+	if len(obs) != 3 {
+		n.t.Fatalf("%d probes", len(obs))
+	}
+	for id, o := range obs {
+		if o.State != evidence.NotArmed || o.Reason != reason || !o.Final {
+			n.t.Errorf("%s: %+v", id, o)
+		}
+	}
+	return obs
+}
+
 // allLines is lines with every observation.
 func (n *node) allLines(id string) (obs []*evidence.Observation, gaps []*evidence.Gap) {
 	n.t.Helper()
@@ -280,15 +296,7 @@ func TestEndedBeforeArmed(t *testing.T) {
 	b.end()
 	n.notify(context.Background(), b.notice("c1"), yes)
 	must(t, n.waitIdle(context.Background()))
-	obs, _ := n.lines("c1")
-	if len(obs) != 3 {
-		t.Fatalf("%d probes", len(obs))
-	}
-	for id, o := range obs {
-		if o.State != evidence.NotArmed || o.Reason != evidence.EndedBeforeArmed || !o.Final {
-			t.Errorf("%s: %+v", id, o)
-		}
-	}
+	n.wantNotArmed("c1", evidence.EndedBeforeArmed)
 }
 
 // It ends while it is being armed: what is found by its pid after that may be
@@ -321,12 +329,8 @@ func TestKernelUnsupported(t *testing.T) {
 	b.run()
 	b.end()
 	must(t, n.waitIdle(context.Background()))
-	obs, _ := n.lines("c1")
-	if len(obs) != 3 {
-		t.Fatalf("%d probes", len(obs))
-	}
-	for id, o := range obs {
-		if o.State != evidence.NotArmed || o.Reason != evidence.KernelUnsupported || o.Detail == "" || !o.Final {
+	for id, o := range n.wantNotArmed("c1", evidence.KernelUnsupported) {
+		if o.Detail == "" {
 			t.Errorf("%s: %+v", id, o)
 		}
 	}

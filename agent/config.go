@@ -185,18 +185,16 @@ func (c Config) withDefaults() (Config, error) {
 	case c.SpoolQuotaMiB > 0 && c.ContainerQuotaMiB > c.SpoolQuotaMiB:
 		return c, fmt.Errorf("containerQuotaMiB: %d: one container may not have more than the whole spool, spoolQuotaMiB: %d", c.ContainerQuotaMiB, c.SpoolQuotaMiB)
 	}
-	if c.NRISockets == nil {
-		c.NRISockets = []string{"/var/run/nri/nri.sock"}
+	list := func(v *[]string, d []string) {
+		if *v == nil {
+			*v = d
+		}
+		if len(*v) == 1 && (*v)[0] == "none" {
+			*v = nil
+		}
 	}
-	if len(c.NRISockets) == 1 && c.NRISockets[0] == "none" {
-		c.NRISockets = nil
-	}
-	if c.RuntimeStates == nil {
-		c.RuntimeStates = oci.StateDirs
-	}
-	if len(c.RuntimeStates) == 1 && c.RuntimeStates[0] == "none" {
-		c.RuntimeStates = nil
-	}
+	list(&c.NRISockets, []string{"/var/run/nri/nri.sock"})
+	list(&c.RuntimeStates, oci.StateDirs)
 	duration := func(v *time.Duration, d time.Duration) {
 		if *v == 0 {
 			*v = d
