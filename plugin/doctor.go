@@ -1,0 +1,229 @@
+package main
+
+import (
+	"debug/elf"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"probity/agent"
+	"probity/bpf/kernel"
+	"probity/evidence/verify"
+)
+
+// The results of a check.
+const (
+	checkOK   = "ok"
+	checkWarn = "warn"
+	checkFail = "fail"
+)
+
+// check is one thing that was looked at. Do is what to do about it, and is
+// empty only where the result is ok.
+type check struct {
+	Check  string `json:"check"`
+	Result string `json:"result"`
+	Reason string `json:"reason"`
+	Do     string `json:"do,omitempty"`
+}
+
+// defaultHooks is where podman and CRI-O read hooks unless told otherwise.
+const defaultHooks = "/usr/share/containers/oci/hooks.d"
+
+func (c *cli) doctor() *cobra.Command {
+	var file, hooks string
+	cmd := &cobra.Command{
+		Use: "doctor", Short: "Say what is wrong on this host, and what to do about it",
+		Long: `Doctor looks at the configuration file, the kernel, podman's hooks and the
+agent's sockets, and says of each whether it is well and what to do if not. It
+changes nothing and needs no agent. It does not look at NRI, which status shows
+of a running agent.
+
+It exits with 0 if nothing fails (a warning is no failure), and with 1 if
+something does.`,
+		Args: none,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, first := checkConfig(file, cmd.Flags().Changed("config"))
+			checks := append([]check{first}, checkKernel()...)
+			_, err := exec.LookPath("podman")
+			checks = append(checks, checkHooks(hooks, err == nil)...)
+			hook, admin := cfg.HookSocket, cfg.AdminSocket
+			if hook == "" {
+				hook = "/run/probity/hook.sock"
+			}
+			if admin == "" {
+				admin = defaultAdmin
+			}
+			if hook != "none" {
+				checks = append(checks, checkSocket("hook socket", hook))
+			}
+			checks = append(checks, checkSocket("admin socket", admin))
+			if err := c.print(checks, func(w io.Writer) error { return printChecks(w, checks) }); err != nil {
+				return err
+			}
+			for _, ch := range checks {
+				if ch.Result == checkFail {
+					return exitError{code: exitFinding}
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", defaultConfig, "configuration `file`")
+	cmd.Flags().StringVar(&hooks, "hooks-dir", defaultHooks, "`directory` of podman's hooks")
+	return cmd
+}
+
+func printChecks(w io.Writer, checks []check) error {
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(t, "CHECK\tRESULT\tWHY")
+	for _, ch := range checks {
+		fmt.Fprintf(t, "%s\t%s\t%s\n", ch.Check, ch.Result, verify.Printable(ch.Reason))
+		if ch.Do != "" {
+			fmt.Fprintf(t, "\t\tto do: %s\n", verify.Printable(ch.Do))
+		}
+	}
+	return t.Flush()
+}
+
+func checkConfig(file string, named bool) (agent.Config, check) {
+	cfg, err := agent.ReadConfig(file)
+	switch {
+	case errors.Is(err, os.ErrNotExist) && !named:
+		return cfg, check{"configuration", checkOK, file + " is absent: the defaults hold", ""}
+	case err != nil:
+		return cfg, check{"configuration", checkFail, err.Error(), "mend " + file + "; the agent does not start with it"}
+	}
+	return cfg, check{"configuration", checkOK, file, ""}
+}
+
+func checkKernel() []check {
+	f, err := kernel.Look()
+	if err != nil && !errors.Is(err, kernel.ErrNotTried) {
+		return []check{{"kernel", checkFail, err.Error(), "see: probity kernel"}}
+	}
+	cg := check{"cgroups", checkOK, fmt.Sprint(f.Cgroups), ""}
+	if err != nil {
+		return []check{{"kernel", checkWarn, err.Error(), "run as root: sudo probity doctor"}, cg}
+	}
+	if u := f.Type("uprobe"); !u.Supported {
+		return []check{{"kernel", checkFail, "no uprobes: " + u.Reason, "see: probity kernel"}, cg}
+	}
+	return []check{{"kernel", checkOK, f.Release + " has uprobes", ""}, cg}
+}
+
+// checkHooks looks at every file of the directory, since one that is not JSON
+// breaks every podman run, and at the program that ours names.
+func checkHooks(dir string, podman bool) []check {
+	const what = "podman hooks"
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil {
+		return []check{{what, checkFail, err.Error(), "name the directory with --hooks-dir"}}
+	}
+	var out []check
+	program := ""
+	for _, name := range files {
+		var h struct {
+			Hook struct {
+				Path string `json:"path"`
+			} `json:"hook"`
+		}
+		data, err := readHook(name)
+		if err == nil {
+			err = json.Unmarshal(data, &h)
+		}
+		if err != nil {
+			out = append(out, check{what, checkFail, fmt.Sprintf("read %s: %v: podman may start no container", name, err), "mend or remove " + name})
+			continue
+		}
+		if filepath.Base(name) == "probity-create.json" {
+			program = h.Hook.Path
+		}
+	}
+	switch {
+	case len(out) > 0:
+		return out
+	case program == "" && !podman:
+		return []check{{what, checkOK, "podman is not installed", ""}}
+	case program == "":
+		return []check{{what, checkFail, dir + " has no probity-create.json: podman's containers are not armed", "install packaging/hooks/*.json there"}}
+	}
+	return []check{{what, checkOK, filepath.Join(dir, "probity-create.json"), ""}, checkProgram(program)}
+}
+
+// maxHook bounds a file of the hooks directory.
+const maxHook = 1 << 20
+
+func readHook(name string) ([]byte, error) {
+	// A FIFO in its place is not waited for.
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(errors.New("not a regular file"), err)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxHook+1))
+	if err == nil && len(b) > maxHook {
+		err = fmt.Errorf("longer than %d bytes", maxHook)
+	}
+	return b, err
+}
+
+// checkProgram: podman skips a program that is missing and says nothing.
+func checkProgram(path string) check {
+	const what, do = "hook program", "install bin/probity-hook there, owned by root, mode 0755"
+	fail := func(why string) check { return check{what, checkFail, path + ": " + why, do} }
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return fail(err.Error() + ": podman skips it silently")
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return fail("not a regular file")
+	case st.Mode&0o111 == 0:
+		return fail("not executable")
+	case st.Uid != 0 || st.Mode&0o022 != 0:
+		return fail("others than root may change it")
+	}
+	f, err := elf.Open(path)
+	if err != nil {
+		return fail("not an ELF program: " + err.Error())
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fail("not static")
+		}
+	}
+	return check{what, checkOK, path, ""}
+}
+
+func checkSocket(what, path string) check {
+	var st, dir unix.Stat_t
+	err := unix.Lstat(path, &st)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return check{what, checkFail, path + " is absent: the agent does not run", "systemctl start probity"}
+	case err != nil:
+		return check{what, checkWarn, path + ": " + err.Error(), "run as root: sudo probity doctor"}
+	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
+		return check{what, checkFail, path + " is not a socket", "remove it, then systemctl restart probity"}
+	}
+	if err := unix.Stat(filepath.Dir(path), &dir); err != nil {
+		return check{what, checkWarn, err.Error(), "run as root: sudo probity doctor"}
+	}
+	if st.Uid != 0 || dir.Uid != 0 || dir.Mode&0o022 != 0 {
+		return check{what, checkFail, path + ": others than root may replace it", "chown root and chmod 0755 " + filepath.Dir(path) + ", then systemctl restart probity"}
+	}
+	return check{what, checkOK, fmt.Sprintf("%s, mode %04o", path, st.Mode&0o777), ""}
+}
