@@ -333,6 +333,19 @@ func attacks() []attack {
 		{"modify", "the same lines, signed once more by the node's own key", func(t *testing.T, n *theNode) {
 			edit(t, n.chunks(t)[0], func(b []byte) []byte { return resign(t, b, n.signer, same) })
 		}, k(verify.Modified), false},
+		{"modify", "a leaf with another length of its chunk, by the node itself", func(t *testing.T, n *theNode) {
+			n.insider(t, func(add func(evidence.Leaf)) {
+				for _, e := range n.entries(t)[1:4] { // behind the epoch
+					l, err := evidence.DecodeLeaf(string(e))
+					must(t, err)
+					l.(*evidence.ChunkLeaf).Bytes++
+					add(l)
+				}
+			})
+			for _, c := range n.chunks(t)[3:] {
+				must(t, os.Remove(c))
+			}
+		}, k(verify.Modified), false},
 
 		{"forge", "signed with another key", func(t *testing.T, n *theNode) {
 			edit(t, n.chunks(t)[0], func(b []byte) []byte { return resign(t, b, other(t), hide) })

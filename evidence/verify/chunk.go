@@ -36,6 +36,7 @@ type Chunk struct {
 	Envelope []byte
 
 	digest  string        // of the whole file, as its leaf in the log says it
+	size    uint64        // of the whole file, in bytes, for the same
 	changes []tlog.Change // that its lines make, in order
 }
 
@@ -163,6 +164,7 @@ func (c *checker) check(data []byte, keys *ring, kept []Kept) *Chunk {
 	c.statement(last, payload, header, &tally, hex.EncodeToString(h.Sum(nil)))
 	h.Write(data[len(chunk.Body):])
 	chunk.digest = "sha256:" + hex.EncodeToString(h.Sum(nil))
+	chunk.size = uint64(len(data))
 	return chunk
 }
 

@@ -63,12 +63,13 @@ type inLog struct {
 	log     string
 	leaf    uint64
 	digest  string
+	size    uint64
 	changes []tlog.Change
 }
 
 // inLogOf takes what the log says about a chunk, without keeping the chunk.
 func (f *fold) inLogOf(c *Chunk) inLog {
-	p := inLog{file: c.File, log: f.keep(c.Header.Log), digest: c.digest, changes: c.changes}
+	p := inLog{file: c.File, log: f.keep(c.Header.Log), digest: c.digest, size: c.size, changes: c.changes}
 	if c.Header.Leaf != nil {
 		p.leaf = uint64(*c.Header.Leaf)
 	}
@@ -524,6 +525,8 @@ func (c *logCheck) chunk(l *evidence.ChunkLeaf) {
 		c.say(Reordered, p.file, "it is leaf %d of %s, and says that it is leaf %d", l.Index, c.rep.Origin, p.leaf)
 	case p.digest != l.Digest:
 		c.say(Modified, p.file, "its bytes have the digest %s, leaf %d of %s says %s", p.digest, l.Index, c.rep.Origin, l.Digest)
+	case p.size != uint64(l.Bytes):
+		c.say(Modified, p.file, "it has %d bytes, leaf %d of %s says %d", p.size, l.Index, c.rep.Origin, l.Bytes)
 	}
 	for _, ch := range p.changes {
 		c.live.Apply(ch)
