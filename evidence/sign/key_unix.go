@@ -288,10 +288,18 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// Place makes name durable with content b; fs.ErrExist if it is there.
+// errNoName means that a file system has no files without a name.
+var errNoName = errors.New("no files without a name")
+
+// Place makes name durable with content b; fs.ErrExist if it is there. Where a
+// file system has no files without a name, as NFS and FUSE, a crash may leave a
+// second one, .NAME-NUMBER, beside it.
 func Place(dir, name string, b []byte, mode os.FileMode) (err error) {
 	if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
 		return fs.ErrExist // spares a start on a read-only directory
+	}
+	if err := placeWhole(dir, name, b, mode); !errors.Is(err, errNoName) {
+		return err
 	}
 	f, err := os.CreateTemp(dir, "."+name+"-*")
 	if err != nil {
