@@ -113,7 +113,7 @@ type Agent struct {
 // New opens everything that can fail and listens on the sockets. It starts no
 // goroutine.
 func New(cfg Config) (_ *Agent, err error) {
-	cfg, err = cfg.withDefaults()
+	cfg, err = cfg.WithDefaults()
 	if err != nil {
 		return nil, err
 	}

@@ -136,7 +136,7 @@ func inFile(err error) string {
 
 // NodeKey says where the node's key is, and the node's name in evidence.
 func (c Config) NodeKey() (nodekey.Config, string, error) {
-	c, err := c.withDefaults()
+	c, err := c.WithDefaults()
 	if err != nil {
 		return nodekey.Config{}, "", err
 	}
@@ -144,8 +144,9 @@ func (c Config) NodeKey() (nodekey.Config, string, error) {
 	return nodekey.Config{State: c.State, Source: source, Helper: c.KeyHelper, HelperUser: c.KeyHelperUser}, c.Node, err
 }
 
-// withDefaults fills in what is not set.
-func (c Config) withDefaults() (Config, error) {
+// WithDefaults checks what is set, and fills in what is not, as an agent does that
+// starts with it.
+func (c Config) WithDefaults() (Config, error) {
 	if c.Node == "" {
 		name, err := os.Hostname()
 		if err != nil {

@@ -29,7 +29,7 @@ func TestContainerQuota(t *testing.T) {
 		must(t, os.WriteFile(path, []byte(c.file+"\n"), 0o600))
 		cfg, err := ReadConfig(path)
 		must(t, err)
-		cfg, err = cfg.withDefaults()
+		cfg, err = cfg.WithDefaults()
 		switch {
 		case c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)):
 			t.Errorf("%q: %v, want %s", c.file, err, c.err)

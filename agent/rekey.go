@@ -95,7 +95,7 @@ func (a *Agent) reload(ctx context.Context) (Rekeyed, error) {
 	if err != nil {
 		return Rekeyed{}, fmt.Errorf("reload: %w", err)
 	}
-	if read, err = read.withDefaults(); err != nil {
+	if read, err = read.WithDefaults(); err != nil {
 		return Rekeyed{}, fmt.Errorf("reload: %w", err)
 	}
 	if !sameFile(read.State, a.cfg.State) {

@@ -55,17 +55,10 @@ something does.`,
 			checks := append([]check{first}, checkKernel()...)
 			_, err := exec.LookPath("podman")
 			checks = append(checks, checkHooks(hooks, err == nil)...)
-			hook, admin := cfg.HookSocket, cfg.AdminSocket
-			if hook == "" {
-				hook = "/run/probity/hook.sock"
+			if cfg.HookSocket != "none" {
+				checks = append(checks, checkSocket("hook socket", cfg.HookSocket))
 			}
-			if admin == "" {
-				admin = defaultAdmin
-			}
-			if hook != "none" {
-				checks = append(checks, checkSocket("hook socket", hook))
-			}
-			checks = append(checks, checkSocket("admin socket", admin))
+			checks = append(checks, checkSocket("admin socket", cfg.AdminSocket))
 			if err := c.print(checks, func(w io.Writer) error { return printChecks(w, checks) }); err != nil {
 				return err
 			}
@@ -94,15 +87,24 @@ func printChecks(w io.Writer, checks []check) error {
 	return t.Flush()
 }
 
+// checkConfig returns what an agent would start with; where it would not start,
+// its sockets.
 func checkConfig(file string, named bool) (agent.Config, check) {
+	const what = "configuration"
+	well := check{what, checkOK, file, ""}
 	cfg, err := agent.ReadConfig(file)
-	switch {
-	case errors.Is(err, os.ErrNotExist) && !named:
-		return cfg, check{"configuration", checkOK, file + " is absent: the defaults hold", ""}
-	case err != nil:
-		return cfg, check{"configuration", checkFail, err.Error(), "mend " + file + "; the agent does not start with it"}
+	if errors.Is(err, os.ErrNotExist) && !named {
+		well.Reason, err = file+" is absent: the defaults hold", nil
 	}
-	return cfg, check{"configuration", checkOK, file, ""}
+	if err == nil {
+		cfg, err = cfg.WithDefaults()
+	}
+	if err != nil {
+		// Its sockets may be there all the same. Only the node's name can fail, which is not looked at.
+		cfg, _ = agent.Config{HookSocket: cfg.HookSocket, AdminSocket: cfg.AdminSocket}.WithDefaults()
+		return cfg, check{what, checkFail, err.Error(), "mend " + file + "; the agent does not start with it"}
+	}
+	return cfg, well
 }
 
 func checkKernel() []check {

@@ -93,7 +93,16 @@ func TestDoctor(t *testing.T) {
 		"socket of another":   {socket(func(p string) error { return os.Chown(p, 1, 1) }), checkFail, "others than root"},
 		"directory of all":    {socket(func(p string) error { return os.Chmod(filepath.Dir(p), 0o777) }), checkFail, "others than root"},
 		"a file is no socket": {func(*testing.T) []check { return []check{checkSocket("hook socket", "/etc/passwd")} }, checkFail, "not a socket"},
-		"configuration":       {func(t *testing.T) []check { _, c := checkConfig("/etc/passwd", true); return []check{c} }, checkFail, "/etc/passwd"},
+		"configuration value": {func(t *testing.T) []check {
+			path := filepath.Join(t.TempDir(), "probity.yaml")
+			put(t, path, "spoolQuotaMiB: 3\nhookSocket: /x\n", 0o644)
+			cfg, c := checkConfig(path, true)
+			if cfg.HookSocket != "/x" || cfg.AdminSocket != defaultAdmin {
+				t.Errorf("its sockets: %q and %q", cfg.HookSocket, cfg.AdminSocket)
+			}
+			return []check{c}
+		}, checkFail, "spoolQuotaMiB: 3"},
+		"configuration": {func(t *testing.T) []check { _, c := checkConfig("/etc/passwd", true); return []check{c} }, checkFail, "/etc/passwd"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			worst, reasons := checkOK, ""
