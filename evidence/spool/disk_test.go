@@ -567,6 +567,35 @@ func TestLostWrites(t *testing.T) {
 	})
 }
 
+// A kill at each moment of an installation's first commits leaves nothing to be
+// explained: no number is missing, though its state does not say yet which log is its
+// own.
+func TestKilledAtFirst(t *testing.T) {
+	recorded := filepath.Join(memoryDir(t), "node")
+	newKey(t, recorded)
+	ops, _ := record(t, recorded)
+	key, err := os.ReadFile(filepath.Join(recorded, "node.key"))
+	must(t, err)
+	first := 0 // the second checkpoint's name
+	for shownSo := 0; first < len(ops) && shownSo < 2; first++ {
+		shownSo = len(shown(ops[:first+1]))
+	}
+	work := memoryDir(t)
+	random := rand.New(rand.NewPCG(1, 1)) // nothing is lost, so it does not matter
+	for cut := 1; cut <= first && !t.Failed(); cut++ {
+		p := said(ops[:cut])
+		dir := filepath.Join(work, strconv.Itoa(cut))
+		must(t, os.Mkdir(dir, 0o700))
+		after(ops[:cut], loseNone, random).write(t, recorded, dir)
+		must(t, os.WriteFile(filepath.Join(dir, "node.key"), key, 0o600))
+		survives(t, nodeIn(t, dir), p, shown(ops[:cut]), false)
+		if t.Failed() {
+			t.Logf("killed after %d operations of %d, last %s %s, promised %+v", cut, first, ops[cut-1].call, ops[cut-1].path, p)
+		}
+		must(t, os.RemoveAll(dir))
+	}
+}
+
 // The same where an fsync had failed before: what is cleared away after that must
 // not be what the disk still asks for.
 func TestLostWritesAfterFailedSync(t *testing.T) {

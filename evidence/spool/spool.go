@@ -206,7 +206,7 @@ func (s *Spool) begin() error {
 	case unready != nil || s.instance != loaded || last.bootID == "":
 	case last.bootID != s.cfg.BootID && !last.closed:
 		s.lostSince(last.at)
-	case last.bootID == s.cfg.BootID && s.state.tree.Origin == s.book.origin():
+	case last.bootID == s.cfg.BootID && (s.state.tree.Origin == s.book.origin() || s.state.first()):
 		// Nothing was lost but memory: the log has all numbers that were used.
 		used = min(used, last.top)
 	}

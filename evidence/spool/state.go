@@ -26,8 +26,8 @@ const (
 	treeFile     = "log"      // the last checkpoint's text, without its signature
 )
 
-// reserveAhead is how many numbers one fsync reserves. A crash leaves a hole of
-// at most as many; Close leaves none.
+// reserveAhead is how many numbers one fsync reserves. A loss of power leaves a hole
+// of at most as many; Close and a kill leave none.
 const reserveAhead = 64
 
 // state is the part of the spool that outlives the chunks: shippers remove
@@ -122,6 +122,12 @@ func (s *state) renew() error {
 func (s *state) unused() {
 	s.instance, s.kept = newInstance(), false
 }
+
+// first reports whether the state is that of an installation that was killed in its
+// first commit: no checkpoint is remembered, and no second lot of numbers was
+// reserved. A chunk is published only after its checkpoint was remembered, so none of
+// that log was, and who may write the spool has nothing to roll it back to.
+func (s *state) first() bool { return s.tree.Size == 0 && s.used <= reserveAhead }
 
 // recall reads the last checkpoint that was remembered. What cannot be read says
 // nothing: it is written without a sync, and may be empty after loss of power.
