@@ -33,7 +33,7 @@ var consumers = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 func ValidConsumer(name string) bool { return consumers.MatchString(name) }
 
 // ParseAck reads an acknowledgement, which anybody may have written: JSON in any
-// spelling, no other members.
+// spelling, all of the members and no others.
 func ParseAck(b []byte) (Ack, error) {
 	var a Ack
 	if len(b) > MaxAckBytes {
@@ -46,6 +46,19 @@ func ParseAck(b []byte) (Ack, error) {
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return a, errors.New("not an acknowledgement: something follows it")
+	}
+	// encoding/json takes a member's name in any case.
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(b, &members); err != nil {
+		return a, fmt.Errorf("not an acknowledgement: %w", err)
+	}
+	if len(members) != 5 {
+		return a, fmt.Errorf("not an acknowledgement: %d members, want 5", len(members))
+	}
+	for _, name := range []string{"consumer", "origin", "size", "root", "at"} {
+		if _, ok := members[name]; !ok {
+			return a, fmt.Errorf("not an acknowledgement: it has no %s", name)
+		}
 	}
 	if !ValidConsumer(a.Consumer) {
 		return a, fmt.Errorf("consumer: %q is no name of one", clip(a.Consumer))

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import sys
 
 from cryptography.exceptions import InvalidSignature
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
 
 SITE = ("runId", "probeId", "path", "origin", "fileDigest", "symbol", "function", "event", "offset")
 IDENTIFYING = ("path", "entry.argument", "entry.device", "entry.inode", "entry.address", "entry.port")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
 HALF_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551 // 2
 
 
@@ -83,6 +85,9 @@ def check_chunk(keys, data, name="chunk"):
         wrong("%s: %s is made by another version: nothing is said of it" % (name, header["format"]))
     end = data.rindex(b"\n", 0, -1) + 1
     body, envelope = data[:end], json.loads(data[end:])
+    same = {"payloadType": envelope["payloadType"], "payload": envelope["payload"], "signatures": [{m: envelope["signatures"][0][m] for m in ("keyid", "sig")}]}
+    if json.dumps(same, separators=(",", ":"), ensure_ascii=False).encode() + b"\n" != data[end:]:
+        wrong(name + ": the envelope is not spelled as the node does")
     key = keys.by_id.get(envelope["signatures"][0]["keyid"])
     if key is None or header["keyId"] != envelope["signatures"][0]["keyid"]:
         wrong(name + ": signed with a key that is not trusted")
@@ -136,30 +141,35 @@ def root_of(entry, index, size, path):
 
 def parse_checkpoint(note):
     text, signatures = note.decode().split("\n\n", 1)
+    if not signatures.endswith("\n"):
+        wrong("checkpoint: it is cut off")
     origin, size, root = text.split("\n")
     return origin, int(size), b64(root), text + "\n", signatures
 
 
 def verifier_key(verifier, origin):
-    """A checkpoint key: NAME+HASH+base64(1 || KEY)."""
-    name, _, key = verifier.split("+", 2)
-    if name != origin or b64(key)[0] != 1:
+    """A checkpoint key: NAME+HASH+base64(1 || KEY). Returns its hash and the key."""
+    name, number, key = verifier.split("+", 2)
+    hashed = hashlib.sha256(name.encode() + b"\n" + b64(key)).digest()[:4]
+    if name != origin or b64(key)[0] != 1 or number != hashed.hex():
         wrong("checkpoint: the epoch's key is not this log's")
-    return ed25519.Ed25519PublicKey.from_public_bytes(b64(key)[1:])
+    return hashed, ed25519.Ed25519PublicKey.from_public_bytes(b64(key)[1:])
 
 
 def check_checkpoint(note, verifiers):
     """A signed note: "— NAME base64(HASH || SIGNATURE)", by one of these keys."""
     origin, _, _, text, signatures = parse_checkpoint(note)
-    for line in signatures.strip().split("\n"):
+    keys, good = [verifier_key(v, origin) for v in verifiers], False
+    for line in signatures[:-1].split("\n"):
         dash, who, signature = line.split(" ")
-        for v in verifiers:
-            try:
-                if dash == "\u2014" and who == origin:
-                    return verifier_key(v, origin).verify(b64(signature)[4:], text.encode())
-            except InvalidSignature:
-                pass
-    wrong("checkpoint: not signed by the epoch's key")
+        if dash != "\u2014":
+            wrong("checkpoint: not a line of a signature: " + line)
+        for hashed, key in keys:
+            if who == origin and b64(signature)[:4] == hashed:
+                key.verify(b64(signature)[4:], text.encode())
+                good = True
+    if not good:
+        wrong("checkpoint: not signed by the epoch's key")
 
 
 def check_proof(proof):
@@ -191,7 +201,7 @@ def check_epoch(keys, entry, leaf, before=None):
         if member in leaf:
             unsigned = unsigned[: unsigned.rindex(b',"%s":' % member.encode())] + b"}"
     if before and leaf["start"] == "rotation":
-        key = verifier_key(before["checkpointKey"], leaf["origin"])
+        _, key = verifier_key(before["checkpointKey"], leaf["origin"])
         key.verify(b64(leaf["announced"]), b"probity checkpoint key announcement v1\n" + unsigned)
     check_signature(node, b"application/vnd.probity.epoch+json", unsigned, b64(leaf["signature"]), "epoch")
     return leaf["checkpointKey"]
@@ -264,7 +274,7 @@ def acknowledged(spool):
     for name in sorted(os.listdir(top) if os.path.isdir(top) else []):
         if name.endswith(".json") and not name.startswith("."):
             ack = json.loads(read(os.path.join(top, name)))
-            if set(ack) != {"consumer", "origin", "size", "root", "at"} or ack["consumer"] + ".json" != name:
+            if set(ack) != {"consumer", "origin", "size", "root", "at"} or ack["consumer"] + ".json" != name or not TIME.fullmatch(ack["at"]):
                 wrong(os.path.join(top, name) + ": it is no acknowledgement")
             yield dict(parse_kept(json.dumps(ack).encode()), seen=True)  # of a log that is not here it says nothing
 
