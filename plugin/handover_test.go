@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -91,7 +92,28 @@ func TestAckReceived(t *testing.T) {
 	if got := ask(0, "pending", at); !strings.Contains(got, "far ") {
 		t.Errorf("pending: %s", got)
 	}
-	ack(0, "", far, "2 chunks acknowledged, 0 are pending")
+	// What is printed is to be kept, and the log held against it.
+	kept := filepath.Join(dir, "kept.json")
+	if err := os.WriteFile(kept, []byte(ask(0, "ack", at, "--consumer", "far", "--received", far, "-o", "json")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	held := func(want int) {
+		t.Helper()
+		var out, errs bytes.Buffer
+		if code := run(context.Background(), []string{"verify", at, "--key", filepath.Join(dir, "node.pub"), "--checkpoint", kept}, strings.NewReader(""), &out, &errs); code != want {
+			t.Errorf("verify: exit code %d, want %d\n%s%s", code, want, &out, &errs)
+		}
+	}
+	held(0)
+	b, err := os.ReadFile(kept)
+	if err == nil {
+		err = os.WriteFile(kept, regexp.MustCompile(`"size": "\d+"`).ReplaceAll(b, []byte(`"size": "99"`)), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	held(1) // the log has grown out of another
+	ack(0, "", far, "0 chunks acknowledged, 0 are pending")
 	if err := os.WriteFile(filepath.Join(at, "ack", "broken.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -134,7 +135,16 @@ func readKeys(keyFile, trustFile string) (sign.Keys, error) {
 }
 
 // readCheckpoint reads a signed note, which is small.
-func readCheckpoint(name string) ([]byte, error) { return readUpTo(name, tlog.MaxCheckpointBytes) }
+// readCheckpoint reads what somebody kept. In what `evidence ack --received -o json` printed
+// the acknowledgement is one member.
+func readCheckpoint(name string) ([]byte, error) {
+	b, err := readUpTo(name, tlog.MaxCheckpointBytes)
+	var printed struct{ Ack json.RawMessage }
+	if err == nil && json.Unmarshal(b, &printed) == nil && len(printed.Ack) > 0 {
+		return printed.Ack, nil
+	}
+	return b, err
+}
 
 func readUpTo(name string, most int64) ([]byte, error) {
 	f, err := os.Open(name)

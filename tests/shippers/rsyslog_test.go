@@ -38,7 +38,7 @@ func TestRsyslog(t *testing.T) {
 	for k := range kills {
 		n.grow(t, (total-n.made)/(kills-k))
 		from, more := sizeOf(c.received), rand.Int64N(int64(total/kills)*3000)
-		until(t, "more is delivered", 3*time.Minute, c.sender, func() bool { return sizeOf(c.received) > from+more || n.read(t, work) })
+		until(t, "more is delivered", 3*time.Minute, c.sender, func() bool { return sizeOf(c.received) > from+more || allRead(t, n.dir, work) })
 		c.sender.kill(t)
 		if k%3 == 2 {
 			c.receiver.kill(t)
@@ -72,7 +72,7 @@ type carried struct {
 func (c *carried) settle(t *testing.T) {
 	t.Helper()
 	for again := range 2 {
-		until(t, "rsyslog has read all", 10*time.Minute, c.sender, func() bool { return c.node.read(t, c.work) })
+		until(t, "rsyslog has read all", 10*time.Minute, c.sender, func() bool { return allRead(t, c.node.dir, c.work) })
 		c.sender.stop(t)
 		c.receiver.stop(t)
 		r := joined(t, c.together, c.received)
@@ -109,13 +109,13 @@ func module(name string) error {
 	return fmt.Errorf("%s: %w", name, fs.ErrNotExist)
 }
 
-// read reports whether rsyslog has noted of every chunk that is there that it is at
+// allRead reports whether rsyslog has noted of every chunk that is there that it is at
 // its end.
-func (n *node) read(t *testing.T, work string) bool {
+func allRead(t *testing.T, spool, work string) bool {
 	t.Helper()
 	states, err := filepath.Glob(filepath.Join(work, "imfile-state:*"))
 	must(t, err)
-	here, err := filepath.Glob(filepath.Join(n.dir, "ready", "*", "*.ndjson"))
+	here, err := filepath.Glob(filepath.Join(spool, "ready", "*", "*.ndjson"))
 	must(t, err)
 	if len(states) < len(here) {
 		return false
