@@ -64,3 +64,48 @@ func vectorLines3(c evidence.Clock) []evidence.Line {
 			RunID: run, ContainerID: id, Path: "/home/" + token + "/lib.so", Detail: evidence.Mark("home", ""), Redacted: list("path", "home", "detail", "home")},
 	}
 }
+
+// coalescedLines are of a run of which lines were left out for later ones: the gap
+// opens, then ends, and a site's latest line is older than it.
+func coalescedLines(c evidence.Clock) []evidence.Line {
+	const (
+		run    = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
+		id     = "1111111111111111111111111111111111111111111111111111111111111111"
+		image  = "sha256:3333333333333333333333333333333333333333333333333333333333333333"
+		digest = "sha256:4444444444444444444444444444444444444444444444444444444444444444"
+	)
+	at := func(ms int64) evidence.Time { return c.Time(int64(c.BootNs) + ms*1e6) }
+	num := func(n uint64) *evidence.Uint64 { u := evidence.Uint64(n); return &u }
+	coverage := func(to int64, state evidence.State, reasons ...evidence.GapReason) *evidence.Coverage {
+		return &evidence.Coverage{
+			RunID: run, ContainerID: id, Runtime: "crun", ImageDigest: image, BootID: "5b1a7f9e-3c0d-4e2a-9b8c-7d6e5f4a3b2c", CgroupID: 77,
+			Attribution: score.AttributionCgroup, Source: "hook", From: at(11), To: at(to),
+			Probes: []evidence.ProbeFold{{ProbeID: "ssl", State: state, Sites: 2, SearchComplete: true}}, GapReasons: reasons,
+		}
+	}
+	site := func(symbol string, offset, count uint64, to int64, gaps ...evidence.SiteGap) *evidence.Observation {
+		return &evidence.Observation{
+			State: evidence.Hit, ProbeType: evidence.Uprobe, RequestedProbeType: evidence.Uprobe, RunID: run, ContainerID: id, Runtime: "crun", ImageDigest: image,
+			ProbeID: "ssl", Symbol: symbol, Offset: num(offset), Path: "/usr/lib/libssl.so.3", FileDigest: digest, Origin: "imageLayer", SymbolKind: "func", Inline: "none",
+			Count: num(count), FirstAt: at(20), LastAt: at(to - 1), Complete: true, Gaps: gaps, From: at(11), To: at(to),
+			Confidence: score.Confidence(evidence.Uprobe, score.AttributionCgroup, score.SymbolFunc, evidence.Losses{}),
+		}
+	}
+	gap := func(to int64, n uint64) *evidence.Gap {
+		g := &evidence.Gap{GapID: "c-1", Scope: evidence.ScopeRun, Reason: evidence.GapCoalesced, From: at(50), Count: evidence.Loss{N: n},
+			RunID: run, ContainerID: id, Detail: "the spool is nearly full"}
+		if to != 0 {
+			g.To = at(to)
+		}
+		return g
+	}
+	return []evidence.Line{
+		coverage(30, evidence.Hit),
+		site("SSL_read", 4409, 2, 30),
+		site("SSL_write", 5000, 1, 30),
+		gap(0, 1),
+		coverage(200, evidence.Hit, evidence.GapCoalesced),
+		site("SSL_read", 4409, 90, 400, evidence.SiteGap{Reason: evidence.GapCoalesced, From: at(50), To: at(390), DurationNs: 340e6, Count: evidence.Loss{N: 3}}),
+		gap(390, 3),
+	}
+}

@@ -36,6 +36,7 @@ var vectors = []vector{
 	{7, evidence.Format1, "statement.json", vectorLines},
 	{8, evidence.Format2, "statement-2.json", vectorLines2},
 	{9, evidence.Format3, "statement-3.json", vectorLines3},
+	{10, evidence.Format3, "statement-3-coalesced.json", coalescedLines},
 }
 
 func (v vector) path() string {
@@ -155,7 +156,7 @@ func vectorLines(c evidence.Clock) []evidence.Line {
 // signature belongs to them.
 func TestVectorBytes(t *testing.T) {
 	for _, v := range vectors {
-		t.Run(v.format, func(t *testing.T) { v.checkBytes(t) })
+		t.Run(v.statement, func(t *testing.T) { v.checkBytes(t) })
 	}
 }
 
@@ -234,7 +235,7 @@ func (v vector) checkBytes(t *testing.T) {
 // What is read back is what was written.
 func TestVectorDecodes(t *testing.T) {
 	for _, v := range vectors {
-		t.Run(v.format, func(t *testing.T) { v.checkDecodes(t) })
+		t.Run(v.statement, func(t *testing.T) { v.checkDecodes(t) })
 	}
 }
 
