@@ -11,7 +11,7 @@ import (
 // way, and alike.
 func TestQuickTakesVectors(t *testing.T) {
 	var all string
-	for _, name := range []string{"0000000000000007-00112233445566ff", "0000000000000008-00112233445566ff", "0000000000000009-00112233445566ff"} {
+	for _, name := range []string{"0000000000000007-00112233445566ff", "0000000000000008-00112233445566ff", "0000000000000009-00112233445566ff", "0000000000000010-00112233445566ff"} {
 		b, err := os.ReadFile("testdata/" + name + ".ndjson")
 		if err != nil {
 			t.Fatal(err)

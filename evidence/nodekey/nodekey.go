@@ -38,6 +38,10 @@ import (
 // TPM.
 const TPMFile = "node.tpm"
 
+// nextFile says which key a rotation to a token is to: its source, and its public half.
+// A token that cannot be reached does not tell.
+const nextFile = "node.next"
+
 // next is what a key's file is called until the rotation to it is carried out.
 const next = ".next"
 
@@ -123,6 +127,8 @@ func Open(cfg Config) (*sign.Signer, error) {
 	if err := sign.Settle(cfg.State, s); err != nil {
 		return nil, errors.Join(fmt.Errorf("node key: %w", err), s.Close())
 	}
+	// Node.pub says it now. Where it stays it says nothing else.
+	_ = os.Remove(cfg.path(nextFile))
 	return s, nil
 }
 
@@ -181,17 +187,52 @@ func (c Config) reach(blobFile string) (*sign.Signer, error) {
 		if err == nil {
 			return s, nil
 		}
-		b, perr := read(c.path(sign.PublicFile))
-		if perr != nil {
+		public, perr := c.expected()
+		if errors.Is(perr, fs.ErrNotExist) {
 			return nil, err // nobody knows which key it has
 		}
-		public, perr := sign.LoadPublic(b)
 		if perr != nil {
 			return nil, errors.Join(err, perr)
 		}
 		return sign.NewRemote(public, open)
 	}
 	return nil, fmt.Errorf("key source %q is not known", c.Source.Kind)
+}
+
+// expected is the key that the source has, as far as the state directory knows: the
+// node's own, or the one that a rotation to this source is to.
+func (c Config) expected() (*sign.PublicKey, error) {
+	b, err := read(c.path(sign.PublicFile))
+	if err != nil {
+		return nil, err
+	}
+	now, err := sign.LoadPublic(b)
+	if err != nil {
+		return nil, err
+	}
+	b, err = read(c.path(nextFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return now, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	text, pem, _ := strings.Cut(string(b), "\n")
+	if text != c.Source.text {
+		return now, nil
+	}
+	then, err := sign.LoadPublic([]byte(pem))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.path(nextFile), err)
+	}
+	s, err := sign.NewRemote(then, nil) // it does not sign
+	if err == nil {
+		err = sign.Recall(c.State, s)
+	}
+	if err != nil || s.Key(now.KeyID()) == nil {
+		return now, err
+	}
+	return then, nil
 }
 
 // A nil *Key in an interface would be none.
@@ -464,7 +505,20 @@ func Prepare(cfg Config, to Source, old *sign.Signer) (*Next, error) {
 	if err := sign.WriteChain(cfg.State, links); err != nil {
 		return fail(err)
 	}
+	if to.Kind == PKCS11 {
+		if err := n.note(); err != nil {
+			return fail(err)
+		}
+	}
 	return n, nil
+}
+
+// note writes nextFile.
+func (n *Next) note() error {
+	if err := os.Remove(n.cfg.path(nextFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err // of a rotation that was not carried out
+	}
+	return sign.Place(n.cfg.State, nextFile, fmt.Appendf(nil, "%s\n%s", n.cfg.Source, n.public.PEM()), 0o644)
 }
 
 // tries has a key sign something that nobody asks for: a token may show a key that

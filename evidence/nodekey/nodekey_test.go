@@ -283,3 +283,48 @@ func TestEvidenceWaits(t *testing.T) {
 		t.Errorf("%d chunks, %v, %v", rep.Chunks, rep.Findings, err)
 	}
 }
+
+// A token that comes up after the first start with it is waited for, as its own key
+// and not as the one before.
+func TestTokenIsLateAfterRotation(t *testing.T) {
+	hsm, helper := tokens.NewSoftHSM(t), tokens.Helper(t)
+	root := t.TempDir()
+	state, dir := filepath.Join(root, "state"), filepath.Join(root, "spool")
+	late := filepath.Join(root, "late") // the helper, later
+	cfg := nodekey.Config{State: state, Source: source(t, "file"), Helper: helper}
+	first, err := nodekey.Init(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seal(t, first, dir, state, 0)
+	for i, object := range []string{"one", "two"} { // from a file, and from another token
+		to := source(t, hsm.URI(object))
+		_, after, err := nodekey.Rotate(cfg, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Source, cfg.Helper = to, late
+		s, err := nodekey.Open(cfg)
+		if err != nil {
+			t.Fatalf("%s: a start without it: %v", object, err)
+		}
+		if err := s.Ready(); !errors.Is(err, sign.ErrAway) || s.KeyID() != after.KeyID() || len(s.Successions()) != i+1 {
+			t.Errorf("%s: without it: %v; its key is %s, want %s", object, err, s.KeyID(), after.KeyID())
+		}
+		if err := os.Symlink(helper, late); err != nil {
+			t.Fatal(err)
+		}
+		seal(t, s, dir, state, i+1)
+		if err := os.Remove(late); err != nil {
+			t.Fatal(err)
+		}
+		cfg.Helper = helper
+		if left, _ := filepath.Glob(filepath.Join(state, "node.next")); len(left) != 0 {
+			t.Errorf("%s: %v is left", object, left)
+		}
+	}
+	rep, err := verify.Path(t.Context(), []string{dir}, first.Public(), verify.Options{})
+	if err != nil || !rep.Sound() || rep.Chunks != 3 || len(rep.Followed) != 2 {
+		t.Errorf("%d chunks, followed %d, %v, %v", rep.Chunks, len(rep.Followed), rep.Findings, err)
+	}
+}
