@@ -52,7 +52,8 @@ const MaxRecordBytes = 64 << 20
 
 // Bounds of what is kept in memory.
 const (
-	maxOpen     = 128 // files
+	maxOpen     = 128     // files
+	maxKnown    = 1 << 16 // files that are not open, of which it is known how far they are: some 100 bytes each
 	maxFindings = 1000
 )
 
@@ -83,9 +84,10 @@ type Report struct {
 
 // Joiner puts chunks together. It is for one goroutine.
 type Joiner struct {
-	root *os.Root
-	open map[string]*building
-	rep  Report
+	root  *os.Root
+	open  map[string]*building
+	known map[string]progress // of those that were open; nobody else works on them
+	rep   Report
 }
 
 // Open takes the directory that chunks are put together in, and makes it.
@@ -97,7 +99,7 @@ func Open(dir string) (*Joiner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join: %w", err)
 	}
-	return &Joiner{root: root, open: map[string]*building{}, rep: Report{Chunks: []Chunk{}, Partial: []string{}, Findings: []Finding{}}}, nil
+	return &Joiner{root: root, open: map[string]*building{}, known: map[string]progress{}, rep: Report{Chunks: []Chunk{}, Partial: []string{}, Findings: []Finding{}}}, nil
 }
 
 // Close gives up what is open; what is partial stays for the next delivery. It is
@@ -113,7 +115,13 @@ func (j *Joiner) Close() error {
 
 func (j *Joiner) closeAll() error {
 	var errs []error
-	for _, b := range j.open {
+	if len(j.known) >= maxKnown {
+		clear(j.known)
+	}
+	for chunk, b := range j.open {
+		if !b.whole {
+			j.known[chunk] = b.progress
+		}
 		errs = append(errs, b.file.Close())
 	}
 	clear(j.open)
@@ -179,9 +187,14 @@ func (j *Joiner) say(source string, line int, format string, args ...any) {
 // building is a chunk's file. No byte of a chunk is 0, so 0 is what is missing.
 type building struct {
 	file  *os.File
-	whole bool  // it lies below ready/
-	have  int64 // bytes that are not 0
-	end   int64 // behind the envelope, 0 if that is not there
+	whole bool // it lies below ready/
+	progress
+}
+
+// progress is how far a chunk is that is not whole.
+type progress struct {
+	have int64 // bytes that are not 0
+	end  int64 // behind the envelope, 0 if that is not there
 }
 
 func names(chunk string) (instance, ready, partial string) {
@@ -211,11 +224,17 @@ func (j *Joiner) building(chunk string) (*building, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !b.whole {
+	known, ok := j.known[chunk]
+	switch {
+	case b.whole:
+	case ok:
+		b.progress = known
+	default:
 		if err := b.count(); err != nil {
 			return nil, errors.Join(err, b.file.Close())
 		}
 	}
+	delete(j.known, chunk)
 	j.open[chunk] = b
 	return b, nil
 }

@@ -233,6 +233,66 @@ func TestShortLinesAreCheap(t *testing.T) {
 	}
 }
 
+// sparse are a line far into each of n chunks, and then short ones, of one chunk
+// after the other or by turns.
+func sparse(n, each int, byTurns bool) string {
+	var b strings.Builder
+	add := func(c, offset int) {
+		name := evidence.ChunkName(uint64(c+1), "00112233445566ff")
+		fmt.Fprintln(&b, shapes["flat"]("/ready/"+evidence.ChunkPath(name), offset, "x"))
+	}
+	for c := range n {
+		add(c, 4<<20)
+	}
+	for i := range n * each {
+		if byTurns {
+			add(i%n, 4*(i/n))
+		} else {
+			add(i/each, 4*(i%each))
+		}
+	}
+	return b.String()
+}
+
+// joinSparse joins them, and returns the memory that it took.
+func joinSparse(t testing.TB, in string) uint64 {
+	t.Helper()
+	j, err := delivery.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if err := j.Read(t.Context(), "delivery", strings.NewReader(in)); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// Lines of more chunks than are held open, by turns, cost what they do one chunk after
+// the other: a chunk is not read again to know how far it is.
+func TestManyChunksAreCheap(t *testing.T) {
+	const chunks, each = 129, 4
+	one, turns := joinSparse(t, sparse(chunks, each, false)), joinSparse(t, sparse(chunks, each, true))
+	t.Logf("%d chunks, %d lines: %d bytes one after the other, %d by turns", chunks, chunks*(1+each), one, turns)
+	if turns > 2*one {
+		t.Errorf("by turns it takes %d bytes, %d times as many", turns, turns/one)
+	}
+}
+
+func BenchmarkJoin(b *testing.B) {
+	for _, way := range []string{"one after the other", "by turns"} {
+		in := sparse(129, 8, way == "by turns")
+		b.Run(way, func(b *testing.B) {
+			for b.Loop() {
+				joinSparse(b, in)
+			}
+		})
+	}
+}
+
 // It writes files and waits for the disk: the parser has a target of its own.
 func FuzzJoin(f *testing.F) {
 	for shape := range shapes {
