@@ -502,6 +502,21 @@ func TestPlanIsBounded(t *testing.T) {
 	if s := p.Searches[0]; s.Complete || s.Why == "" {
 		t.Errorf("%+v", s)
 	}
+	// Names that are as long as they like take no more room than so many sites.
+	long := strings.Repeat("x", 6000)
+	p = planned(t, pr, Host(), func(f *Facts) {
+		f.Symbols = nil
+		for i := range maxSites {
+			f.Symbols = append(f.Symbols, symbol.Symbol{Name: long, Wanted: "hello", Kind: symbol.KindFunc, Offset: uint64(i)})
+		}
+	})
+	names := 0
+	for i := range p.Sites {
+		names += p.Sites[i].NameBytes()
+	}
+	if last := p.Sites[len(p.Sites)-1]; names > maxNameBytes || names < maxNameBytes*9/10 || last.Reason != evidence.OverBudget || last.HasOffset || last.NameBytes() > 100 || p.Searches[0].Complete {
+		t.Errorf("%d sites with %d bytes of names, the last %+v, %+v", len(p.Sites), names, last.Detail, p.Searches)
+	}
 	var many []policy.Probe
 	for i := range 2 {
 		one := policy.Probe{ID: fmt.Sprint(i), Type: policy.Kprobe}

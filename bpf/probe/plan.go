@@ -32,6 +32,11 @@ func listed(probes []policy.Probe) int {
 // line of evidence.
 const maxSites = 20000
 
+// maxNameBytes bounds what those lines have of names that the image's author chose:
+// without it a file's path and its symbols' names could make each as long as a line
+// may be (31 KiB), and a container's lines take up the node's whole spool.
+const maxNameBytes = 8 << 20
+
 // MakePlan says for each probe which sites it has in these files. Same input,
 // same plan: sites are in the order of the probes, then by path, then in the
 // order in which the policy names them.
@@ -115,7 +120,7 @@ func planKernel(pr policy.Probe) []Site {
 // planEach plans the probes within the bounds, and refuses the others.
 func planEach(probes []policy.Probe, plan func(pr policy.Probe, most int) ([]Site, Search)) Plan {
 	var p Plan
-	lines := listed(probes)
+	lines, names := listed(probes), 0
 	for i, pr := range probes {
 		if i >= lines {
 			s := begin(pr)
@@ -125,10 +130,17 @@ func planEach(probes []policy.Probe, plan func(pr policy.Probe, most int) ([]Sit
 		}
 		most := max(maxSites-len(p.Sites), 0)
 		sites, search := plan(pr, most)
+		why := fmt.Sprintf("a container has at most %d sites", maxSites)
+		for i := range sites[:min(len(sites), most)] {
+			if names += sites[i].NameBytes(); names > maxNameBytes && sites[i].File != nil {
+				most, why = i, fmt.Sprintf("the paths and names of a container's sites have at most %d MiB", maxNameBytes>>20)
+				break
+			}
+		}
 		if len(sites) > most {
-			sites = append(sites[:most:most], over(sites[most]))
+			sites = append(sites[:most:most], over(sites[most], why))
 			if search.Complete {
-				search.Complete, search.Why = false, fmt.Sprintf("more than %d sites in one container", maxSites)
+				search.Complete, search.Why = false, why
 			}
 		}
 		p.Sites = append(p.Sites, sites...)
@@ -140,10 +152,23 @@ func planEach(probes []policy.Probe, plan func(pr policy.Probe, most int) ([]Sit
 }
 
 // over stands for the first site past the bound, and for all behind it.
-func over(s Site) Site {
+func over(s Site, why string) Site {
 	all := *s.Planned
 	all.HasOffset, all.Offset, all.Symbol, all.Marker, all.Function = false, 0, "", "", ""
+	all.Demangled, all.InlinedIn, all.InlinedAt, all.Implements = "", "", nil, ""
 	s.Planned = &all
-	s.Reason, s.Detail = evidence.OverBudget, fmt.Sprintf("a container has at most %d sites: this one and those of its probe behind it are not armed", maxSites)
+	s.Reason, s.Detail = evidence.OverBudget, why+": this one and those of its probe behind it are not armed"
 	return s
+}
+
+// NameBytes is how much of a site's line is names that the author of its file chose.
+func (s *Site) NameBytes() int {
+	if s.File == nil {
+		return 0
+	}
+	n := len(s.File.Match.Path) + len(s.Symbol) + len(s.Demangled) + len(s.InlinedIn) + len(s.Implements) + len(s.Marker)
+	for _, at := range s.InlinedAt {
+		n += len(at.Function)
+	}
+	return n
 }

@@ -22,6 +22,7 @@ const (
 	maxPids         = 1024     // whose executable is remembered
 	maxUnread       = 32       // sites whose counter cannot be read, of each of which it is said
 	maxSites        = 40_000   // with those that were armed after the start
+	maxNameBytes    = 16 << 20 // of these sites' paths and symbols
 )
 
 // run is one live run.
@@ -37,6 +38,7 @@ type run struct {
 
 	mu       sync.Mutex // guards what follows
 	sites    []site
+	names    int        // bytes of their names
 	byID     []numbered // armed sites by number
 	stale    []int32    // sites that the next lines look at
 	calm     []int32    // and those that were looked at before: nothing about them is urgent
@@ -107,6 +109,7 @@ func newRun(s Start) *run {
 	r.sites = make([]site, len(s.Sites))
 	for i := range s.Sites {
 		r.sites[i].Site, r.sites[i].seen = &s.Sites[i], &nothing
+		r.names += s.Sites[i].NameBytes()
 	}
 	r.index()
 	r.findSets(0)
@@ -438,7 +441,8 @@ func (r *run) appeared(sites []probe.Site, searches []probe.Search, from, now in
 	late := map[int]bool{} // sites that have the gap
 	before := len(r.sites)
 	for i := range sites {
-		if len(r.sites) >= maxSites {
+		_, has := known[r.identityOf(&sites[i])]
+		if !has && (len(r.sites) >= maxSites || r.names+sites[i].NameBytes() > maxNameBytes) {
 			r.cutSearch(sites[i].Probe.ID)
 			continue
 		}

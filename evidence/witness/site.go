@@ -249,6 +249,7 @@ func (r *run) add(p *probe.Site, known map[identity]int, from, now int64) (at in
 		at = len(r.sites)
 		known[id] = at
 		r.sites = append(r.sites, site{Site: p, seen: &nothing})
+		r.names += p.NameBytes()
 		r.touch(at)
 		return at, true
 	}

@@ -3,6 +3,7 @@ package witness
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"probity/bpf"
@@ -224,5 +225,38 @@ func TestManyFilesThatChange(t *testing.T) {
 	}
 	if obs != files {
 		t.Errorf("%d last lines of %d sites", obs, files)
+	}
+}
+
+// A container whose late sites have names as long as they like has no more of them
+// than the bound on all names lets it, and its search says so. A site that is known is
+// followed past the bound.
+func TestLongNamesAreBounded(t *testing.T) {
+	st := newStage(t, armed(1, "hello"))
+	st.Publish(st.id, 0)
+	r := st.runs[st.id]
+	probeID := r.sites[0].Probe.ID
+	long := strings.Repeat("x", 4000)
+	var late []probe.Site
+	for i := range 2 * maxNameBytes / len(long) {
+		s := armed(uint32(i+2), "hello")
+		p := *s.Planned
+		p.Symbol, p.Offset = long, uint64(i+100)
+		s.Planned, s.Armed, s.Reason = &p, false, evidence.AttachFailed
+		late = append(late, s)
+	}
+	st.Add(st.id, late, nil, st.now, evidence.GapUnarmedMapping)
+	if r.names > maxNameBytes || len(r.sites) < len(late)/3 || len(r.sites) > len(late)*2/3 {
+		t.Errorf("%d of %d sites are kept, with %d bytes of names", len(r.sites), len(late), r.names)
+	}
+	i := slices.IndexFunc(r.searches, func(s probe.Search) bool { return s.ProbeID == probeID })
+	if i < 0 || r.searches[i].Complete {
+		t.Errorf("%+v", r.searches)
+	}
+	again := late[0]
+	again.Armed, again.Reason = true, ""
+	st.Add(st.id, []probe.Site{again}, nil, st.now, evidence.GapUnarmedMapping)
+	if !slices.ContainsFunc(r.sites, func(s site) bool { return s.Armed && s.ID == again.ID }) {
+		t.Error("a site that is known is not followed any more")
 	}
 }
