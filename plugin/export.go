@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"probity/evidence"
 	"probity/evidence/export"
 	"probity/evidence/verify"
 )
@@ -50,13 +51,16 @@ if it could not look or write.`,
 				for _, f := range rep.Findings {
 					fmt.Fprintln(c.errOut, verify.Printable(f.String()))
 				}
-				return exitError{code, errors.Join(err, errors.New("export: not everything is sound, nothing was written"))}
+				if code == exitFinding {
+					return exitError{code, errors.Join(err, errors.New("export: not everything is sound, nothing was written"))}
+				}
+				return exitError{code, fmt.Errorf("export: nothing was written: %w", err)}
 			}
 			out, err := e.Write(dir)
 			if err != nil {
 				return blind(fmt.Errorf("export: %w", err))
 			}
-			out.Log = rep.Log
+			out.Verified(rep)
 			return c.print(out, func(w io.Writer) error { return writeExported(w, out) })
 		},
 	}
@@ -71,9 +75,20 @@ func writeExported(w io.Writer, r export.Report) error {
 	for _, f := range r.Files {
 		fmt.Fprintf(w, "%s: node %s, boot %s, %d records\n", f.Name, verify.Printable(f.Node), verify.Printable(f.BootID), f.Records)
 	}
+	for _, typ := range slices.Sorted(maps.Keys(r.Types)) {
+		fmt.Fprintf(w, "%s: %d\n", typ, r.Types[typ])
+	}
 	for _, why := range slices.Sorted(maps.Keys(r.LeftOut)) {
 		fmt.Fprintf(w, "left out, %s: %d\n", why, r.LeftOut[why])
 	}
-	_, err := fmt.Fprintf(w, "%d records in %d files; log: %s\n", r.Records, len(r.Files), r.Log)
+	for _, state := range evidence.States {
+		if n := r.States[state]; n > 0 && state != evidence.Hit {
+			fmt.Fprintf(w, "left out, the format has no word for %s: %d\n", state, n)
+		}
+	}
+	if r.Gaps > 0 {
+		fmt.Fprintf(w, "left out, the format has no word for gaps: %d\n", r.Gaps)
+	}
+	_, err := fmt.Fprintf(w, "%d records of %d sites and entries that were hit, in %d files; log: %s\n", r.Records, r.States[evidence.Hit], len(r.Files), r.Log)
 	return err
 }

@@ -47,19 +47,21 @@ const (
 	MaxFileSpan  = time.Hour
 )
 
-// Why an observation is in no file. Only hits are looked at: the format has no word
-// for anything else.
+// Why a hit is in no file.
 const (
-	NoProcess = "the process of the first hit is not known"         // its detail was lost, or nobody saw it
-	NoComm    = "the name of the process is not known"              // the format requires it
-	NoKind    = "the format has no event for it"                    // system calls, mapped libraries, markers, tracepoints
-	NoRules   = "the fields of the format's event are not known"    // see docs/export.md
-	NoSymbol  = "the site has no symbol"                            // a site that was named by its offset
-	NoPath    = "the path of the file is not known"                 // only its inode is
-	Redacted  = "the policy keeps the path out of evidence"         // a mark is no path
-	NoPid     = "the process id is not one that the format allows"  // 0, the idle task
-	NoRun     = "no coverage line says in which cgroup the run was" // the format requires it
-	NoTime    = "the first hit was before the boot"                 // the format counts from there
+	NoProcess    = "the process of the first hit is not known" // its detail was lost, or nobody saw it
+	NoComm       = "the name of the process is not known"      // the format requires it
+	RedactedComm = "the policy keeps the process's name out of evidence"
+	NoTracepoint = "the format has no event for tracepoints and markers"
+	NoLibrary    = "the format has no event for mapped libraries"
+	NoSyscall    = "the format has no event for system calls"
+	NoRules      = "the fields of net_connect and tcp_state are not known" // see docs/export.md
+	NoSymbol     = "the site has no symbol"                                // a site that was named by its offset
+	NoPath       = "the path of the file is not known"                     // only its inode is
+	RedactedPath = "the policy keeps the path out of evidence"             // a mark is no path
+	NoPid        = "the process id is not one that the format allows"      // 0, the idle task
+	NoRun        = "no coverage line says in which cgroup the run was"     // the format requires it
+	NoTime       = "the first hit was before the boot"                     // the format counts from there
 )
 
 // record is one line. Members are in order of their names: the format wants them so.
@@ -120,11 +122,17 @@ func (s *StellaOps) Add(c *verify.Chunk) {
 		case *evidence.Coverage:
 			s.cgroups[runKey{strings.Clone(h.Node), strings.Clone(v.RunID)}] = uint64(v.CgroupID)
 		case *evidence.Observation:
-			if v.State == evidence.Hit && !(v.Set != "" && v.Entry == nil && v.Set != evidence.SetSyscalls) { // a set's own line only sums up
+			if v.State == evidence.Hit && !sumsUp(v.Set, v.Entry) {
 				s.observed(h, v)
 			}
 		}
 	}
+}
+
+// sumsUp reports whether a line only sums up a set's entries, which have lines of their
+// own. System calls have none.
+func sumsUp(set string, e *evidence.Entry) bool {
+	return set != "" && e == nil && set != evidence.SetSyscalls
 }
 
 // observed keeps the record of the site's first hit. Later lines of the site say the
@@ -191,6 +199,8 @@ func recordOf(c evidence.Clock, o *evidence.Observation) (r record, left string)
 		return record{}, NoProcess
 	case p.Pid < 1:
 		return record{}, NoPid
+	case evidence.IsRedacted(o.Redacted, "process.comm"):
+		return record{}, RedactedComm
 	case p.Comm == "" || utf8.RuneCountInString(p.Comm) > maxComm:
 		return record{}, NoComm
 	}
@@ -227,12 +237,14 @@ func eventOf(o *evidence.Observation) (e event, src, left string) {
 		return event{Type: FileOpen, Path: clone(o.Path)}, source(o, "open"), ""
 	case evidence.SetNetwork:
 		return e, "", NoRules
-	case evidence.SetLibraries, evidence.SetSyscalls:
-		return e, "", NoKind
+	case evidence.SetLibraries:
+		return e, "", NoLibrary
+	case evidence.SetSyscalls:
+		return e, "", NoSyscall
 	}
 	switch {
 	case o.Event != "": // a tracepoint or a marker: not a function
-		return e, "", NoKind
+		return e, "", NoTracepoint
 	case o.Function != "":
 		return event{Type: FunctionCall, Symbol: clone(o.Function)}, source(o, o.Function), ""
 	case o.Symbol != "":
@@ -249,7 +261,7 @@ func eventOf(o *evidence.Observation) (e event, src, left string) {
 func pathless(o *evidence.Observation) string {
 	switch {
 	case evidence.IsRedacted(o.Redacted, "path"):
-		return Redacted
+		return RedactedPath
 	case o.Path == "":
 		return NoPath
 	}
@@ -277,11 +289,27 @@ type Report struct {
 	Format  string         `json:"format"`
 	Schema  string         `json:"schema"`
 	Mapping string         `json:"mapping"`
-	Log     string         `json:"log"` // as verify reports it
 	Records int            `json:"records"`
 	Types   map[string]int `json:"types"`   // records by type of event
 	LeftOut map[string]int `json:"leftOut"` // hits by why there is no record of them
 	Files   []File         `json:"files"`
+
+	// What verify says of the same evidence. States counts the sites and entries of
+	// sets by their state: those that were hit are Records and LeftOut, and the format has
+	// no word for the others, nor for gaps.
+	Log    string                 `json:"log"`
+	States map[evidence.State]int `json:"states"`
+	Gaps   int                    `json:"gaps"`
+}
+
+// Verified adds what verify says.
+func (r *Report) Verified(v verify.Report) {
+	r.Log, r.Gaps, r.States = v.Log, len(v.Gaps), map[evidence.State]int{}
+	for _, row := range v.Rows {
+		if row.State != evidence.Hit || !sumsUp(row.Set, row.Entry) {
+			r.States[row.State]++
+		}
+	}
 }
 
 // ErrNotEmpty is wrapped where files would be written beside others.

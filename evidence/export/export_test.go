@@ -113,23 +113,26 @@ func TestMapping(t *testing.T) {
 
 		"a file's path redacted": {o: hit(set("files", evidence.Entry{Access: "read"}, "‹redacted:home:0123456789abcdef›"), func(o *evidence.Observation) {
 			o.Redacted = []evidence.Redaction{{Member: "path", Rule: "home"}}
-		}), left: export.Redacted},
-		"no process":        {o: hit(func(o *evidence.Observation) { o.Process = nil }), left: export.NoProcess},
-		"pid 0":             {o: hit(func(o *evidence.Observation) { o.Process = &evidence.Process{Comm: "swapper/0"} }), left: export.NoPid},
-		"no comm":           {o: hit(func(o *evidence.Observation) { o.Process = &evidence.Process{Pid: 1} }), left: export.NoComm},
+		}), left: export.RedactedPath},
+		"no process": {o: hit(func(o *evidence.Observation) { o.Process = nil }), left: export.NoProcess},
+		"pid 0":      {o: hit(func(o *evidence.Observation) { o.Process = &evidence.Process{Comm: "swapper/0"} }), left: export.NoPid},
+		"no comm":    {o: hit(func(o *evidence.Observation) { o.Process = &evidence.Process{Pid: 1} }), left: export.NoComm},
+		"comm redacted": {o: hit(func(o *evidence.Observation) {
+			o.Process, o.Redacted = &evidence.Process{Pid: 1}, []evidence.Redaction{{Member: "process.comm", Rule: "tasks"}}
+		}), left: export.RedactedComm},
 		"comm of 17":        {o: hit(func(o *evidence.Observation) { o.Process = &evidence.Process{Pid: 1, Comm: strings.Repeat("ä", 17)} }), left: export.NoComm},
 		"another run":       {o: hit(func(o *evidence.Observation) { o.RunID = strings.Repeat("f", 32) }), left: export.NoRun},
 		"before the boot":   {o: hit(func(o *evidence.Observation) { o.FirstAt = clock.Time(-1) }), left: export.NoTime},
 		"an offset only":    {o: hit(func(o *evidence.Observation) { o.Symbol = "" }), left: export.NoSymbol},
-		"a tracepoint":      {o: hit(func(o *evidence.Observation) { o.Symbol, o.Path, o.Event = "", "", "sched:sched_switch" }), left: export.NoKind},
-		"a marker":          {o: hit(func(o *evidence.Observation) { o.Symbol, o.Event = "", "libc:setjmp" }), left: export.NoKind},
-		"a mapped library":  {o: hit(set("libraries", evidence.Entry{Mapped: "private"}, "/lib/l.so")), left: export.NoKind},
+		"a tracepoint":      {o: hit(func(o *evidence.Observation) { o.Symbol, o.Path, o.Event = "", "", "sched:sched_switch" }), left: export.NoTracepoint},
+		"a marker":          {o: hit(func(o *evidence.Observation) { o.Symbol, o.Event = "", "libc:setjmp" }), left: export.NoTracepoint},
+		"a mapped library":  {o: hit(set("libraries", evidence.Entry{Mapped: "private"}, "/lib/l.so")), left: export.NoLibrary},
 		"a connection":      {o: hit(set("network", evidence.Entry{Operation: "connect", Port: 443}, "")), left: export.NoRules},
 		"a program's inode": {o: hit(set("exec", evidence.Entry{Inode: 5}, "")), left: export.NoPath},
 		"a file's inode":    {o: hit(set("files", evidence.Entry{Inode: 5}, "")), left: export.NoPath},
 		"system calls": {o: hit(func(o *evidence.Observation) {
 			o.Set, o.Symbol, o.Path, o.SystemCalls = "syscalls", "", "", []evidence.SystemCalls{{Arch: "x86_64", Numbers: []int{1}}}
-		}), left: export.NoKind},
+		}), left: export.NoSyscall},
 	} {
 		t.Run(name, func(t *testing.T) {
 			lines, rep := written(t, chunkOf(1, cover(), c.o))

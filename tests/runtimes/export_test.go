@@ -1,9 +1,12 @@
 package runtimes
 
 import (
+	"encoding/json"
 	"path/filepath"
 	"testing"
 
+	"probity/evidence"
+	"probity/evidence/export"
 	"probity/tests/stellaops"
 )
 
@@ -12,9 +15,20 @@ import (
 func exported(t *testing.T, a *Agent, types ...string) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "export")
-	code, out, errs := a.Probity(t, "evidence", "export", a.Spool, "--key", a.Key(), "--format", "stellaops-runtime-evidence", "--out", dir)
+	code, out, errs := a.Probity(t, "evidence", "export", a.Spool, "--key", a.Key(), "--format", "stellaops-runtime-evidence", "--out", dir, "-o", "json")
 	if code != 0 {
 		t.Fatalf("export: exit code %d\n%s%s", code, out, errs)
+	}
+	var rep export.Report
+	if err := json.Unmarshal([]byte(out), &rep); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	counted := rep.Records
+	for _, n := range rep.LeftOut {
+		counted += n
+	}
+	if counted != rep.States[evidence.Hit] {
+		t.Errorf("%d sites and entries were hit, %d are counted\n%s", rep.States[evidence.Hit], counted, out)
 	}
 	seen, err := stellaops.Check(dir)
 	if err != nil {
