@@ -32,6 +32,8 @@ type Machine struct {
 	With string
 	// Disk is the unix socket of an NBD server: a disk with a write cache.
 	Disk string
+	// TPM is the unix socket on which swtpm takes QEMU's commands.
+	TPM string
 }
 
 // Bare is no userland.
@@ -66,6 +68,9 @@ func (m Machine) qemu() []string {
 		// forces a write onto the medium, and says all the same that it knows it. This
 		// one does not, so the kernel flushes.
 		common = append(common, "-blockdev", "driver=nbd,node-name=disk,server.type=unix,server.path="+m.Disk, "-device", "virtio-blk-pci,drive=disk")
+	}
+	if m.TPM != "" {
+		common = append(common, "-chardev", "socket,id=chip,path="+m.TPM, "-tpmdev", "emulator,id=tpm,chardev=chip", "-device", "tpm-tis,tpmdev=tpm")
 	}
 	if m.Arch == "arm64" {
 		// pauth-impdef: the architected algorithm of pointer authentication makes

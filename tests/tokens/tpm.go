@@ -10,6 +10,7 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -26,11 +27,23 @@ type TPM struct {
 
 	t     testing.TB
 	state string
+	args  []string
 	cmd   *exec.Cmd
 }
 
 // NewTPM needs swtpm, and starts one with nothing in it.
 func NewTPM(t testing.TB) *TPM {
+	t.Helper()
+	return start(t, "--server", "type=unixio,path=SOCKET", "--flags", "not-need-init,startup-clear")
+}
+
+// NewChip is a TPM for a virtual machine of QEMU, which alone can talk to it.
+func NewChip(t testing.TB) *TPM {
+	t.Helper()
+	return start(t, "--ctrl", "type=unixio,path=SOCKET")
+}
+
+func start(t testing.TB, args ...string) *TPM {
 	t.Helper()
 	need.Command(t, "swtpm")
 	dir, err := os.MkdirTemp("", "swtpm") // short: a socket's path has at most 107 bytes
@@ -39,6 +52,9 @@ func NewTPM(t testing.TB) *TPM {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	m := &TPM{Socket: filepath.Join(dir, "s"), t: t, state: dir}
+	for _, a := range args {
+		m.args = append(m.args, strings.ReplaceAll(a, "SOCKET", m.Socket))
+	}
 	t.Cleanup(m.Stop)
 	m.Start()
 	return m
@@ -48,7 +64,7 @@ func NewTPM(t testing.TB) *TPM {
 func (m *TPM) Start() {
 	m.t.Helper()
 	swtpm := need.Command(m.t, "swtpm")[0]
-	m.cmd = exec.Command(swtpm, "socket", "--tpm2", "--tpmstate", "dir="+m.state, "--server", "type=unixio,path="+m.Socket, "--flags", "not-need-init,startup-clear")
+	m.cmd = exec.Command(swtpm, append([]string{"socket", "--tpm2", "--tpmstate", "dir=" + m.state}, m.args...)...)
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var said bytes.Buffer
 	m.cmd.Stdout, m.cmd.Stderr = &said, &said

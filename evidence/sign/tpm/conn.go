@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -47,12 +48,13 @@ func dial(path string) (*conn, error) {
 		return &conn{rw: c, socket: true}, nil
 	case fs.ModeDevice | fs.ModeCharDevice:
 		// Blocking: with O_NONBLOCK a read before the answer is there gives 0 bytes
-		// and no error (drivers/char/tpm/tpm-dev-common.c).
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		// and no error (drivers/char/tpm/tpm-dev-common.c). os.OpenFile sets that for
+		// every device that can be polled, as this one can.
+		fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
 		if err != nil {
-			return nil, err
+			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 		}
-		return &conn{rw: f}, nil
+		return &conn{rw: os.NewFile(uintptr(fd), path)}, nil
 	}
 	return nil, fmt.Errorf("%s is neither a character device nor a socket", path)
 }

@@ -9,12 +9,14 @@ import (
 	"encoding/pem"
 	"errors"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+	"golang.org/x/sys/unix"
 
 	"probity/evidence/sign"
 	"probity/tests/tokens"
@@ -154,6 +156,28 @@ func TestAbsentTPM(t *testing.T) {
 	}
 	if _, err := Open(t.TempDir(), blob); err == nil || !strings.Contains(err.Error(), "neither") {
 		t.Errorf("a directory: %v", err)
+	}
+}
+
+// A read of a TPM's device waits for the answer only where the descriptor is blocking.
+// The console's multiplexer stands for it: a device that everybody has, and that can
+// be polled as well.
+func TestDeviceBlocks(t *testing.T) {
+	c, err := dial("/dev/ptmx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	raw, err := c.rw.(*os.File).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		if flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK != 0 {
+			t.Errorf("flags %#o, %v", flags, err)
+		}
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
 

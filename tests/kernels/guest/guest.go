@@ -71,3 +71,11 @@ func PowerRun(i int) string { return fmt.Sprintf("%032x", i) }
 
 // PowerLines is how many lines it writes of the i-th run.
 func PowerLines(i int) int { return 1 + i%7 }
+
+// TPM is the step of the machine that has one (tests/kernels/tpm): how often it opens
+// the key, and how much it signs each time.
+const (
+	TPM           = "tpm"
+	TPMKeys       = 3
+	TPMSignatures = 5
+)
