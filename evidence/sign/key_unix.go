@@ -257,6 +257,9 @@ func WriteChain(dir string, links []evidence.Succession) error {
 		}
 		b = append(append(b, line...), '\n')
 	}
+	if len(b) > maxChain { // no start would read it any more
+		return fmt.Errorf("%s: %d successions take more than %d bytes", ChainFile, len(links), maxChain)
+	}
 	return replace(dir, ChainFile, b, 0o644)
 }
 

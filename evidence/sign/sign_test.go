@@ -352,6 +352,29 @@ func TestSettle(t *testing.T) {
 	}
 }
 
+// A chain that no start would read is not written: the one before stays.
+func TestChainIsBounded(t *testing.T) {
+	dir, a := created(t)
+	_, b := created(t)
+	link, err := a.Succeed(b.Public(), evidence.TimeOf(time.Unix(1, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	links := []evidence.Succession{link}
+	if err := sign.WriteChain(dir, links); err != nil {
+		t.Fatal(err)
+	}
+	for range 12 { // 4,096 rotations
+		links = append(links, links...)
+	}
+	if err := sign.WriteChain(dir, links); err == nil {
+		t.Error("written")
+	}
+	if err := sign.Recall(dir, b); err != nil || len(b.Successions()) != 1 {
+		t.Errorf("%d successions, %v", len(b.Successions()), err)
+	}
+}
+
 func FuzzChain(f *testing.F) {
 	_, a := created(f)
 	_, b := created(f)
