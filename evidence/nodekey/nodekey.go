@@ -174,35 +174,27 @@ func (c Config) reach(blobFile string) (*sign.Signer, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", blobFile, err)
 		}
-		return sign.NewRemote(public, func() (sign.Key, error) { return tpmKey(tpm.Open(c.Source.Path, blob)) })
+		return sign.NewRemote(public, func() (sign.Key, error) { return tpmKey(tpm.Open(c.Source.Path, blob)) }), nil
 	case PKCS11:
-		open := func() (sign.Key, error) {
+		return sign.Reach(func() (sign.Key, error) {
 			cfg, err := c.token()
 			if err != nil {
 				return nil, err
 			}
 			return tokenKey(pkcs11.Open(cfg))
-		}
-		s, err := sign.NewRemote(nil, open)
-		if err == nil {
-			return s, nil
-		}
-		public, perr := c.expected()
-		if errors.Is(perr, fs.ErrNotExist) {
-			return nil, err // nobody knows which key it has
-		}
-		if perr != nil {
-			return nil, errors.Join(err, perr)
-		}
-		return sign.NewRemote(public, open)
+		}, c.expected)
 	}
 	return nil, fmt.Errorf("key source %q is not known", c.Source.Kind)
 }
 
 // expected is the key that the source has, as far as the state directory knows: the
-// node's own, or the one that a rotation to this source is to.
+// node's own, or the one that a rotation to this source is to; nil if the node has
+// none yet.
 func (c Config) expected() (*sign.PublicKey, error) {
 	b, err := read(c.path(sign.PublicFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -225,12 +217,12 @@ func (c Config) expected() (*sign.PublicKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.path(nextFile), err)
 	}
-	s, err := sign.NewRemote(then, nil) // it does not sign
-	if err == nil {
-		err = sign.Recall(c.State, s)
+	s := sign.NewRemote(then, nil) // it does not sign
+	if err := sign.Recall(c.State, s); err != nil {
+		return nil, err
 	}
-	if err != nil || s.Key(now.KeyID()) == nil {
-		return now, err
+	if s.Key(now.KeyID()) == nil {
+		return now, nil
 	}
 	return then, nil
 }

@@ -328,3 +328,30 @@ func TestTokenIsLateAfterRotation(t *testing.T) {
 		t.Errorf("%d chunks, followed %d, %v, %v", rep.Chunks, len(rep.Followed), rep.Findings, err)
 	}
 }
+
+// A start whose token cannot be reached asks for it once, and goes on: a hang, of half
+// a minute each time, must not use up the time that a service has to start.
+func TestStartAsksOnce(t *testing.T) {
+	dir := t.TempDir()
+	helper, started := filepath.Join(dir, "helper"), filepath.Join(dir, "started")
+	if err := os.WriteFile(helper, fmt.Appendf(nil, "#!/bin/sh\necho >>%s\nexit 1\n", started), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cfg := nodekey.Config{State: filepath.Join(dir, "state"), Source: source(t, "file"), Helper: helper}
+	was, err := nodekey.Init(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Source = source(t, "pkcs11:object=n?module-path="+helper)
+	s, err := nodekey.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Ready(); !errors.Is(err, sign.ErrAway) || s.KeyID() != was.KeyID() {
+		t.Errorf("%s: %v", s.KeyID(), err)
+	}
+	if b, err := os.ReadFile(started); err != nil || len(b) != 1 {
+		t.Errorf("the helper was started %d times (%v)", len(b), err)
+	}
+}

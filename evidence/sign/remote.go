@@ -32,24 +32,33 @@ const (
 // again later can help.
 var ErrAway = errors.New("the node's key cannot be reached")
 
-// NewRemote returns a signer by a key that is kept elsewhere and that open reaches.
-// open is called again after an error, not more often than every second at first
-// and every minute later: in between signing is refused at once.
-//
-// public is the key that it must be. It may be nil where that is not known yet:
-// then the key has to be reached now. Else an error to reach it is none of
-// NewRemote's: a node whose token comes up late observes meanwhile, and its
-// evidence waits.
-func NewRemote(public *PublicKey, open func() (Key, error)) (*Signer, error) {
-	r := &remote{pub: public, open: open}
-	if public == nil {
-		k, err := open()
-		if err != nil {
-			return nil, err
-		}
-		r.key, r.pub = k, k.Public()
+// NewRemote returns a signer by a key that is kept elsewhere and that open reaches,
+// which is not called yet. It must be public. After an error open is called again, not
+// more often than every second at first and every minute later, and not sooner than
+// the attempt before took: in between signing is refused at once.
+func NewRemote(public *PublicKey, open func() (Key, error)) *Signer {
+	return &Signer{pub: public, remote: &remote{pub: public, open: open}}
+}
+
+// Reach is NewRemote for a key that says itself which it is, and calls open now. If
+// the key cannot be reached, it is expected to be the one that expected returns, and
+// that is no error of Reach's: a node whose token comes up late observes meanwhile,
+// and its evidence waits.
+func Reach(open func() (Key, error), expected func() (*PublicKey, error)) (*Signer, error) {
+	began := time.Now()
+	k, err := open()
+	if err == nil {
+		s := NewRemote(k.Public(), open)
+		s.remote.key = k
+		return s, nil
 	}
-	return &Signer{pub: r.pub, remote: r}, nil
+	public, perr := expected()
+	if public == nil {
+		return nil, errors.Join(err, perr)
+	}
+	s := NewRemote(public, open)
+	s.remote.fail(err, began)
+	return s, nil
 }
 
 // remote reaches a key, one caller after another.
@@ -73,9 +82,10 @@ func (r *remote) sign(digest [32]byte) (pair, error) {
 	if err := r.reach(); err != nil {
 		return pair{}, err
 	}
+	began := time.Now()
 	rs, err := r.checked(digest)
 	if err != nil {
-		return pair{}, r.fail(err)
+		return pair{}, r.fail(err, began)
 	}
 	r.failing, r.wait = nil, 0
 	r.told.Store(nil)
@@ -105,25 +115,27 @@ func (r *remote) reach() error {
 	case time.Now().Before(r.next):
 		return fmt.Errorf("%w (next attempt in %v): %w", ErrAway, time.Until(r.next).Round(time.Second), r.failing)
 	}
+	began := time.Now()
 	k, err := r.open()
 	if err == nil && k.Public().id != r.pub.id {
 		err = errors.Join(fmt.Errorf("another key is there: %s, not %s", k.Public().id, r.pub.id), k.Close())
 	}
 	if err != nil {
-		return r.fail(err)
+		return r.fail(err, began)
 	}
 	r.key = k
 	r.told.Store(nil)
 	return nil
 }
 
-// fail gives up the key for a while, with mu held.
-func (r *remote) fail(err error) error {
+// fail gives up the key for a while after an attempt, with mu held. What hangs is left
+// alone for as long as it hung, so that who signs is not kept all of the time.
+func (r *remote) fail(err error, began time.Time) error {
 	if r.key != nil {
 		err = errors.Join(err, r.key.Close())
 		r.key = nil
 	}
-	r.wait = min(max(2*r.wait, firstWait), mostWait)
+	r.wait = min(max(2*r.wait, firstWait, time.Since(began)), mostWait)
 	r.failing, r.next = err, time.Now().Add(r.wait)
 	r.told.Store(&err)
 	return fmt.Errorf("%w: %w", ErrAway, err)

@@ -64,9 +64,12 @@ func (k *token) SignDigest(d [32]byte) (*big.Int, *big.Int, error) {
 
 func (k *token) Close() error { k.closed++; return nil }
 
+// unknown is which key a token is expected to have where nobody knows.
+func unknown() (*sign.PublicKey, error) { return nil, nil }
+
 func TestRemoteSigns(t *testing.T) {
 	k := newToken(t)
-	s, err := sign.NewRemote(nil, k.open)
+	s, err := sign.Reach(k.open, unknown)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +118,7 @@ func TestRemoteIsNotBelieved(t *testing.T) {
 					return ecdsa.Sign(rand.Reader, k.key, d[:])
 				}
 			}
-			s, err := sign.NewRemote(nil, k.open)
+			s, err := sign.Reach(k.open, unknown)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -139,13 +142,10 @@ func TestRemoteComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newToken(t)
 		k.away = errors.New("no reader")
-		if _, err := sign.NewRemote(nil, k.open); err == nil {
+		if _, err := sign.Reach(k.open, unknown); err == nil {
 			t.Fatal("an unknown key that cannot be reached")
 		}
-		s, err := sign.NewRemote(k.Public(), k.open)
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := sign.NewRemote(k.Public(), k.open)
 		k.opened = 0
 		for range 3600 {
 			if _, err := s.Sign("t", nil); !errors.Is(err, sign.ErrAway) || !strings.Contains(err.Error(), "no reader") {
@@ -182,11 +182,49 @@ func TestRemoteComesBack(t *testing.T) {
 
 func TestRemoteIsAnotherKey(t *testing.T) {
 	k := newToken(t)
-	s, err := sign.NewRemote(newToken(t).Public(), k.open)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := sign.NewRemote(newToken(t).Public(), k.open)
 	if _, err := s.Sign("t", nil); !errors.Is(err, sign.ErrAway) || !strings.Contains(err.Error(), "another key") || k.closed != 1 {
 		t.Errorf("%v, closed %d times", err, k.closed)
 	}
+}
+
+// A token that hangs is left alone for as long as it hung, and the attempt of the start
+// counts: what waits for a signature at the start, for which there is a time limit, is
+// told at once.
+func TestRemoteHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const hang = 30 * time.Second
+		k := newToken(t)
+		open := func() (sign.Key, error) {
+			time.Sleep(hang)
+			k.opened++
+			return nil, errors.New("none within 30s")
+		}
+		began := time.Now()
+		s, err := sign.Reach(open, func() (*sign.PublicKey, error) { return k.Public(), nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Ready(); !errors.Is(err, sign.ErrAway) || !strings.Contains(err.Error(), "none within") || s.Failing() == nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took != hang || k.opened != 1 {
+			t.Errorf("the start took %v, in %d attempts", took, k.opened)
+		}
+		held := time.Duration(0) // of two hours, with a signature asked for every second
+		for time.Since(began) < 2*time.Hour {
+			asked := time.Now()
+			if _, err := s.Sign("t", nil); !errors.Is(err, sign.ErrAway) {
+				t.Fatal(err)
+			}
+			held += time.Since(asked)
+			time.Sleep(time.Second)
+		}
+		if held > time.Hour {
+			t.Errorf("who signs was held for %v of two hours", held)
+		}
+		if _, err := sign.Reach(open, func() (*sign.PublicKey, error) { return nil, errors.New("node.pub is broken") }); err == nil || !strings.Contains(err.Error(), "none within") || !strings.Contains(err.Error(), "broken") {
+			t.Errorf("nobody knows which: %v", err)
+		}
+	})
 }

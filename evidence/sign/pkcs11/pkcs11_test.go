@@ -136,14 +136,14 @@ func TestHelperMisbehaves(t *testing.T) {
 				cfg.Patience = 300 * time.Millisecond
 			}
 			var pid int
-			s, err := sign.NewRemote(nil, func() (sign.Key, error) {
+			s, err := sign.Reach(func() (sign.Key, error) {
 				k, err := Open(cfg)
 				if err != nil {
 					return nil, err
 				}
 				pid = k.cmd.Process.Pid
 				return k, nil
-			})
+			}, func() (*sign.PublicKey, error) { return nil, nil })
 			if err == nil {
 				_, err = s.Sign("t", []byte("payload"))
 				if cerr := s.Close(); cerr != nil {
