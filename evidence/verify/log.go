@@ -138,11 +138,21 @@ func (s spool) checkLogs(ctx context.Context, crew *crew, before []Finding) (out
 	tomb := map[grave]bool{}
 	var unread []error
 	defer func() { err = errors.Join(append(unread, err)...) }()
-	for _, dir := range dirs {
-		c := logCheck{
+	// All are proven before the first is compared with the chunks: a later log may say
+	// that the node removed a chunk of an earlier one.
+	checks := make([]*logCheck, len(dirs))
+	for i, dir := range dirs {
+		checks[i] = &logCheck{
 			spool: spool, dir: dir, archive: s.fsys != nil, fsys: fsys, crew: crew, known: known, chunks: chunks, key: key, kept: opts.Kept, witnesses: opts.Witnesses, acks: acks, tomb: tomb,
 		}
-		rep, err := c.check(ctx)
+		checks[i].bad = checks[i].prove(ctx)
+	}
+	for i, dir := range dirs {
+		c := checks[i]
+		rep, err := LogReport{}, c.bad
+		if err == nil {
+			rep, err = c.check(ctx)
+		}
 		unread = append(unread, c.unread...)
 		switch {
 		case errors.Is(err, errNoLog) && dir == logDir:
@@ -201,6 +211,13 @@ type logCheck struct {
 	acks       []evidence.Ack // what consumers say that they saw
 	found      []Finding
 
+	// What prove leaves.
+	bad    error
+	reader *tlog.Reader
+	note   []byte
+	tree   tlog.Tree
+	epochs tlog.Epochs
+
 	rep   LogReport
 	node  string // of the epoch that is looked at; "" where one key is trusted
 	live  tlog.Live
@@ -213,45 +230,56 @@ func (c *logCheck) say(k Kind, file string, format string, args ...any) {
 	c.found = append(c.found, Finding{Kind: k, File: file, Reason: fmt.Sprintf(format, args...)})
 }
 
-// check returns a report with an origin if the log is what its checkpoint says.
-func (c *logCheck) check(ctx context.Context) (LogReport, error) {
+// prove finds out whether the log is what its checkpoint says. Only what is proven
+// speaks for chunks that the node removed.
+func (c *logCheck) prove(ctx context.Context) error {
 	sub, err := fs.Sub(c.fsys, c.dir)
 	if err != nil {
-		return LogReport{}, err
+		return err
 	}
-	r := tlog.NewReader(sub)
-	note, err := r.Checkpoint()
+	c.reader = tlog.NewReader(sub)
+	c.note, err = c.reader.Checkpoint()
 	if errors.Is(err, fs.ErrNotExist) {
 		err = errors.Join(errNoLog, err)
 	}
 	if err != nil {
-		return LogReport{}, err
+		return err
 	}
-	tree, err := tlog.Claim(note)
-	if err != nil {
-		return LogReport{}, err
+	if c.tree, err = tlog.Claim(c.note); err != nil {
+		return err
 	}
-	c.leafs = map[string]*evidence.ChunkLeaf{}
-	// Two passes: what the first proves, the second looks at.
-	e := tlog.Epochs{Origin: tree.Origin, NodeKey: c.nodeKey}
-	if err := r.Scan(ctx, tree, func(i uint64, entry []byte) error {
-		l, err := e.See(i, entry)
-		if t, ok := l.(*evidence.TombstoneLeaf); ok {
+	c.epochs = tlog.Epochs{Origin: c.tree.Origin, NodeKey: c.nodeKey}
+	var graves []grave
+	if err := c.reader.Scan(ctx, c.tree, func(i uint64, entry []byte) error {
+		l, err := c.epochs.See(i, entry)
+		if t, ok := l.(*evidence.TombstoneLeaf); ok && err == nil {
 			of := t.Log
 			if of == "" {
-				of = tree.Origin
+				of = c.tree.Origin
 			}
-			all := e.All() // one at least: See has said so
-			c.tomb[grave{c.nodeOf(all[len(all)-1]), of, t.Chunk}] = true
+			all := c.epochs.All() // one at least: See has said so
+			graves = append(graves, grave{c.nodeOf(all[len(all)-1]), of, t.Chunk})
 		}
 		return err
 	}); err != nil {
-		return LogReport{}, err
+		return err
 	}
+	key, _ := c.epochs.KeyAt(c.tree.Size)
+	if _, err := tlog.OpenCheckpoint(c.note, []string{key}, nil); err != nil {
+		return err
+	}
+	for _, g := range graves {
+		c.tomb[g] = true
+	}
+	return nil
+}
+
+// check compares a log that is proven with the chunks, and with what somebody kept of
+// it. It returns a report with an origin unless it changed meanwhile.
+func (c *logCheck) check(ctx context.Context) (LogReport, error) {
+	r, tree, note, e := c.reader, c.tree, c.note, &c.epochs
 	key, _ := e.KeyAt(tree.Size)
-	if _, err := tlog.OpenCheckpoint(note, []string{key}, nil); err != nil {
-		return LogReport{}, err
-	}
+	c.leafs = map[string]*evidence.ChunkLeaf{}
 	c.rep = LogReport{
 		Origin: tree.Origin, Leaves: tree.Size, Root: tree.Root.String(), Epochs: len(e.All()), Closed: e.Closed(),
 	}
@@ -267,7 +295,7 @@ func (c *logCheck) check(ctx context.Context) (LogReport, error) {
 		return LogReport{}, err // it changed between the two
 	}
 	c.cosigned(tree, note, []string{key}, "its own checkpoint")
-	if err := c.grown(r, tree, &e); err != nil {
+	if err := c.grown(r, tree, e); err != nil {
 		return LogReport{}, err
 	}
 	if len(c.witnesses) > 0 && len(c.rep.Witnessed) == 0 {
