@@ -31,9 +31,21 @@ def wrong(what):
     sys.exit(1)
 
 
-def read(name):
+def read(name, spool=None):
+    """A regular file. In a spool no part of its name may be a link."""
+    at = name
+    while spool and at != spool:
+        if os.path.islink(at):
+            wrong(at + ": a link, which no spool has")
+        at = os.path.dirname(at)
+    if not os.path.isfile(name):
+        wrong(name + ": not a file")
     with open(name, "rb") as f:
         return f.read()
+
+
+def names_in(directory):
+    return sorted(os.listdir(directory)) if os.path.lexists(directory) else []
 
 
 def b64(text):
@@ -207,7 +219,7 @@ def check_epoch(keys, entry, leaf, before=None):
     return leaf["checkpointKey"]
 
 
-def log_entries(log, size):
+def log_entries(log, size, spool):
     """Tiles of 256 entries, each after its length in two bytes. One that the log has
     grown past is under a greater width, or full, and has more than is asked for."""
     for n in range((size + 255) // 256):
@@ -219,7 +231,7 @@ def log_entries(log, size):
         widths = [w for w in range(want, 256) if os.path.isfile("%s.p/%d" % (path, w))]
         if not os.path.isfile(path) and not widths:
             wrong(path + ": entries are missing")
-        data, at = read("%s.p/%d" % (path, widths[0]) if widths else path), 0
+        data, at = read("%s.p/%d" % (path, widths[0]) if widths else path, spool), 0
         for _ in range(want):
             length = int.from_bytes(data[at : at + 2], "big")
             if len(data) < at + 2 + length:
@@ -228,11 +240,11 @@ def log_entries(log, size):
             at += 2 + length
 
 
-def read_log(keys, log, kept):
+def read_log(keys, log, kept, spool):
     """What the checkpoint counts is what its key signed, and follows from one another."""
-    note = read(os.path.join(log, "checkpoint"))
+    note = read(os.path.join(log, "checkpoint"), spool)
     origin, size, root, _, _ = parse_checkpoint(note)
-    entries = list(log_entries(log, size))
+    entries = list(log_entries(log, size, spool))
     leaf_hashes, leaves, epochs, closed = [leaf_hash(e) for e in entries], [], [], False
     if tree_hash(leaf_hashes) != root:
         wrong("log %s: the entries are not what the checkpoint says" % origin)
@@ -271,9 +283,9 @@ def parse_kept(data):
 def acknowledged(spool):
     """ack/CONSUMER.json: what each consumer has says how far the log had grown."""
     top = os.path.join(spool, "ack")
-    for name in sorted(os.listdir(top) if os.path.isdir(top) else []):
+    for name in names_in(top):
         if name.endswith(".json") and not name.startswith("."):
-            ack = json.loads(read(os.path.join(top, name)))
+            ack = json.loads(read(os.path.join(top, name), spool))
             if set(ack) != {"consumer", "origin", "size", "root", "at"} or ack["consumer"] + ".json" != name or not TIME.fullmatch(ack["at"]):
                 wrong(os.path.join(top, name) + ": it is no acknowledgement")
             yield dict(parse_kept(json.dumps(ack).encode()), seen=True)  # of a log that is not here it says nothing
@@ -303,14 +315,16 @@ def check_hits(chunks):
 def check_spool(keys, spool, kept):
     kept = kept + list(acknowledged(spool))
     retired = os.path.join(spool, "retired")
-    logs = [os.path.join(spool, "log")] + [os.path.join(retired, d) for d in sorted(os.listdir(retired) if os.path.isdir(retired) else [])]
-    logs = dict(read_log(keys, d, kept) for d in logs if os.path.isfile(os.path.join(d, "checkpoint")))
+    logs = [os.path.join(spool, "log")] + [os.path.join(retired, d) for d in names_in(retired)]
+    if not os.path.lexists(os.path.join(logs[0], "checkpoint")):
+        del logs[0]
+    logs = dict(read_log(keys, d, kept, spool) for d in logs)
     removed = {(leaf.get("log", o), leaf["chunk"]) for o in logs for leaf in logs[o] if leaf["leaf"] == "tombstone"}
     chunks = {}
-    for top, _, names in os.walk(os.path.join(spool, "ready")):
-        for name in names:
+    for top, dirs, names in os.walk(os.path.join(spool, "ready")):
+        for name in names + [d for d in dirs if os.path.islink(os.path.join(top, d))]:
             path = os.path.join(top, name)
-            data = b"" if os.path.islink(path) else read(path)
+            data = read(path, spool)
             header = check_chunk(keys, data, path)
             if os.path.relpath(path, spool) != os.path.join("ready", header["chunk"][:10], header["chunk"] + ".ndjson"):
                 wrong(path + ": it is the chunk " + header["chunk"])
@@ -319,6 +333,10 @@ def check_spool(keys, spool, kept):
             chunks[header["chunk"]] = header, data
     if not chunks:
         wrong("there is no chunk")
+    for leaf in [leaf for o in logs for leaf in logs[o] if leaf["leaf"] == "chunk" and leaf["chunk"] not in chunks]:
+        path = os.path.join(spool, "tmp", leaf["chunk"] + ".ndjson")  # on its way, as its agent left it
+        if not os.path.islink(path) and os.path.isfile(path) and leaf["digest"] == "sha256:" + hashlib.sha256(read(path)).hexdigest():
+            chunks[leaf["chunk"]] = check_chunk(keys, read(path), path), read(path)
     for origin, leaves in logs.items():
         check_leaves(origin, leaves, chunks, removed)
     for name, (header, _) in chunks.items():

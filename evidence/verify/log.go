@@ -97,10 +97,38 @@ func (a *archive) spools() (out []spool) {
 // mindfulFS is a directory that others may have put anything into.
 type mindfulFS struct{ *os.Root }
 
-// Open implements fs.FS.
+// Open implements fs.FS. No part of a name may be a link: no spool has one.
 func (m mindfulFS) Open(name string) (fs.File, error) {
+	for i, c := range name + "/" {
+		if c != '/' {
+			continue
+		}
+		if st, err := m.Lstat(name[:i]); err == nil && st.Mode()&fs.ModeSymlink != 0 {
+			return nil, &fs.PathError{Op: "open", Path: name[:i], Err: errLink}
+		}
+	}
 	return m.OpenFile(name, os.O_RDONLY|mindful, 0)
 }
+
+// ReadDir implements fs.ReadDirFS.
+func (m mindfulFS) ReadDir(name string) ([]fs.DirEntry, error) {
+	if st, err := m.Lstat(name); err == nil && !st.IsDir() {
+		return nil, &fs.PathError{Op: "readdir", Path: name, Err: errNotDir}
+	}
+	f, err := m.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	list, err := f.(fs.ReadDirFile).ReadDir(-1)
+	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	return list, err
+}
+
+var (
+	errLink   = errors.New("a symbolic link, which no spool has")
+	errNotDir = errors.New("not a directory")
+)
 
 // checkLogs checks the logs of a spool, and its chunks against them. It runs after
 // the chunks were read: a chunk is visible only once its log is.
@@ -121,15 +149,21 @@ func (s spool) checkLogs(ctx context.Context, crew *crew, before []Finding) (out
 	}
 	dirs := []string{logDir}
 	old, err := fs.ReadDir(fsys, retiredDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, errNotDir):
+		found = append(found, Finding{Kind: Misplaced, File: filepath.Join(spool, retiredDir), Reason: err.Error()})
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return nil, nil, fmt.Errorf("%w: %w", ErrLook, err)
 	}
 	for _, e := range old {
 		dirs = append(dirs, path.Join(retiredDir, e.Name()))
 	}
 	acks, bad, err := acksIn(fsys)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", ErrLook, err)
+	switch {
+	case errors.Is(err, errNotDir):
+		found = append(found, Finding{Kind: Misplaced, File: filepath.Join(spool, AckDir), Reason: err.Error()})
+	case err != nil:
+		return nil, found, fmt.Errorf("%w: %w", ErrLook, err)
 	}
 	for name, err := range bad {
 		found = append(found, Finding{Kind: Malformed, File: filepath.Join(spool, AckDir, name), Reason: err.Error()})
