@@ -15,6 +15,8 @@ import (
 	"io"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"probity/evidence/sign/pkcs11/wire"
 )
 
@@ -23,11 +25,38 @@ func main() {
 		fmt.Fprintln(os.Stderr, "probity-pkcs11:", err)
 		os.Exit(1)
 	}
-	if err := run(os.Stdin, os.Stdout); err != nil {
+	in, out, err := private()
+	if err == nil {
+		err = run(in, out)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "probity-pkcs11:", err)
 		os.Exit(1)
 	}
 }
+
+// private keeps the frames away from the module, which may write to its standard
+// output, or ask somebody at its standard input: the first goes where errors go, and
+// the second has nothing to say.
+func private() (in, out *os.File, err error) {
+	var fds [2]int
+	for i := range fds {
+		if fds[i], err = unix.FcntlInt(uintptr(i), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+			return nil, nil, fmt.Errorf("take the frames aside: %w", err)
+		}
+	}
+	nothing, err := os.Open(os.DevNull)
+	if err == nil {
+		err = errors.Join(unix.Dup3(int(nothing.Fd()), 0, 0), unix.Dup3(2, 1, 0), nothing.Close())
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("take the frames aside: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "requests"), os.NewFile(uintptr(fds[1]), "answers"), nil
+}
+
+// errPIN is wrapped where the token did not take the PIN.
+var errPIN = errors.New("log in to the token")
 
 // session is an open key.
 type session interface {
@@ -71,6 +100,9 @@ func run(in io.Reader, out io.Writer) error {
 		if err != nil {
 			text := err.Error()
 			kind, answer = wire.Failed, []byte(text[:min(len(text), 1024)])
+			if errors.Is(err, errPIN) {
+				kind = wire.Refused
+			}
 		}
 		if err := wire.Write(out, kind, answer); err != nil {
 			return err

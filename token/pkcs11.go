@@ -57,11 +57,18 @@ func open(o wire.Open) (_ session, der []byte, err error) {
 		return nil, nil, fmt.Errorf("open a session with the token: %w", err)
 	}
 	if info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 {
-		if len(o.PIN) == 0 {
+		// A token that has one try left is not asked: who starts this again and again
+		// with a wrong PIN must not lock it.
+		switch {
+		case len(o.PIN) == 0:
 			return nil, nil, errors.New("the token wants a PIN: give pin-source")
+		case info.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
+			return nil, nil, errors.New("the token's PIN is locked: its security officer has to set it again")
+		case info.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
+			return nil, nil, errors.New("one more wrong PIN locks the token, so it is not tried: make sure that it is right, and log in once with another program (pkcs11-tool --login)")
 		}
 		if err := t.ctx.Login(t.session, pkcs11.CKU_USER, string(o.PIN)); err != nil {
-			return nil, nil, fmt.Errorf("log in to the token: %w", err)
+			return nil, nil, fmt.Errorf("%w: %w", whyNot(err), err)
 		}
 	}
 	if o.Generate {
@@ -70,6 +77,17 @@ func open(o wire.Open) (_ session, der []byte, err error) {
 		}
 	}
 	return t.find(o)
+}
+
+// whyNot says whether a login failed for its PIN: one that failed for anything else may
+// be tried again.
+func whyNot(err error) error {
+	switch code := pkcs11.Error(0); {
+	case !errors.As(err, &code):
+	case code == pkcs11.CKR_PIN_INCORRECT, code == pkcs11.CKR_PIN_INVALID, code == pkcs11.CKR_PIN_LEN_RANGE, code == pkcs11.CKR_PIN_EXPIRED, code == pkcs11.CKR_PIN_LOCKED:
+		return errPIN
+	}
+	return errors.New("log in to the token")
 }
 
 // slot finds the one token that is meant.
@@ -204,12 +222,12 @@ func (t *token) generate(o wire.Open) error {
 		if len(of.ID) > 0 {
 			of.Object = "" // neither may be taken
 			if found, err := t.objects(template(of, class)); err != nil || len(found) > 0 {
-				return errors.Join(errors.New("the token has a key with this id already"), err)
+				return errors.Join(errors.New("the token has a key with this id already (--existing takes it)"), err)
 			}
 		}
 		of.Object, of.ID = o.Object, nil
 		if found, err := t.objects(template(of, class)); err != nil || len(found) > 0 {
-			return errors.Join(errors.New("the token has a key with this label already"), err)
+			return errors.Join(errors.New("the token has a key with this label already (--existing takes it)"), err)
 		}
 	}
 	if len(o.ID) == 0 {

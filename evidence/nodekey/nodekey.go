@@ -15,6 +15,7 @@
 package nodekey
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -176,12 +177,20 @@ func (c Config) reach(blobFile string) (*sign.Signer, error) {
 		}
 		return sign.NewRemote(public, func() (sign.Key, error) { return tpmKey(tpm.Open(c.Source.Path, blob)) }), nil
 	case PKCS11:
+		var refused []byte // a PIN that the token did not take
 		return sign.Reach(func() (sign.Key, error) {
 			cfg, err := c.token()
 			if err != nil {
 				return nil, err
 			}
-			return tokenKey(pkcs11.Open(cfg))
+			if refused != nil && bytes.Equal(refused, cfg.PIN) {
+				return nil, fmt.Errorf("%w; it locks itself after a few wrong ones, so this one is not tried again: the next attempt is when another is in %s, or at the next start", pkcs11.ErrPIN, c.Source.URI.PINSource)
+			}
+			k, err := pkcs11.Open(cfg)
+			if errors.Is(err, pkcs11.ErrPIN) {
+				refused = cfg.PIN
+			}
+			return tokenKey(k, err)
 		}, c.expected)
 	}
 	return nil, fmt.Errorf("key source %q is not known", c.Source.Kind)

@@ -355,3 +355,39 @@ func TestStartAsksOnce(t *testing.T) {
 		t.Errorf("the helper was started %d times (%v)", len(b), err)
 	}
 }
+
+// A PIN that the token refused is not tried again, because it locks itself: another is.
+func TestWrongPIN(t *testing.T) {
+	hsm, helper := tokens.NewSoftHSM(t), tokens.Helper(t)
+	hsm.Between(t)
+	dir := t.TempDir()
+	logins := filepath.Join(dir, "logins")
+	t.Setenv(tokens.LoginsVariable, logins)
+	cfg := nodekey.Config{State: filepath.Join(dir, "state"), Source: source(t, hsm.URI("node")), Helper: helper}
+	made, err := nodekey.Init(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(made.Close(), os.Remove(logins), os.WriteFile(hsm.PINFile, []byte("1111"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s, err := nodekey.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for said := ""; !strings.Contains(said, "not tried again"); { // which the second attempt says, after a second
+		err := s.Ready()
+		if !errors.Is(err, sign.ErrAway) || !strings.Contains(err.Error(), "refuses the PIN") || s.KeyID() != made.KeyID() {
+			t.Fatalf("%s: %v", s.KeyID(), err)
+		}
+		said = err.Error()
+	}
+	if b, err := os.ReadFile(logins); err != nil || len(b) != 1 {
+		t.Errorf("it was tried %d times (%v)", len(b), err)
+	}
+	if err := os.WriteFile(hsm.PINFile, []byte(hsm.PIN), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	seal(t, s, filepath.Join(dir, "spool"), cfg.State, 0)
+}

@@ -1,12 +1,15 @@
 package tokens
 
 import (
+	"bytes"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"probity/tests/need"
@@ -61,6 +64,38 @@ func (h *SoftHSM) Token(t testing.TB, util, label string) {
 // URI names a key on it.
 func (h *SoftHSM) URI(object string) string {
 	return fmt.Sprintf("pkcs11:token=probity%%20test;object=%s?module-path=%s&pin-source=%s", object, h.Module, h.PINFile)
+}
+
+// What a module made by Between does besides, by the value of BetweenVariable.
+const (
+	BetweenVariable = "PROBITY_TEST_MODULE"
+	Prints          = "prints"    // a line on its standard output, as it is loaded
+	Asks            = "asks"      // reads its standard input then, and wants its end
+	FinalTry        = "final try" // the token says that one more wrong PIN locks it
+	Locked          = "locked"    // the token says that it is locked
+)
+
+// LoginsVariable names a file that gets a byte for each login through such a module.
+const LoginsVariable = "PROBITY_TEST_LOGINS"
+
+//go:embed testdata/module.c
+var between []byte
+
+// Between puts a module between the token and those who use it, from here on.
+func (h *SoftHSM) Between(t testing.TB) {
+	t.Helper()
+	gcc := need.Command(t, "gcc")[0]
+	headers, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "module.so")
+	cmd := exec.Command(gcc, "-shared", "-fPIC", "-Wall", "-Werror", "-I"+strings.TrimSpace(string(headers)), fmt.Sprintf("-DSOFTHSM=%q", h.Module), "-o", path, "-x", "c", "-", "-ldl")
+	cmd.Stdin = bytes.NewReader(between)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the module: %v\n%s", err, out)
+	}
+	h.Module = path
 }
 
 // Helper builds probity-pkcs11 into a directory of the test's, and returns its path.

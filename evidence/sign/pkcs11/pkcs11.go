@@ -10,11 +10,12 @@
 //
 // The package believes the helper nothing: its frames are bounded, a public key is
 // parsed, a signature is checked by [sign], and what takes longer than a bound is
-// killed with everything that it started. It trusts the helper's file, which must
-// belong to root and be writable by nobody else, with the PIN: so a module that is
-// bad can use the token for anything, and do what an unprivileged process of its
-// user can. The helper gives up all capabilities before it loads the module; as
-// another user it can be run where the agent may change users.
+// killed with everything that it started. It trusts the helper's file and the
+// module's, which must belong to root, or to the agent's user, and be in nobody else's
+// reach, with the PIN: so a module that is bad can use the token for anything, and do
+// what an unprivileged process of its user can. The helper gives up all capabilities
+// before it loads the module; as another user it can be run where the agent may change
+// users.
 //
 // It is not a control against root on the node, who can ask the token as long as
 // they are root and the token is there.
@@ -78,6 +79,10 @@ type Key struct {
 	ended  string // how the process did
 }
 
+// ErrPIN is wrapped where the token refused the PIN. Tried again a few times, it locks
+// itself.
+var ErrPIN = errors.New("the token refuses the PIN")
+
 // Open starts the helper and has it open the key.
 func Open(cfg Config) (*Key, error) {
 	k, err := start(cfg, false)
@@ -102,6 +107,9 @@ func start(cfg Config, generate bool) (_ *Key, err error) {
 	}
 	if err := ours(cfg.Helper); err != nil {
 		return nil, fmt.Errorf("the helper: %w", err)
+	}
+	if err := ours(cfg.URI.Module); err != nil {
+		return nil, fmt.Errorf("the module: %w", err)
 	}
 	k := &Key{cfg: cfg, said: new(tail)}
 	if err := k.run(); err != nil {
@@ -131,24 +139,49 @@ func start(cfg Config, generate bool) (_ *Key, err error) {
 	return k, nil
 }
 
-// ours refuses a program that somebody else could exchange: it gets the PIN.
+// ours refuses a program, or a module, that somebody else could exchange: it gets the
+// PIN, and is executed as the agent's user.
 func ours(path string) error {
 	if !filepath.IsAbs(path) {
 		return fmt.Errorf("%q: want an absolute path", path)
 	}
-	st, err := os.Stat(path)
+	really, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return err
 	}
-	switch uid := st.Sys().(*syscall.Stat_t).Uid; {
+	st, err := os.Stat(really)
+	if err != nil {
+		return err
+	}
+	switch {
 	case !st.Mode().IsRegular():
 		return fmt.Errorf("%s: not a regular file", path)
-	case uid != 0 && int(uid) != os.Geteuid():
-		return fmt.Errorf("%s: it belongs to uid %d", path, uid)
+	case stranger(st):
+		return fmt.Errorf("%s: it belongs to uid %d", path, st.Sys().(*syscall.Stat_t).Uid)
 	case st.Mode().Perm()&0o022 != 0:
 		return fmt.Errorf("%s: mode %04o lets others change it", path, st.Mode().Perm())
 	}
+	for _, p := range []string{path, really} {
+		for dir := filepath.Dir(p); ; dir = filepath.Dir(dir) {
+			st, err := os.Stat(dir)
+			if err != nil {
+				return err
+			}
+			if m := st.Mode(); stranger(st) || m.Perm()&0o002 != 0 && m&fs.ModeSticky == 0 {
+				return fmt.Errorf("%s: in %s (uid %d, mode %v) others can put another in its place", path, dir, st.Sys().(*syscall.Stat_t).Uid, m)
+			}
+			if dir == "/" {
+				break
+			}
+		}
+	}
 	return nil
+}
+
+// stranger says whether a file belongs to neither this process's user nor root.
+func stranger(st fs.FileInfo) bool {
+	uid := st.Sys().(*syscall.Stat_t).Uid
+	return uid != 0 && int(uid) != os.Geteuid()
 }
 
 // withheld are variables that are for the agent alone.
@@ -212,6 +245,8 @@ func (k *Key) ask(op byte, body []byte, most time.Duration) ([]byte, error) {
 		return answer, nil
 	case wire.Failed:
 		return nil, fmt.Errorf("the helper: %s", printable(string(answer)))
+	case wire.Refused:
+		return nil, fmt.Errorf("%w: %s", ErrPIN, printable(string(answer)))
 	}
 	return nil, fmt.Errorf("the helper's answer begins with %d", kind)
 }

@@ -89,7 +89,7 @@ func misbehave(how string) {
 		wire.Write(os.Stdout, 9, nil)
 	case "refuses":
 		asked()
-		wire.Write(os.Stdout, wire.Failed, []byte("CKR_PIN_INCORRECT\x1b[31m"))
+		wire.Write(os.Stdout, wire.Refused, []byte("CKR_PIN_INCORRECT\x1b[31m"))
 	case "short signature":
 		opens()
 		asked()
@@ -131,7 +131,7 @@ func TestHelperMisbehaves(t *testing.T) {
 	} {
 		t.Run(how, func(t *testing.T) {
 			t.Setenv(behave, how)
-			cfg := Config{Helper: self, URI: URI{Module: "/m.so", Object: "node"}}
+			cfg := Config{Helper: self, URI: URI{Module: self, Object: "node"}}
 			if strings.HasPrefix(how, "hangs") {
 				cfg.Patience = 300 * time.Millisecond
 			}
@@ -173,7 +173,7 @@ func TestHelperLeavesAChild(t *testing.T) {
 	t.Setenv("PROBITY_TEST_PID", pidFile)
 	var pid []byte
 	for patience := 300 * time.Millisecond; len(pid) == 0; patience *= 2 { // until it has come so far
-		if _, err := Open(Config{Helper: self, URI: URI{Module: "/m.so", Object: "node"}, Patience: patience}); err == nil || !strings.Contains(err.Error(), "none within") {
+		if _, err := Open(Config{Helper: self, URI: URI{Module: self, Object: "node"}, Patience: patience}); err == nil || !strings.Contains(err.Error(), "none within") {
 			t.Fatalf("got %v", err)
 		}
 		if pid, err = os.ReadFile(pidFile); err != nil && (!errors.Is(err, fs.ErrNotExist) || patience > time.Minute) {
@@ -213,13 +213,26 @@ func TestHelperIsOurs(t *testing.T) {
 	if err := ours(path); err != nil {
 		t.Error(err)
 	}
-	if err := os.Chmod(path, 0o775); err != nil {
+	// Its name is in a directory that everybody can write to, or the directory that
+	// the name leads to is one.
+	open, shut := filepath.Join(dir, "open"), filepath.Join(dir, "shut")
+	link, behind := filepath.Join(open, "link"), filepath.Join(shut, "link")
+	if err := errors.Join(os.Mkdir(open, 0o777), os.Chmod(open, 0o777), os.Mkdir(shut, 0o755), os.Symlink(path, link),
+		os.Symlink(filepath.Join(open, "there"), behind), os.WriteFile(filepath.Join(open, "there"), nil, 0o755),
+		os.WriteFile(filepath.Join(dir, "lax"), nil, 0o755), os.Chmod(filepath.Join(dir, "lax"), 0o775)); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []string{path, dir, "helper", filepath.Join(dir, "none")} {
-		if _, err := Open(Config{Helper: p}); err == nil {
-			t.Errorf("%s: taken", p)
+	for p, want := range map[string]string{
+		filepath.Join(dir, "lax"): "mode 0775", dir: "not a regular file", "helper": "absolute", filepath.Join(dir, "none"): "no such file", link: "in its place", behind: "in its place",
+	} {
+		for what, cfg := range map[string]Config{"the helper": {Helper: p}, "the module": {Helper: path, URI: URI{Module: p}}} {
+			if _, err := Open(cfg); err == nil || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s %s: got %v, want %q", what, p, err, want)
+			}
 		}
+	}
+	if err := errors.Join(os.Chmod(open, 0o777|fs.ModeSticky), ours(link), ours(behind)); err != nil {
+		t.Error(err) // as /tmp is
 	}
 }
 
@@ -343,6 +356,52 @@ func TestSoftHSM(t *testing.T) {
 	h.Token(t, need.Command(t, "softhsm2-util")[0], h.Label)
 	if _, err := Open(cfg); err == nil || !strings.Contains(err.Error(), "names 2 tokens") {
 		t.Errorf("two tokens: %v", err)
+	}
+}
+
+// A module writes to where the frames go, or reads where they come from, and a token has
+// one try left, or none.
+func TestModuleBetween(t *testing.T) {
+	h, helper := tokens.NewSoftHSM(t), tokens.Helper(t)
+	h.Between(t)
+	logins := filepath.Join(t.TempDir(), "logins")
+	t.Setenv(tokens.LoginsVariable, logins)
+	cfg := config(t, h, helper, "node")
+	k, err := Generate(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	loggedIn := func() int {
+		t.Helper()
+		b, err := os.ReadFile(logins)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(b)
+	}
+	for how, want := range map[string]string{"": "", tokens.Prints: "", tokens.Asks: "", tokens.FinalTry: "one more wrong PIN", tokens.Locked: "is locked"} {
+		t.Run(how, func(t *testing.T) {
+			t.Setenv(tokens.BetweenVariable, how)
+			c, before := cfg, loggedIn()
+			c.Patience = time.Minute
+			k, err := Open(c)
+			if err == nil {
+				_, _, err = k.SignDigest([32]byte{1})
+				k.Close()
+			}
+			if (err == nil) != (want == "") || err != nil && (!strings.Contains(err.Error(), want) || errors.Is(err, ErrPIN)) {
+				t.Errorf("got %v, want %q", err, want)
+			}
+			if logins := loggedIn() - before; (logins == 0) != (want != "") {
+				t.Errorf("it logged in %d times", logins)
+			}
+		})
+	}
+	before := loggedIn()
+	cfg.PIN = []byte("1111")
+	if _, err := Open(cfg); !errors.Is(err, ErrPIN) || loggedIn()-before != 1 {
+		t.Errorf("a wrong PIN: %v, tried %d times", err, loggedIn()-before)
 	}
 }
 

@@ -28,6 +28,9 @@ const (
 const (
 	Done   byte = 0 // what was asked for follows
 	Failed byte = 1 // why not follows
+	// Refused is Failed where the token did not take the PIN: after a few of these
+	// it locks itself.
+	Refused byte = 2
 )
 
 // Open says which key to open. Exactly one key must be meant.
