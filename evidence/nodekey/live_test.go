@@ -3,9 +3,12 @@
 package nodekey_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,12 +29,20 @@ import (
 	"probity/tests/tokens"
 )
 
-const liveChild = "NODEKEY_TEST_LIVE"
+// These make this test binary a node, with what they hold as its directory.
+const (
+	liveChild = "NODEKEY_TEST_LIVE"
+	loadChild = "NODEKEY_TEST_LOAD"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(liveChild); dir != "" {
 		rotateWhileLive(dir)
 		os.Exit(0)
+	}
+	if dir := os.Getenv(loadChild); dir != "" {
+		rotateUnderLoad(dir)
+		os.Exit(3) // it goes on until it is killed
 	}
 	os.Exit(m.Run())
 }
@@ -58,12 +69,18 @@ func openLive(dir string) (l live, err error) {
 	if err := os.MkdirAll(l.cfg.State, 0o700); err != nil {
 		return l, err
 	}
+	err = l.open(filepath.Join(dir, "spool"))
+	return l, err
+}
+
+// open starts with what the configuration says.
+func (l *live) open(dir string) (err error) {
 	if l.signer, err = nodekey.Open(l.cfg); err != nil {
-		return l, err
+		return err
 	}
 	clock := func() evidence.Clock { return evidence.Clock{BootNs: 1, Wall: evidence.TimeOf(time.Now())} }
-	l.spool, err = spool.Open(spool.Config{Dir: filepath.Join(dir, "spool"), State: l.cfg.State, Node: "node-a", BootID: "boot", Agent: "probity test", Signer: l.signer, Clock: clock})
-	return l, err
+	l.spool, err = spool.Open(spool.Config{Dir: dir, State: l.cfg.State, Node: "node-a", BootID: "boot", Agent: "probity test", Signer: l.signer, Clock: clock})
+	return err
 }
 
 func (l *live) append(n int) error {
@@ -244,6 +261,196 @@ func TestLiveRotationIsKilled(t *testing.T) {
 	t.Logf("%d kills in %d calls, started again with the old key %d times, with the new one %d", kills, len(calls), keys[false], keys[true])
 }
 
+// loaded is a node with a configuration: a file that names a credential, or nothing
+// where the key is a file.
+type loaded struct {
+	live
+	conf string
+}
+
+func openLoaded(dir string) (l loaded, err error) {
+	l.conf = filepath.Join(dir, "configuration")
+	l.cfg = nodekey.Config{State: filepath.Join(dir, "state"), Source: nodekey.Source{Kind: nodekey.File}}
+	if b, err := os.ReadFile(l.conf); err == nil && len(b) > 0 {
+		l.cfg.Source = nodekey.Source{Kind: nodekey.Credential, Name: string(b)}
+	}
+	err = l.open(filepath.Join(dir, "spool"))
+	return l, err
+}
+
+// toFile goes back to a file. That of a key before is in the way until somebody takes
+// it away.
+func (l *loaded) toFile() error {
+	if err := os.Remove(filepath.Join(l.cfg.State, sign.KeyFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return l.follow(nodekey.Source{Kind: nodekey.File})
+}
+
+// follow is a rotation to another kind of place, after which the configuration is
+// changed and the agent reloads it.
+func (l *loaded) follow(to nodekey.Source) error {
+	if _, err := nodekey.Prepare(l.cfg, to, l.signer); err != nil {
+		return err
+	}
+	if err := errors.Join(os.WriteFile(l.conf+".new", []byte(to.Name), 0o600), os.Rename(l.conf+".new", l.conf)); err != nil {
+		return err
+	}
+	l.cfg.Source = to
+	s, err := nodekey.Follow(l.cfg, l.signer)
+	if err != nil {
+		return err
+	}
+	l.signer = s
+	return l.spool.Rekey(context.Background(), s)
+}
+
+// rotateUnderLoad is a node that observes all the time, from several places, and whose
+// key changes again and again: to another file, as probity key rotate has it, and to a
+// credential and back, as SIGHUP has it.
+func rotateUnderLoad(dir string) {
+	check := func(err error) {
+		if err != nil {
+			fmt.Println("failed", err)
+			os.Exit(4)
+		}
+	}
+	from, err := strconv.Atoi(os.Getenv("NODEKEY_TEST_FROM"))
+	check(err)
+	l, err := openLoaded(dir)
+	check(err)
+	fmt.Println("key", l.signer.KeyID())
+	go func() { check(l.spool.Run(context.Background())) }()
+	const writers = 4
+	for w := range writers {
+		go func() {
+			for n := from + w; ; n += writers {
+				check(l.append(n))
+				if (n-from)/writers%10 == 9 {
+					check(l.spool.Sync())
+					fmt.Println("durable", n)
+				}
+			}
+		}()
+	}
+	for n := 0; ; n++ {
+		switch {
+		case l.cfg.Source.Kind == nodekey.Credential:
+			check(l.toFile())
+		case n%3 == 1:
+			name := fmt.Sprintf("%d-%d", from, n)
+			_, err := sign.CreateFile(os.Getenv("CREDENTIALS_DIRECTORY"), name)
+			check(err)
+			check(l.follow(nodekey.Source{Kind: nodekey.Credential, Name: name}))
+		default:
+			check(l.rotate())
+		}
+		fmt.Println("key", l.signer.KeyID())
+	}
+}
+
+// kill -9 at any moment of rotations beside which lines are appended from several
+// places, again and again: the next start has the key that was in use, or the next;
+// and in the end the first key proves every line that was durable, once, in one log.
+func TestRotationsUnderLoad(t *testing.T) {
+	dir, credentials := t.TempDir(), t.TempDir()
+	t.Setenv("CREDENTIALS_DIRECTORY", credentials)
+	if err := os.Mkdir(filepath.Join(dir, "state"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	kills := 4
+	if os.Getenv("PROBITY_CRASHES") != "" {
+		kills = 40 // a verifier follows 200 successions
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	defer cancel()
+	var first *sign.PublicKey
+	var durable []string
+	last := ""
+	for kill := range kills {
+		cmd := exec.CommandContext(ctx, os.Args[0])
+		cmd.Env = append(os.Environ(), loadChild+"="+dir, fmt.Sprintf("NODEKEY_TEST_FROM=%d", (kill+1)*10_000_000))
+		cmd.Stderr = os.Stderr
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, lines := 0, bufio.NewScanner(out)
+		for left := 1 + rand.IntN(40); left > 0 && lines.Scan(); {
+			what, rest, _ := strings.Cut(lines.Text(), " ")
+			switch what {
+			case "key":
+				if first == nil {
+					b, err := os.ReadFile(filepath.Join(dir, "state", sign.PublicFile))
+					if err == nil {
+						first, err = sign.LoadPublic(b)
+					}
+					if err != nil || first.KeyID() != rest {
+						t.Fatalf("%v, %v", first, err)
+					}
+				}
+				keys, last = keys+1, rest
+			case "durable":
+				durable = append(durable, rest)
+			default:
+				t.Errorf("kill %d: %s", kill, lines.Text())
+			}
+			if keys > 1+kill%5 {
+				left--
+			}
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		for lines.Scan() { // what it said, and was not heard yet
+			if n, ok := strings.CutPrefix(lines.Text(), "durable "); ok {
+				durable = append(durable, n)
+			} else if id, ok := strings.CutPrefix(lines.Text(), "key "); ok {
+				last = id
+			}
+		}
+		cmd.Wait()
+		if t.Failed() {
+			return
+		}
+	}
+	l, err := openLoaded(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.signer.Key(last) == nil {
+		t.Errorf("%s was in use, and now it is %s, which does not follow it", last, l.signer.KeyID())
+	}
+	rotate := l.rotate
+	if l.cfg.Source.Kind == nodekey.Credential {
+		rotate = l.toFile
+	}
+	if err := errors.Join(rotate(), l.append(1), l.spool.Close()); err != nil {
+		t.Fatal(err)
+	}
+	rep, err := verify.Path(t.Context(), []string{filepath.Join(dir, "spool")}, first, verify.Options{})
+	if err != nil || !rep.Sound() || len(rep.Logs) != 1 || len(rep.Followed) != len(l.signer.Successions()) {
+		t.Errorf("%d logs, followed %d of %d, %v, %v", len(rep.Logs), len(rep.Followed), len(l.signer.Successions()), rep.Findings, err)
+	}
+	has := map[string]int{}
+	for _, g := range rep.Gaps {
+		has[g.GapID]++
+	}
+	for _, n := range durable {
+		i, err := strconv.Atoi(n)
+		if id := fmt.Sprintf("%032x", i); err != nil || has[id] != 1 {
+			t.Errorf("line %s was durable, and is %d times in the spool (%v)", n, has[id], err)
+		}
+	}
+	if len(has) != len(rep.Gaps) || len(durable) == 0 || len(rep.Followed) < 2*kills {
+		t.Errorf("%d lines, %d different, %d of them said to be durable, %d rotations", len(rep.Gaps), len(has), len(durable), len(rep.Followed))
+	}
+	t.Logf("%d kills, %d rotations, %d lines in %d chunks, %d of them said to be durable", kills, len(rep.Followed), len(rep.Gaps), rep.Chunks, len(durable))
+}
+
 // What fails on the way leaves the old key in use, and says why.
 func TestLiveRotationFails(t *testing.T) {
 	dir := t.TempDir()
@@ -303,6 +510,43 @@ func TestLiveRotationFails(t *testing.T) {
 	rep, err := verify.Path(t.Context(), []string{filepath.Join(dir, "spool")}, l.signer.Public(), verify.Options{})
 	if err != nil || !rep.Sound() || rep.Chunks != 1 || len(rep.Followed) != 0 {
 		t.Errorf("%v, %v", rep.Findings, err)
+	}
+}
+
+// A rotation fails when the new key is in its place already, and the agent goes on with
+// the old one until it is started again: a further rotation meanwhile would leave the
+// key in that place without anything that says whom it follows.
+func TestLiveRotationIsHalfDone(t *testing.T) {
+	dir := t.TempDir()
+	l, err := openLive(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := l.signer.Public()
+	inTheWay := filepath.Join(l.cfg.State, ".node.pub.new")
+	if err := errors.Join(l.append(1), os.MkdirAll(filepath.Join(inTheWay, "x"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.rotate(); err == nil || l.signer.KeyID() != first.KeyID() {
+		t.Fatalf("node.pub cannot be written, and the key is %s, %v", l.signer.KeyID(), err)
+	}
+	for _, to := range []nodekey.Source{l.cfg.Source, source(t, "credential:none")} {
+		if _, err := nodekey.Prepare(l.cfg, to, l.signer); err == nil || !strings.Contains(err.Error(), "start the agent again") {
+			t.Errorf("to %s, once more: %v", to.Kind, err)
+		}
+	}
+	if err := errors.Join(l.append(2), l.spool.Close(), os.RemoveAll(inTheWay)); err != nil {
+		t.Fatal(err)
+	}
+	if l, err = openLive(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.append(3), l.rotate(), l.append(4), l.spool.Close()); err != nil {
+		t.Fatal(err)
+	}
+	rep, err := verify.Path(t.Context(), []string{filepath.Join(dir, "spool")}, first, verify.Options{})
+	if err != nil || !rep.Sound() || len(rep.Gaps) != 4 || len(rep.Logs) != 1 || len(rep.Followed) != 2 {
+		t.Errorf("%d lines, %d logs, followed %d, %v, %v", len(rep.Gaps), len(rep.Logs), len(rep.Followed), rep.Findings, err)
 	}
 }
 

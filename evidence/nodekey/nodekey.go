@@ -485,6 +485,16 @@ func Prepare(cfg Config, to Source, old *sign.Signer) (*Next, error) {
 	if err := errors.Join(old.Ready(), old.Rest()); err != nil {
 		return fail(fmt.Errorf("the old key has to sign: %w", err))
 	}
+	// Nothing would say whom a key follows that has taken its place already.
+	if kind := cfg.Source.Kind; kind == File || kind == TPM {
+		switch s, err := look(cfg); {
+		case errors.Is(err, fs.ErrNotExist): // somebody removed it: the more it is time for another
+		case err != nil:
+			return fail(err)
+		case s.KeyID() != old.KeyID():
+			return fail(fmt.Errorf("an earlier rotation was carried out in part: %s is in the place of %s already. start the agent again, which goes on with it then", s.KeyID(), old.KeyID()))
+		}
+	}
 	n := &Next{cfg: cfg, before: cfg.Source}
 	n.cfg.Source = to
 	s, file, err := n.cfg.successor(cfg.Source.Kind)
