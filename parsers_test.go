@@ -46,6 +46,8 @@ var parsers = map[string]string{
 
 	"bpf/symbol/demangle.Mangled": "FuzzOf",
 
+	"evidence/delivery.valid.UnmarshalJSON": "it keeps nothing; what finds values in JSON has FuzzMembers",
+
 	"evidence.Append":                     "takes a buffer to append to",
 	"evidence.Encoder.Append":             "the same",
 	"evidence.Loss.UnmarshalText":         "FuzzDecode",
@@ -53,7 +55,6 @@ var parsers = map[string]string{
 	"evidence.Uint64.UnmarshalText":       "FuzzDecode",
 	"evidence.ParseAck":                   "FuzzAck",
 	"evidence/delivery.Parse":             "FuzzParse",
-	"evidence/delivery.parseOTLP":         "FuzzParse",
 	"evidence/delivery.Joiner.Read":       "FuzzJoin",
 	"evidence/redact.New":                 "the key, which is not looked at",
 	"evidence/redact.parseKey":            "FuzzKey",

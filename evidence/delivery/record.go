@@ -29,82 +29,94 @@ type Record struct {
 // An offset may be a decimal string. Other members are the shipper's own and not
 // looked at; so is how texts are spelled, since the chunk's digest decides what is
 // right. others counts records of files whose names are not a chunk's. The records
-// are valid also with an error, which is about others of the same batch.
+// are valid also with an error, which is about others of the same batch. What it takes
+// is a small multiple of the line's length, whatever is in it.
 func Parse(line []byte) (records []Record, others int, err error) {
-	var top map[string]json.RawMessage
-	if err := json.Unmarshal(line, &top); err != nil {
+	var v valid
+	if err := json.Unmarshal(line, &v); err != nil {
 		return nil, 0, fmt.Errorf("not a JSON object: %w", err)
 	}
-	if batch, ok := top["resourceLogs"]; ok {
-		return parseOTLP(batch)
-	}
-	file, offset := text(top["file"]), top["offset"]
-	if file == "" {
-		var log struct {
-			File   struct{ Path string }
-			Offset json.RawMessage
+	var bad batchError
+	take := func(file, offset, message json.RawMessage) {
+		r, ours, err := recordOf(text(file), offset, message)
+		switch {
+		case !ours:
+			others++
+		case err != nil:
+			bad.add(err)
+		default:
+			records = append(records, r)
 		}
-		if json.Unmarshal(top["log"], &log) == nil {
-			file, offset = log.File.Path, log.Offset
+	}
+	top, ok := members(line, "resourceLogs", "file", "offset", "message", "log")
+	switch batch := top[0]; {
+	case !ok:
+		return nil, 0, errors.New("not a JSON object: another value")
+	case batch != nil:
+		if !eachRecord(batch, take) {
+			bad.add(errors.New("not a batch of OTLP"))
 		}
+	case text(top[1]) != "":
+		take(top[1], top[2], top[3])
+	default:
+		log, _ := members(top[4], "file", "offset")
+		file, _ := members(log[0], "path")
+		take(file[0], log[1], top[3])
 	}
-	r, ours, err := recordOf(file, offset, top["message"])
-	switch {
-	case !ours:
-		return nil, 1, nil
-	case err != nil:
-		return nil, 0, err
-	}
-	return []Record{r}, 0, nil
+	return records, others, bad.join()
 }
 
-type value struct {
-	StringValue json.RawMessage
-	IntValue    json.RawMessage
+// batchError keeps what was wrong first of a batch, and how often something was.
+type batchError struct {
+	first error
+	n     int
 }
 
-func parseOTLP(batch []byte) (records []Record, others int, err error) {
-	var resources []struct {
-		ScopeLogs []struct {
-			LogRecords []struct {
-				Body       value
-				Attributes []struct {
-					Key   string
-					Value value
-				}
-			}
-		}
+func (b *batchError) add(err error) {
+	if b.n++; b.n == 1 {
+		b.first = err
 	}
-	if err := json.Unmarshal(batch, &resources); err != nil {
-		return nil, 0, fmt.Errorf("not a batch of OTLP: %w", err)
+}
+
+func (b *batchError) join() error {
+	if b.n > 1 {
+		return fmt.Errorf("%w; and %d more in the same line", b.first, b.n-1)
 	}
-	var errs []error
-	for _, resource := range resources {
-		for _, scope := range resource.ScopeLogs {
-			for _, l := range scope.LogRecords {
-				var file string
-				var offset json.RawMessage
-				for _, a := range l.Attributes {
-					switch a.Key {
+	return b.first
+}
+
+// eachRecord goes through a batch of OTLP. It reports whether it is one.
+func eachRecord(batch json.RawMessage, take func(file, offset, message json.RawMessage)) bool {
+	of := func(list json.RawMessage, name string, each func(json.RawMessage) bool) bool {
+		return items(list, func(v json.RawMessage) bool {
+			found, ok := members(v, name)
+			return ok && each(found[0])
+		})
+	}
+	return of(batch, "scopeLogs", func(scopes json.RawMessage) bool {
+		return of(scopes, "logRecords", func(logs json.RawMessage) bool {
+			return items(logs, func(log json.RawMessage) bool {
+				found, ok := members(log, "body", "attributes")
+				var file, offset json.RawMessage
+				ok = ok && items(found[1], func(attribute json.RawMessage) bool {
+					a, ok := members(attribute, "key", "value")
+					v, _ := members(a[1], "stringValue", "intValue")
+					switch text(a[0]) {
 					case "log.file.path":
-						file = text(a.Value.StringValue)
+						file = v[0]
 					case "log.file.record_offset":
-						offset = a.Value.IntValue
+						offset = v[1]
 					}
+					return ok
+				})
+				body, _ := members(found[0], "stringValue")
+				if ok {
+					take(file, offset, body[0])
 				}
-				r, ours, err := recordOf(file, offset, l.Body.StringValue)
-				switch {
-				case !ours:
-					others++
-				case err != nil:
-					errs = append(errs, err)
-				default:
-					records = append(records, r)
-				}
-			}
-		}
-	}
-	return records, others, errors.Join(errs...)
+				return ok
+			})
+		})
+	})
 }
 
 // recordOf reports whether the file is a chunk, and what its record says.
@@ -138,6 +150,9 @@ func recordOf(file string, offset, message json.RawMessage) (r Record, ours bool
 // text returns a JSON string's text, "" for anything else.
 func text(b json.RawMessage) string {
 	var s string
+	if len(b) == 0 || b[0] != '"' {
+		return "" // what is no text takes nothing
+	}
 	if json.Unmarshal(b, &s) != nil {
 		return ""
 	}
