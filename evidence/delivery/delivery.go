@@ -47,7 +47,7 @@ const (
 )
 
 // MaxRecordBytes bounds one line of a delivery: a batch of the OpenTelemetry
-// Collector is one.
+// Collector is one. A longer one is a finding.
 const MaxRecordBytes = 64 << 20
 
 // Bounds of what is kept in memory.
@@ -146,16 +146,24 @@ func (j *Joiner) Report() (Report, error) {
 // Read takes one delivery. An error says that it could not be read, or that DIR
 // could not be written; what is wrong inside it is a finding.
 func (j *Joiner) Read(ctx context.Context, source string, in io.Reader) error {
-	lines := bufio.NewScanner(in)
-	lines.Buffer(make([]byte, 0, 64<<10), MaxRecordBytes)
-	for n := 1; lines.Scan(); n++ {
+	lines := lineReader{r: bufio.NewReaderSize(in, 64<<10)}
+	for n := 1; ; n++ {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("join %s: %w", source, err)
 		}
-		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
+		line, err := lines.next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case errors.Is(err, errLongLine):
+			j.say(source, n, "%v", err)
+			continue
+		case err != nil:
+			return fmt.Errorf("join %s: %w", source, err)
+		case len(bytes.TrimSpace(line)) == 0:
 			continue
 		}
-		records, others, err := Parse(lines.Bytes())
+		records, others, err := Parse(line)
 		j.rep.Others += others
 		if err != nil {
 			j.say(source, n, "%v", err)
@@ -170,10 +178,36 @@ func (j *Joiner) Read(ctx context.Context, source string, in io.Reader) error {
 			}
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return fmt.Errorf("join %s: %w", source, err)
+}
+
+// errLongLine is said of a line, and those after it are read all the same: whoever can
+// deliver one must not keep others' from being read.
+var errLongLine = fmt.Errorf("more than %d bytes: it is not looked at", MaxRecordBytes)
+
+// lineReader reads lines of at most MaxRecordBytes.
+type lineReader struct {
+	r    *bufio.Reader
+	line []byte
+}
+
+// next returns a line without its end, until the next call; io.EOF behind the last.
+func (l *lineReader) next() ([]byte, error) {
+	l.line = l.line[:0]
+	for long := false; ; {
+		piece, err := l.r.ReadSlice('\n')
+		if long = long || len(l.line)+len(piece) > MaxRecordBytes+1; !long {
+			l.line = append(l.line, piece...)
+		}
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			continue
+		case err != nil && (!errors.Is(err, io.EOF) || len(l.line) == 0 && !long):
+			return nil, err
+		case long:
+			return nil, errLongLine
+		}
+		return bytes.TrimSuffix(l.line, []byte("\n")), nil
 	}
-	return nil
 }
 
 func (j *Joiner) say(source string, line int, format string, args ...any) {
@@ -273,7 +307,11 @@ func (j *Joiner) add(r Record) (bad, err error) {
 	switch {
 	case bytes.Equal(had, line):
 		j.rep.Duplicates++
-		return nil, nil
+		if b.whole {
+			return nil, nil
+		}
+		// Its last line may have come, and then a crash: it is whole all the same.
+		return j.finish(r.Chunk, b)
 	case b.whole:
 		return fmt.Errorf("at offset %d, another line than in the chunk that is here", r.Offset), nil
 	case bytes.Count(had, []byte{0}) != len(had):
@@ -287,6 +325,11 @@ func (j *Joiner) add(r Record) (bad, err error) {
 	if isEnvelope(r.Line) {
 		b.end = r.Offset + int64(len(line))
 	}
+	return j.finish(r.Chunk, b)
+}
+
+// finish publishes a chunk that is whole now. bad is what is wrong with it.
+func (j *Joiner) finish(chunk string, b *building) (bad, err error) {
 	if b.end == 0 || b.have < b.end {
 		return nil, nil
 	}
@@ -298,19 +341,19 @@ func (j *Joiner) add(r Record) (bad, err error) {
 	}
 	behind := errors.New("lines behind its envelope: all of the chunk is dropped")
 	if st.Size() != b.end {
-		return behind, j.discard(r.Chunk, b)
+		return behind, j.discard(chunk, b)
 	}
 	all, err := b.all()
 	if err != nil {
 		return nil, err
 	}
 	if int64(len(all)) != b.end || bytes.IndexByte(all, 0) >= 0 {
-		return behind, j.discard(r.Chunk, b)
+		return behind, j.discard(chunk, b)
 	}
-	if bad := check(r.Chunk, all); bad != nil {
-		return fmt.Errorf("%w: all of the chunk is dropped", bad), j.discard(r.Chunk, b)
+	if bad := check(chunk, all); bad != nil {
+		return fmt.Errorf("%w: all of the chunk is dropped", bad), j.discard(chunk, b)
 	}
-	return nil, j.publish(r.Chunk, b, all)
+	return nil, j.publish(chunk, b, all)
 }
 
 func (j *Joiner) discard(chunk string, b *building) error {
