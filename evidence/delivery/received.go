@@ -116,6 +116,13 @@ func parseReceived(line []byte) (c Chunk, err error) {
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return c, errors.New("not a chunk that was received: something follows it")
 	}
+	// encoding/json takes a member twice, and its name in any case.
+	found, _ := members(line, "chunk", "digest", "bytes")
+	n := 0
+	each(line, '{', func(_, _ json.RawMessage) bool { n++; return true })
+	if n != 3 || found[0] == nil || found[1] == nil || found[2] == nil {
+		return c, errors.New("not a chunk that was received: not exactly chunk, digest and bytes")
+	}
 	if _, _, ok := evidence.ParseChunkName(c.Chunk); !ok {
 		return c, fmt.Errorf("%.80q is no name of a chunk", c.Chunk)
 	}

@@ -69,6 +69,9 @@ func TestReceivedRefused(t *testing.T) {
 		"below 0":        strings.Replace(good, ":5}", ":-5}", 1),
 		"too large":      strings.Replace(good, ":5}", ":99999999}", 1),
 		"two digests":    good + "\n" + strings.Replace(good, "aa", "bb", 1),
+		"a member twice": strings.Replace(good, `{`, `{"chunk":"`+vectors[1]+`",`, 1),
+		"in capitals":    strings.Replace(good, `"digest"`, `"DIGEST"`, 1),
+		"twice, once so": strings.Replace(good, `{`, `{"Chunk":"`+vectors[1]+`",`, 1),
 		"a long line":    good + strings.Repeat(" ", 2000),
 	} {
 		if in == good {
