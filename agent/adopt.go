@@ -150,8 +150,9 @@ func (a *Agent) has(n container.Notice) bool {
 var errEnded = errors.New("it has ended")
 
 // believe checks what a source says of a container that runs, and completes it: its
-// process is held, lives, is in no mount namespace of the host's, and in the cgroup
-// that the source names. It returns the boot time at which the process started, and
+// process is held, lives, had started when the source told of it (and when the source
+// says), is in no mount namespace of the host's, and in the cgroup that the source
+// names, which is still the one that it looked at. It returns the boot time at which the process started, and
 // why the run has no cgroup of its own, if that is so.
 func (a *Agent) believe(n *container.Notice, init *os.File) (began int64, cgErr, err error) {
 	start, _ := oci.StartTicks(n.Pid) // 0: it has ended
@@ -160,13 +161,19 @@ func (a *Agent) believe(n *container.Notice, init *os.File) (began int64, cgErr,
 		return 0, nil, errors.New("its source does not tell its process")
 	case init == nil || start == 0 || mount == 0:
 		return 0, nil, errEnded
+	case n.Identity.InitStart != 0 && n.Identity.InitStart != start, int64(start)*ticks > n.At:
+		return 0, nil, errEnded // its pid is another process's by now
 	case mount == mountNSOf(os.Getpid()) || mount == mountNSOf(1):
 		return 0, nil, fmt.Errorf("pid %d is in no container: its mount namespace is the host's", n.Pid)
 	}
 	switch {
 	case a.cgErr != nil:
 		cgErr = a.cgErr
-	case n.Identity.CgroupID != 0: // the source has looked
+	case n.Identity.CgroupID != 0: // the source has looked, and not now
+		path, id, err := a.cgroups.OfPidIn(n.Pid, n.Identity.CgroupPath)
+		if err != nil || path != n.Identity.CgroupPath || id != n.Identity.CgroupID {
+			return 0, nil, errEnded // the pid is another's, or it was moved
+		}
 	case n.Identity.InitStart != 0:
 		cgErr = fmt.Errorf("cgroup of pid %d: %w", n.Pid, cgroup.ErrShared)
 	default:

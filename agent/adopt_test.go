@@ -13,6 +13,7 @@ import (
 	"probity/bpf"
 	"probity/evidence"
 	"probity/runtime/container"
+	"probity/runtime/oci"
 )
 
 // existing is the notice of a box that a source finds running.
@@ -103,22 +104,39 @@ func TestAdoptOnlyTheTruth(t *testing.T) {
 	host.Pid, host.CgroupName = 1, ""
 	nobody := b.existing("nobody")
 	nobody.Pid = 0
-	for _, x := range []container.Notice{gone, elsewhere, host, nobody} {
+	start, err := oci.StartTicks(b.cmd.Process.Pid)
+	must(t, err)
+	// What its source saw when it looked, and is another's by now.
+	moved := b.existing("moved")
+	moved.CgroupName = ""
+	moved.Identity.CgroupPath, moved.Identity.CgroupID, err = n.cgroups.OfPid(newBox(t, 1).cmd.Process.Pid)
+	must(t, err)
+	replaced := b.existing("replaced")
+	replaced.CgroupName = ""
+	replaced.Identity.CgroupPath, replaced.Identity.CgroupID, err = n.cgroups.OfPid(b.cmd.Process.Pid)
+	must(t, err)
+	replaced.Identity.CgroupID++
+	reused := b.existing("reused")
+	reused.Identity.InitStart = start - 1
+	since := b.existing("since")
+	since.CgroupName, since.At = "", int64(start-1)*ticks
+	claims := []container.Notice{gone, elsewhere, host, nobody, moved, replaced, reused, since}
+	for _, x := range claims {
 		n.notify(context.Background(), x, nil)
 	}
-	must(t, n.waitIdle(context.Background()))
-	if len(n.runs()) != 0 {
-		t.Error("something is armed")
+	must(t, n.waitAdopted())
+	for _, l := range n.runs() {
+		t.Errorf("%s is armed", l.container)
 	}
 	missed := map[string]bool{}
 	for _, g := range n.gapsOf(evidence.ScopeSource) {
-		for _, id := range []string{"ended", "elsewhere", "host", "nobody"} {
-			if g.Reason == evidence.GapRuntimeDisconnected && g.Source == "nri:test" && strings.Contains(g.Detail, "container "+id+",") {
+		for _, x := range claims {
+			if id := x.Identity.ID; g.Reason == evidence.GapRuntimeDisconnected && g.Source == "nri:test" && strings.Contains(g.Detail, "container "+id+",") {
 				missed[id] = true
 			}
 		}
 	}
-	if len(missed) != 4 {
+	if len(missed) != len(claims) {
 		t.Errorf("signed: %v", missed)
 	}
 }
