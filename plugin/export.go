@@ -89,6 +89,12 @@ func writeExported(w io.Writer, r export.Report) error {
 	if r.Gaps > 0 {
 		fmt.Fprintf(w, "left out, the format has no word for gaps: %d\n", r.Gaps)
 	}
+	if r.Removed > 0 {
+		fmt.Fprintf(w, "not there, chunks that the node removed: %d\n", r.Removed)
+	}
+	if r.Holes > 0 {
+		fmt.Fprintf(w, "not there, ranges of sequence numbers: %d\n", r.Holes)
+	}
 	_, err := fmt.Fprintf(w, "%d records of %d sites and entries that were hit, in %d files; log: %s\n", r.Records, r.States[evidence.Hit], len(r.Files), r.Log)
 	return err
 }

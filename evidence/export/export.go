@@ -300,11 +300,17 @@ type Report struct {
 	Log    string                 `json:"log"`
 	States map[evidence.State]int `json:"states"`
 	Gaps   int                    `json:"gaps"`
+	// What chunks that are not there said is in no file either.
+	Removed int `json:"removed"` // by the node itself, which signed that it did
+	Holes   int `json:"holes"`   // ranges of sequence numbers between those that are there
 }
 
 // Verified adds what verify says.
 func (r *Report) Verified(v verify.Report) {
-	r.Log, r.Gaps, r.States = v.Log, len(v.Gaps), map[evidence.State]int{}
+	r.Log, r.Gaps, r.Holes, r.States = v.Log, len(v.Gaps), len(v.Holes), map[evidence.State]int{}
+	for _, l := range v.Logs {
+		r.Removed += l.Removed
+	}
 	for _, row := range v.Rows {
 		if row.State != evidence.Hit || !sumsUp(row.Set, row.Entry) {
 			r.States[row.State]++

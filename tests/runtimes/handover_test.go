@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"testing"
 
 	"probity/evidence"
+	"probity/evidence/export"
 	"probity/evidence/spool"
 	"probity/tests/need"
 )
@@ -125,6 +127,11 @@ func TestHandOver(t *testing.T) {
 	a.Stop(t)
 	if out := a.Verify(t); !strings.Contains(out, "removed by the node itself") || !strings.Contains(out, "log: sound") {
 		t.Errorf("verify says\n%s", out)
+	}
+	// Who exports what is left is told that it is not all.
+	if code, out, errs := a.Probity(t, "evidence", "export", a.Spool, "--key", a.Key(), "--format", export.Format, "--out", filepath.Join(t.TempDir(), "export")); code != 0 ||
+		!strings.Contains(out, fmt.Sprintf("not there, chunks that the node removed: %d\nnot there, ranges of sequence numbers: 1\n", gone.Chunks)) {
+		t.Errorf("export: exit code %d\n%s%s", code, out, errs)
 	}
 	// What the consumer kept, against the spool as it was before.
 	kept := filepath.Join(t.TempDir(), "kept.json")
