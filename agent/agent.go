@@ -25,6 +25,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -66,6 +67,12 @@ type Agent struct {
 	layers    *image.Cache
 	inspect   *probe.Inspector
 
+	keeps   bool   // what an earlier agent left goes on
+	notKept string // why nothing does
+	// doubtful are cgroups of which it is not signed since when all counters count.
+	doubtful map[uint64]bool
+	parking  atomic.Bool // whether there is something in parked
+
 	obj    *bpf.Objects // nil where the kernel refuses eBPF
 	bpfErr error
 	engine *probe.Engine
@@ -92,15 +99,16 @@ type Agent struct {
 	mu       sync.Mutex
 	table    lifecycle.Table
 	live     map[string]*live
-	left     map[string]*left // runs of an earlier agent that nobody has told of, by run id
-	away     evidence.Time    // since when there was no agent; zero if there never was one
-	heardOf  map[string]bool  // sources that have told of everything that runs
-	held     int              // starts that are held
-	armedIn  map[uint64]*live // by cgroup id, those that are armed
-	newCalls map[*live]bool   // those that have used a system call for the first time
-	letGo    map[string]int64 // containers let go by their source, and when
-	busy     int              // notices being carried out, runs being sealed
-	changed  chan struct{}    // closed and replaced when live or busy change
+	parked   map[uint64]*parked // events of runs that are kept and not taken up, by cgroup id
+	left     map[string]*left   // runs of an earlier agent that nobody has told of, by run id
+	away     evidence.Time      // since when there was no agent; zero if there never was one
+	heardOf  map[string]bool    // sources that have told of everything that runs
+	held     int                // starts that are held
+	armedIn  map[uint64]*live   // by cgroup id, those that are armed
+	newCalls map[*live]bool     // those that have used a system call for the first time
+	letGo    map[string]int64   // containers let go by their source, and when
+	busy     int                // notices being carried out, runs being sealed
+	changed  chan struct{}      // closed and replaced when live or busy change
 	sources  map[string]string
 	seen     Seen
 	images   map[imageKey]container.Image // of containers that are only created
@@ -120,7 +128,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, live: map[string]*live{}, armedIn: map[uint64]*live{}, newCalls: map[*live]bool{}, identifying: make(chan setWork, 1024), closing: make(chan struct{}), changed: make(chan struct{}),
 		sources: map[string]string{}, letGo: map[string]int64{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
-		ahead: make(chan container.Notice, 64), adopt: make(chan container.Notice, maxAdopting), left: map[string]*left{}, heardOf: map[string]bool{}, hashers: newHashers(), catchUp: make(chan struct{}, 1), stacks: make(chan bpf.Event, 256),
+		ahead: make(chan container.Notice, 64), adopt: make(chan container.Notice, maxAdopting), left: map[string]*left{}, parked: map[uint64]*parked{}, doubtful: map[uint64]bool{}, heardOf: map[string]bool{}, hashers: newHashers(), catchUp: make(chan struct{}, 1), stacks: make(chan bpf.Event, 256),
 	}
 	defer func() {
 		if err != nil {
@@ -205,8 +213,8 @@ func New(cfg Config) (_ *Agent, err error) {
 // openKernel loads the programs. A kernel that refuses them is no reason to be
 // silent: then every site is signed as kernelUnsupported.
 func (a *Agent) openKernel() error {
-	a.obj, a.bpfErr = bpf.Load(a.cfg.BPF)
-	if a.bpfErr != nil {
+	if err := a.loadKernel(); err != nil {
+		a.bpfErr = err
 		a.problem("nothing can be armed: %v", a.bpfErr)
 		return nil
 	}
@@ -217,9 +225,35 @@ func (a *Agent) openKernel() error {
 	a.ring = newRing(r, a.event, a.entry, a.tellGathered, a.undecodable, a.log)
 	a.engine = probe.NewEngine(a.obj, probe.Config{
 		Kernel: a.kernel, Linger: a.cfg.Linger, BootTime: cgroup.BootTime, Log: a.log.With("in", "probe"),
+		Keeper: a.cfg.Keeper, KeptFiles: keptFiles(a.cfg.Kept),
 	})
+	if !a.keeps { // else it is kept already
+		if err := a.keepAll(); err != nil {
+			a.problem("what counts is not kept for the next agent: %v", err)
+		}
+	}
 	a.engine.Prepare(a.setsOf()) // not beside the first starts: they would wait for it
 	return nil
+}
+
+// loadKernel loads the programs, or goes on with those that were kept.
+func (a *Agent) loadKernel() (err error) {
+	o := a.cfg.BPF
+	if o.Kept = a.takeKept(); o.Kept != nil {
+		a.obj, err = bpf.Load(o)
+		if err == nil {
+			if _, err = a.obj.Inherited(); err == nil {
+				a.keeps = true
+				return nil
+			}
+			err = errors.Join(err, a.obj.Close())
+		}
+		a.obj = nil
+		a.letGoOfKept(errors.Join(err, o.Kept.Close()))
+	}
+	o.Kept = nil
+	a.obj, err = bpf.Load(o)
+	return err
 }
 
 func (a *Agent) listen() (err error) {
@@ -270,6 +304,12 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	spoolCtx, stopSpool := context.WithCancel(context.WithoutCancel(ctx))
 	spoolDone := make(chan error, 1)
 	go func() { spoolDone <- a.spool.Run(spoolCtx) }()
+	keeping := make(chan error, 1)
+	if a.cfg.Keeper != nil {
+		go func() { keeping <- a.cfg.Keeper.Run(spoolCtx) }()
+	} else {
+		keeping <- nil
+	}
 	a.recover()
 
 	g, gctx := errgroup.WithContext(ctx)
@@ -285,7 +325,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	cancel()
 	stopSpool()
-	return errors.Join(err, <-spoolDone, a.Close())
+	return errors.Join(err, <-spoolDone, <-keeping, a.Close())
 }
 
 // stopRuns ends every run with final: false.
@@ -311,6 +351,9 @@ func (a *Agent) stopRuns() {
 	a.signNode(&evidence.Gap{
 		GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, Count: evidence.Loss{N: 1}, Detail: "the agent stopped",
 	}, func(g *evidence.Gap, now evidence.Time) { g.From = now })
+	if a.cfg.Keeper != nil {
+		return // who holds what counts goes on, or lets it go: nobody tells which
+	}
 	for _, l := range runs {
 		a.disarm(l)
 	}

@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"probity/bpf"
+	"probity/bpf/probe"
 	"probity/evidence/nodekey"
 	"probity/evidence/sign/pkcs11"
 	"probity/runtime/oci"
@@ -88,6 +89,10 @@ type Config struct {
 	Reread func() (Config, error) `yaml:"-"`
 	// Hangup asks for a reload, as SIGHUP does.
 	Hangup <-chan struct{} `yaml:"-"`
+	// Keeper holds what counts while there is no agent (nil: nobody), and Kept is what
+	// it held until now, by name. New takes it over.
+	Keeper probe.Keeper          `yaml:"-"`
+	Kept   map[string][]*os.File `yaml:"-"`
 	// Alive is called at every turn of the agent's own loop, for a watchdog.
 	Alive func()       `yaml:"-"`
 	Log   *slog.Logger `yaml:"-"`

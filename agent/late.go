@@ -69,6 +69,9 @@ type appeared struct {
 // event takes one event of the kernel: detail for the witness, and news for who
 // arms what appears.
 func (a *Agent) event(e bpf.Event) {
+	if a.park(e) {
+		return
+	}
 	switch e.Kind {
 	case bpf.EventCall:
 		a.called(e.Cgroup)
@@ -417,6 +420,7 @@ func (a *Agent) add(l *live, root *os.File, plan probe.Plan, from int64, why evi
 		// What is armed again is well from now on, and not from the next check on.
 		a.witness.Checked(l.id, cgroup.BootTime(), a.troubles(l))
 	}
+	a.signed(l)
 	return true, armed
 }
 

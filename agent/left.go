@@ -17,6 +17,7 @@ import (
 // source tells of it there is nothing but its evidence, whose gap is open.
 type left struct {
 	spool.OpenRun
+	kept bool            // its counters go on: guarded by Agent.mu
 	ctx  context.Context // ends with stop
 	stop context.CancelFunc
 }
@@ -24,17 +25,26 @@ type left struct {
 // nothingKept is the detail of a run's agentDown gap.
 const nothingKept = "no agent, and nothing that kept its counters"
 
+func (a *Agent) nothingKept() string {
+	if a.notKept != "" {
+		return a.notKept
+	}
+	return nothingKept
+}
+
 // leave signs the gap of a run that an earlier agent left open, unless one before
 // this has done so, and enters it into the table.
 func (a *Agent) leave(r spool.OpenRun) {
-	if r.GapID == "" {
+	cov := r.Coverage
+	// Where its counters go on there is no gap, unless nobody takes it up.
+	kept := r.GapID == "" && !r.Cut && a.isKept(&cov)
+	if r.GapID == "" && !kept {
 		r.GapID = witness.NewGapID()
-		if !a.signLeft(r, nil) {
+		if !a.signLeft(r, nil, a.nothingKept()) {
 			return
 		}
 	}
-	cov := r.Coverage
-	x := &left{OpenRun: r}
+	x := &left{OpenRun: r, kept: kept}
 	x.ctx, x.stop = context.WithCancel(context.Background())
 	id := container.Identity{
 		Runtime: container.Runtime(cov.Runtime), ID: cov.ContainerID, BootID: cov.BootID, CgroupID: uint64(cov.CgroupID), CgroupPath: cov.CgroupPath,
@@ -43,6 +53,10 @@ func (a *Agent) leave(r spool.OpenRun) {
 	taken := len(a.table.Left(cov.RunID, id, cov.Source)) > 0
 	if taken {
 		a.left[cov.RunID] = x
+	}
+	if taken && kept {
+		a.parked[id.CgroupID] = &parked{}
+		a.parking.Store(true)
 	}
 	a.mu.Unlock()
 	switch {
@@ -81,14 +95,20 @@ func (a *Agent) endLeft(x *left, at int64) {
 	defer x.stop()
 	a.mu.Lock()
 	var actions []lifecycle.Action
+	kept := false
 	if a.left[x.Coverage.RunID] == x { // else it was taken up
 		actions = a.table.CgroupEmpty(x.Coverage.RunID, at)
 		delete(a.left, x.Coverage.RunID)
+		kept = x.kept
 	}
 	a.mu.Unlock()
+	detail := a.nothingKept()
+	if kept {
+		x.GapID, detail = witness.NewGapID(), a.endKept(x)
+	}
 	for _, act := range actions {
 		if s, ok := act.(lifecycle.Seal); ok {
-			a.signLeft(x.OpenRun, &s.At)
+			a.signLeft(x.OpenRun, &s.At, detail)
 		}
 	}
 }
@@ -96,7 +116,15 @@ func (a *Agent) endLeft(x *left, at int64) {
 // signLeft writes the coverage line and the gap of a run that an earlier agent left
 // open. At its end both are the last: ended is when that was, 0 says in an earlier
 // boot, nil that it may live.
-func (a *Agent) signLeft(r spool.OpenRun, ended *int64) bool {
+func (a *Agent) signLeft(r spool.OpenRun, ended *int64, detail string) bool {
+	err := a.appendLeft(r, ended, detail)
+	if err != nil {
+		a.problem("the gap of run %s was not signed: %v", r.Coverage.RunID, err)
+	}
+	return err == nil
+}
+
+func (a *Agent) appendLeft(r spool.OpenRun, ended *int64, detail string) error {
 	last := r.Coverage
 	last.Final, last.To = ended != nil, r.To
 	last.GapReasons = slices.Clone(last.GapReasons)
@@ -114,9 +142,9 @@ func (a *Agent) signLeft(r spool.OpenRun, ended *int64) bool {
 	gap := evidence.Gap{
 		GapID: r.GapID, Scope: evidence.ScopeRun, Reason: evidence.GapAgentDown, From: r.To,
 		Count: evidence.Loss{N: 1}, RunID: last.RunID, ContainerID: last.ContainerID,
-		Detail: nothingKept,
+		Detail: detail,
 	}
-	err := a.spool.Append(last.RunID, func(c evidence.Clock) []redact.Line {
+	return a.spool.Append(last.RunID, func(c evidence.Clock) []redact.Line {
 		cov, g := last, gap
 		if ended != nil {
 			at := later(r.To, c.Time(*ended)) // 0 is this boot's start
@@ -127,10 +155,6 @@ func (a *Agent) signLeft(r spool.OpenRun, ended *int64) bool {
 		}
 		return a.redact.Lines(&cov, &g) // what was redacted then stays, and the rules may be others now
 	})
-	if err != nil {
-		a.problem("the gap of run %s was not signed: %v", last.RunID, err)
-	}
-	return err == nil
 }
 
 // takeUp returns what is known of a run from an earlier agent, if it armed it, and
@@ -145,7 +169,7 @@ func (a *Agent) takeUp(runID string) (e *witness.Earlier, started int64) {
 	since := min(x.ToBootNs, cgroup.BootTime())
 	e = &witness.Earlier{
 		From: min(x.FromBootNs, since), Since: since, Reason: evidence.GapAgentDown, GapID: x.GapID,
-		Detail: nothingKept, FirstExec: x.FirstExecBootNs, Sites: x.Sites, Changed: x.Coverage.Policies != a.policies.Digest,
+		Detail: a.nothingKept(), Kept: x.kept, FirstExec: x.FirstExecBootNs, Sites: x.Sites, Changed: x.Coverage.Policies != a.policies.Digest,
 	}
 	for _, r := range x.Coverage.GapReasons {
 		if r != evidence.GapAgentDown {

@@ -42,6 +42,7 @@ type live struct {
 	// released is when the container was let go before it was armed, or 0.
 	// Guarded by Agent.mu.
 	released int64
+	unsigned atomic.Bool // the next agent would not know since when all counters count
 
 	// Set before armed is closed, and not changed afterwards.
 	handle *probe.Handle // nil if nothing could be armed
@@ -238,7 +239,11 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	// What takes time comes now.
 	a.witness.NotHashed(l.id, a.firstDigests(l, start.Sites))
 	a.witness.Publish(l.id, released)
+	a.signed(l)
 	a.tellDeaf(l)
+	if l.handle != nil && l.earlier != nil {
+		a.replay(l)
+	}
 	if l.handle != nil {
 		if err := a.engine.Moves(); err != nil {
 			a.witness.AttributionLost(l.id, 0, start.ArmedAt, "this kernel does not show that a process leaves the container's cgroup: "+err.Error())
@@ -361,7 +366,9 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	}
 	plan := probe.MakePlan(probes, tree, probe.On(a.kernel))
 	planned := cgroup.BootTime()
+	kept := l.earlier != nil && l.earlier.Kept
 	h, err := a.engine.Arm(l.ctx, probe.Target{
+		TakeUp: kept, Unsigned: a.marks(l, n.Identity.CgroupID),
 		Cgroup: n.Identity.CgroupID, Level: a.level(n.Identity.CgroupPath), Around: a.around(n.Identity.CgroupPath), Root: root, Upper: rootfs.Upper,
 		Files: probe.Tree{View: view, Inspector: a.inspect, Runs: tree.Runs}, // for as long as it lives: without the bounds of a start
 		Processes: func() ([]int, bool, error) {
@@ -376,12 +383,15 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	}
 	a.log.Debug("armed", "run", l.id, "container", l.container, "sites", len(h.Sites),
 		"after", time.Duration(h.ArmedAt-n.At), "identified", time.Duration(began-n.At), "found", time.Duration(found-began), "planned", time.Duration(planned-found), "attached", time.Duration(h.ArmedAt-planned))
-	if h.NeedsLineage() {
+	if h.NeedsLineage() && !kept { // else they were followed all the time
 		l.unknown = a.already(h, n)
 		h.ArmedAt = cgroup.BootTime()
 	}
 	l.handle, l.looked, l.notice, l.probes = h, h.ArmedAt, n, probes
-	l.checked.Store(h.ArmedAt)
+	if kept { // when it was last well, nobody knows any more
+		l.looked = l.earlier.From
+	}
+	l.checked.Store(l.looked)
 	l.rootDev = rootDev
 	start.Sites, start.Searches, start.Arm, start.ArmedAt = h.Sites, h.Searches, h, h.ArmedAt
 	return start

@@ -45,6 +45,7 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 		g.Go(func() error { return a.engine.Guard(ctx) })
 		g.Go(func() error { return a.sweep(ctx) })
 	}
+	g.Go(func() error { return a.keptIsOver(ctx) })
 	g.Go(func() error { return a.health(ctx) })
 	g.Go(func() error { return a.patrol(ctx) })
 	g.Go(func() error { return a.catchingUp(ctx) })
@@ -321,6 +322,7 @@ func (a *Agent) recover() {
 		}
 		a.leave(r)
 	}
+	a.unmark()
 }
 
 // signNode hands a gap of the node to the spool, completed with the time.

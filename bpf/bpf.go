@@ -57,6 +57,8 @@ type Options struct {
 	// ForceNoMoves acts as if it could not be seen that a process leaves its
 	// container's cgroup, as without kernel types.
 	ForceNoMoves bool
+	// Kept are an earlier process's objects, to be gone on with. Load takes them over.
+	Kept *Kept
 }
 
 // MaxLevel is the depth of a container's cgroup that can be armed, exclusive.
@@ -72,6 +74,7 @@ type Objects struct {
 	cookies bool  // a perf link can tell a program its site
 	noExec  bool
 	noMoves bool
+	kept    *Kept        // what was taken over; nil if all is new
 	slots   atomic.Int64 // counters that were made
 
 	progs programs
@@ -143,7 +146,14 @@ func Load(o Options) (*Objects, error) {
 	if !obj.cookies {
 		delete(first.Programs, probesProgUprobeSingle)
 	}
-	coll, err := ebpf.NewCollectionWithOptions(first, ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{KernelTypes: o.KernelTypes}})
+	options := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{KernelTypes: o.KernelTypes}}
+	if obj.kept = o.Kept; obj.kept != nil {
+		if obj.missing != nil {
+			return nil, fmt.Errorf("go on with kept objects: %w", obj.missing)
+		}
+		options.MapReplacements = obj.kept.into(first)
+	}
+	coll, err := ebpf.NewCollectionWithOptions(first, options)
 	if err != nil {
 		return nil, fmt.Errorf("%w: load programs: %w", ErrUnsupported, err)
 	}
@@ -162,6 +172,15 @@ func Load(o Options) (*Objects, error) {
 		obj.progs.shared[sharedKey{name: name}] = p
 	}
 	coll.Programs = nil
+	if obj.kept != nil {
+		for name, p := range obj.kept.progs {
+			obj.progs.shared[sharedKey{name: name}] = p
+		}
+		for _, m := range obj.kept.maps { // the collection has its own descriptors
+			m.Close()
+		}
+		obj.kept.progs, obj.kept.maps = nil, nil
+	}
 	obj.sites = object{spec: spec, maps: coll.Maps, types: o.KernelTypes}
 	obj.pairs = object{spec: pairs, maps: maps.Clone(coll.Maps), types: o.KernelTypes}
 	obj.lineage = object{spec: lineage, maps: coll.Maps, types: o.KernelTypes}
@@ -178,7 +197,7 @@ func resize(m *ebpf.MapSpec, n uint32) {
 // Close unloads everything. Links made with these programs must be closed
 // first, or they keep the programs alive.
 func (o *Objects) Close() error {
-	err := o.sets.close()
+	err := errors.Join(o.sets.close(), o.kept.Close())
 	o.progs.mu.Lock()
 	defer o.progs.mu.Unlock()
 	for _, p := range o.progs.shared {

@@ -49,6 +49,9 @@ var errOff = errors.New("switched off by option")
 // AttachLineage attaches what follows processes. What this kernel does not
 // offer is said in the result; there is always one.
 func (o *Objects) AttachLineage() *Lineage {
+	if o.kept != nil && len(o.kept.lineage) > 0 {
+		return o.takeUpLineage()
+	}
 	l := &Lineage{}
 	if o.noExec {
 		l.ExecErr, l.ProcessErr, l.MoveErr = errOff, errOff, errOff

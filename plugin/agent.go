@@ -14,11 +14,13 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"probity/agent"
+	"probity/agent/fdstore"
 	"probity/bpf/kernel"
 	"probity/evidence/spool"
 	"probity/evidence/verify"
@@ -73,6 +75,12 @@ if it is the default one.`,
 			}
 			if interval, err := daemon.SdWatchdogEnabled(false); err == nil && interval > 0 {
 				cfg.Alive = func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog) }
+			}
+			if s := fdstore.FromEnv(cfg.Log.With("in", "fdstore")); s != nil {
+				cfg.Keeper, cfg.Kept = s, map[string][]*os.File{}
+				for _, f := range activation.Files(true) {
+					cfg.Kept[f.Name()] = append(cfg.Kept[f.Name()], f)
+				}
 			}
 			a, err := agent.New(cfg)
 			if err != nil {

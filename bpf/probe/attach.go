@@ -42,6 +42,10 @@ type attachment struct {
 	links   []link.Link
 	progs   []*bpf.Program // that belong to single links
 	refused map[place]refusal
+	// kept is how many of the links are held by somebody else too, and unkeep ends
+	// that: while they are, to close them detaches nothing.
+	kept   int
+	unkeep func()
 }
 
 // attach makes links for the points of one file: one uprobe_multi link where
@@ -175,6 +179,10 @@ const closers = 8
 // of milliseconds each, in parallel hardly more than one. Perf links the kernel
 // takes one at a time, and waits for its grace periods with each.
 func (a *attachment) close() error {
+	if a.unkeep != nil {
+		a.unkeep()
+	}
+	a.kept, a.unkeep = 0, nil
 	errs := make([]error, len(a.links))
 	var next atomic.Int64
 	var wg sync.WaitGroup

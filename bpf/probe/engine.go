@@ -3,15 +3,14 @@ package probe
 import (
 	"context"
 	"debug/elf"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +39,11 @@ type Config struct {
 	// BootTime is CLOCK_BOOTTIME in nanoseconds. Required.
 	BootTime func() int64
 	Log      *slog.Logger
+	// Keeper has what counts held while there is no agent (nil: nobody does), and
+	// KeptFiles are what an earlier engine had held so: NewEngine takes them over if
+	// the objects were, and closes them else.
+	Keeper    Keeper
+	KeptFiles map[string][]*os.File
 }
 
 // Engine arms containers. Safe for concurrent use.
@@ -67,6 +71,12 @@ type Engine struct {
 	stood   uint64 // bpf.Objects.Stood when the counters were last looked at
 	turn    uint64 // of keep
 	missed  uint64 // by hooks that are forgotten
+
+	keptFiles atomic.Uint64 // the last name of links that were kept
+	// keptRuns are the cgroups that an earlier process counts for, with the numbers of
+	// their counters, until somebody takes them up; keptLevels are their depths.
+	keptRuns   map[uint64][]uint32
+	keptLevels uint32
 }
 
 // NewEngine begins to follow the processes of containers, and returns an engine without any
@@ -90,6 +100,23 @@ func NewEngine(obj *bpf.Objects, cfg Config) *Engine {
 	}
 	e := &Engine{obj: obj, cfg: cfg, machine: Host(), kernelSide: hostKernel(Host()), files: map[fileKey]*sharedFile{}, hooks: map[hookKey]*sharedHook{}, nests: map[uint64]*nest{}, handles: map[*Handle]bool{}}
 	e.lineage = obj.AttachLineage()
+	left, err := obj.Inherited()
+	if err != nil {
+		cfg.Log.Error("what an earlier agent counted is not gone on with", "err", err)
+	}
+	if left != nil {
+		e.inherit(left, cfg.KeptFiles)
+	} else {
+		for _, list := range cfg.KeptFiles {
+			for _, f := range list {
+				f.Close()
+			}
+		}
+	}
+	e.cfg.KeptFiles = nil
+	if e.Keep() == nil { // links alone are of no use to the next
+		e.cfg.Keeper = nil
+	}
 	e.lineageMisses = e.lineage.Misses
 	for what, err := range map[string]error{
 		"execs": e.lineage.ExecErr, "births and ends of processes": e.lineage.ProcessErr, "moves between cgroups": e.lineage.MoveErr,
@@ -128,6 +155,13 @@ type Target struct {
 	// they have mapped decides whether attaching would hold up the machine. nil:
 	// that is not asked.
 	Processes func() (pids []int, whole bool, err error)
+	// TakeUp: an earlier agent has armed it, and its counters are to go on where they
+	// were kept ([Engine.Kept]): Site.Kept says of which sites. Else they are forgotten.
+	TakeUp bool
+	// Unsigned is called before counters are made that were not there at the start: a
+	// process that goes on with them must know whether their gap was signed. nil: nobody
+	// goes on with them.
+	Unsigned func()
 }
 
 // Arm arms the plan's sites for one container and returns when each is proven
@@ -143,8 +177,17 @@ func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) 
 		return nil, fmt.Errorf("cgroup is %d levels deep, at most %d can be armed", t.Level, bpf.MaxLevel-1)
 	}
 	h := &Handle{engine: e, target: t, Sites: plan.Sites, Searches: plan.Searches}
-	if err := e.obj.PutRun(t.Cgroup); err != nil {
-		return nil, err
+	if sites, kept := e.claim(t.Cgroup); kept && t.TakeUp {
+		h.kept = true
+	} else {
+		if kept {
+			if err := e.obj.Forget(t.Cgroup, sites); err != nil {
+				return nil, err
+			}
+		}
+		if err := e.obj.PutRun(t.Cgroup); err != nil {
+			return nil, err
+		}
 	}
 	if err := errors.Join(e.enter(t), e.level(t.Level, 1)); err != nil {
 		return nil, errors.Join(err, h.Close())
@@ -182,7 +225,7 @@ func (e *Engine) armExec(h *Handle) {
 			s.Reason, s.Detail = evidence.KernelUnsupported, err.Error()
 			continue
 		}
-		s.Armed, s.Type = true, evidence.ProbeType(e.lineage.Exec)
+		s.Armed, s.Type, s.Kept = true, evidence.ProbeType(e.lineage.Exec), h.kept
 		if s.Type != s.Requested {
 			s.Detail = "at the raw tracepoint, where the kernel skips fewer programs"
 		}
@@ -311,6 +354,7 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 			continue
 		}
 		s.Armed, s.Type, s.ID = true, typeOf(s), shared.site(placeOf(s))
+		s.Kept = mine.had[s.ID] && shared.goneOn()
 		mine.armed = append(mine.armed, s.ID)
 		for _, exit := range exitsOf(s) {
 			if r, no := refusedAt[exit]; no {
@@ -337,6 +381,16 @@ func (e *Engine) putCounters(h *Handle, mine *held, b *batch) error {
 		if s.Duration {
 			mine.times = append(mine.times, slot.Site)
 		}
+	}
+	if h.kept {
+		var err error
+		if mine.had, slots, err = e.obj.HasSlots(h.target.Cgroup, slots); err != nil {
+			return err
+		}
+	}
+	// The next process must not take these for counters that were there all the time.
+	if (h.kept || h.ArmedAt != 0) && len(slots) > 0 && mine.file.keepable && h.target.Unsigned != nil {
+		h.target.Unsigned()
 	}
 	if err := e.obj.PutSlots(h.target.Cgroup, slots); err != nil || len(mine.times) == 0 {
 		return err
@@ -453,13 +507,7 @@ func (e *Engine) take(at stamp, b *batch) (*sharedFile, error) {
 			points = append(points, point{place: exit, at: bpf.At{Pair: true, Return: true, Stacked: true, Go: s.Go, Popped: popped}})
 		}
 	}
-	var bytes []byte
-	for _, p := range points {
-		bytes = binary.LittleEndian.AppendUint64(bytes, p.offset)
-		bytes = binary.LittleEndian.AppendUint64(bytes, p.semaphore)
-		bytes = strconv.AppendBool(strconv.AppendBool(bytes, p.ret), p.exit)
-	}
-	key := fileKey{at.dev, at.ino, b.probe, string(bytes)}
+	key := fileKey{at.dev, at.ino, b.probe, placesKey(points)}
 	e.mu.Lock()
 	old := e.files[key]
 	e.mu.Unlock()
@@ -483,7 +531,8 @@ func (e *Engine) take(at stamp, b *batch) (*sharedFile, error) {
 		for _, x := range exits {
 			points[x[0]].at.Site = points[x[1]].at.Site
 		}
-		s = &sharedFile{key: key, path: b.file.Match.Path, stamp: at, points: points}
+		timed := slices.ContainsFunc(points, func(p point) bool { return p.at.Pair })
+		s = &sharedFile{key: key, path: b.file.Match.Path, stamp: at, points: points, keepable: !timed && b.file.Match.Origin == image.FromLayer}
 		e.files[key] = s
 	}
 	e.join(&s.usage)
@@ -551,7 +600,7 @@ func (e *Engine) level(n, by int) error {
 	} else {
 		e.levels[n] += by
 	}
-	var mask uint32
+	mask := e.keptLevels
 	if e.any > 0 {
 		mask = math.MaxUint32
 	}
@@ -693,6 +742,13 @@ func (e *Engine) Close() error {
 	}
 	e.files, e.hooks = map[fileKey]*sharedFile{}, map[hookKey]*sharedHook{}
 	e.mu.Unlock()
+	for _, s := range all { // who keeps links is to go on
+		if f, ok := s.(*sharedFile); ok {
+			f.mu.Lock()
+			f.att.unkeep = nil
+			f.mu.Unlock()
+		}
+	}
 	closeAll(all, e.cfg.Log)
 	return e.lineage.Close()
 }

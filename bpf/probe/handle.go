@@ -25,6 +25,7 @@ type Handle struct {
 
 	engine *Engine
 	target Target
+	kept   bool // an earlier engine's counters go on
 	sets   setState
 	late   int // places that were attached after the start, of Add
 	// Of Sites, those that there were at the start, and how many of the others are
@@ -54,12 +55,13 @@ type held struct {
 	stamp stamp
 	// merged is the file as the container's own root shows it.
 	merged process.File
-	lease  *os.File // of a file that the container may write
-	ids    []uint32 // nil if the counters belong to another name of the file
-	times  []uint32 // those that have a duration
-	armed  []uint32 // those that are attached
-	mended uint32   // sharedFile.mended, as far as it was told
-	proven int64    // boot time after which they were last proven
+	lease  *os.File        // of a file that the container may write
+	had    map[uint32]bool // those that an earlier engine made
+	ids    []uint32        // nil if the counters belong to another name of the file
+	times  []uint32        // those that have a duration
+	armed  []uint32        // those that are attached
+	mended uint32          // sharedFile.mended, as far as it was told
+	proven int64           // boot time after which they were last proven
 }
 
 // heldHook is a reference to a place in the kernel.

@@ -66,6 +66,7 @@ type Site struct {
 	Type  evidence.ProbeType // what the kernel really used
 	ID    uint32             // the site's number in the kernel
 	Armed bool
+	Kept  bool // an earlier engine armed it, and its counter goes on: nothing was missed in between
 }
 
 // Planned is what is known of a site before it is armed. It is never changed

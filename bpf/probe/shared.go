@@ -40,6 +40,11 @@ type sharedFile struct {
 	proven int64   // boot time before the canary last showed that all that is attached still is; 0: since then it was not, or more was attached
 	looked int64   // boot time before the file was last looked at, of rewritten
 	found  string  // what was found
+	// Links that an earlier engine made: inherited until they are proven, and then
+	// goesOn for as long as they are not made again.
+	inherited, goesOn bool
+
+	keepable bool // its links may be kept while there is no agent
 
 	usage
 }
@@ -73,6 +78,13 @@ func (s *sharedFile) arm(e *Engine, lower, merged *os.File) (map[place]refusal, 
 		return nil, fmt.Errorf("map %s through the container's root: %w", s.path, err)
 	}
 	defer view.close()
+	if s.inherited {
+		if err := s.takeUp(e, lower); err != nil {
+			e.cfg.Log.Warn("links that were kept are made again", "file", s.path, "err", err)
+		} else {
+			s.works(e)
+		}
+	}
 	if !s.ready {
 		if err := s.attach(e.obj, lower, m); err != nil {
 			return nil, err
@@ -80,6 +92,7 @@ func (s *sharedFile) arm(e *Engine, lower, merged *os.File) (map[place]refusal, 
 		s.works(e)
 	} else {
 		s.again(e.obj, lower)
+		s.keep(e)
 	}
 	out := maps.Clone(s.att.refused)
 	attached := s.attached()
@@ -108,7 +121,7 @@ func (s *sharedFile) attach(obj *bpf.Objects, lower *os.File, m Machine) (err er
 		return fmt.Errorf("map %s: %w", s.path, err)
 	}
 	s.att = attach(obj, lower, s.points)
-	s.ready, s.proven = true, 0
+	s.ready, s.goesOn, s.proven = true, false, 0
 	return nil
 }
 
@@ -157,6 +170,14 @@ func (s *sharedFile) works(e *Engine) {
 		s.broken = nil
 		s.mended.Add(1)
 	}
+	s.keep(e)
+}
+
+// goneOn reports whether its links are an earlier engine's, and were never away.
+func (s *sharedFile) goneOn() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ready && s.goesOn
 }
 
 // errRests reports that the links were taken away because nobody awaits an

@@ -19,6 +19,9 @@ type Earlier struct {
 	Reason evidence.GapReason
 	Since  int64
 	Detail string
+	// Kept: the counters of sites that say so (probe.Site.Kept) went on meanwhile. They
+	// have no gap, and count what earlier lines say of them once more.
+	Kept bool
 	// Changed says that other policies were in force: that a probe has no earlier
 	// lines does not say then that it saw nothing, nor that it was there.
 	Changed bool
@@ -52,7 +55,19 @@ func (r *run) takeUp(log *slog.Logger) {
 	if e.Changed {
 		r.close(r.addGap(&gap{selector: wholeRun, reason: evidence.GapPolicyChanged, from: r.first, count: 1, detail: "the agent that armed it before had other policies"}), r.armedAt)
 	}
-	g := r.addGap(&gap{selector: wholeRun, reason: e.Reason, from: max(e.Since, r.first), count: 1, detail: clip(e.Detail, maxDetail)})
+	since := gap{reason: e.Reason, from: max(e.Since, r.first), count: 1, detail: clip(e.Detail, maxDetail)}
+	if e.Kept && r.arm != nil {
+		since.to = r.armedAt
+		for i := range r.sites {
+			if s := &r.sites[i]; s.Armed && !s.Kept {
+				g := since
+				r.addSiteGap(i, &g)
+			}
+		}
+		return
+	}
+	since.selector = wholeRun
+	g := r.addGap(&since)
 	g.id = cmp.Or(e.GapID, g.id)
 	if r.arm != nil { // else it lasts until the end
 		r.close(g, r.armedAt)
@@ -119,17 +134,20 @@ func (r *run) carry(e *Earlier, log *slog.Logger) {
 func (r *run) carrySite(s *site, x evidence.SiteLine, since int64) {
 	o, own := x.Line, s.own()
 	if o.State == evidence.Hit {
-		own.before = bpf.Counter{Count: uint64(*o.Count), FirstNs: x.Clock.Boot(o.FirstAt), LastNs: x.Clock.Boot(o.LastAt)}
-		s.merge(own.before)
-		r.last = max(r.last, own.before.LastNs)
+		before := bpf.Counter{Count: uint64(*o.Count), FirstNs: x.Clock.Boot(o.FirstAt), LastNs: x.Clock.Boot(o.LastAt)}
+		if !s.Kept { // else its counter has them
+			own.before = before
+			s.merge(own.before)
+		}
+		r.last = max(r.last, before.LastNs)
 		if len(o.Redacted) == 0 { // else which members are, would be forgotten
 			own.process, own.stack = o.Process, o.Stack
 		}
 		if set := r.sets[s.Set]; set != nil {
 			set.before = max(set.before, o.Entries)
 			if len(o.SystemCalls) > 0 {
-				set.calls = SystemCalls{First: own.before.FirstNs, Last: own.before.LastNs, Calls: o.SystemCalls, IOUring: o.IOUring}
-				set.counter = own.before
+				set.calls = SystemCalls{First: before.FirstNs, Last: before.LastNs, Calls: o.SystemCalls, IOUring: o.IOUring}
+				set.counter = before
 			}
 		}
 	}

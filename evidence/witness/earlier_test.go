@@ -2,6 +2,7 @@ package witness
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"probity/bpf"
@@ -217,5 +218,52 @@ func TestTakenUpRedacted(t *testing.T) {
 		if (obs["hello"].State == evidence.Hit) != same || (gap("hello") > 2000) == same || gap("bye") != 2000 {
 			t.Errorf("same %v: %+v, %d, %d", same, obs["hello"], gap("hello"), gap("bye"))
 		}
+	}
+}
+
+// A run whose counters were kept: a site that went on counts what its counter has, and
+// not what earlier lines say once more, and has no gap. One that did not has its own.
+func TestKept(t *testing.T) {
+	at := func(n int64) evidence.Time { return clock.Time(n) }
+	count := evidence.Uint64(5)
+	line := func(id uint32, symbol string, state evidence.State) evidence.SiteLine {
+		s := armed(id, symbol)
+		o := &evidence.Observation{
+			RunID: "r", ProbeID: s.Probe.ID, Path: libPath, Origin: "imageLayer", FileDigest: "sha256:" + strings.Repeat("ab", 32), Symbol: symbol, State: state, Count: &count,
+			FirstAt: at(2000), LastAt: at(2100), Process: &evidence.Process{Pid: 9, Comm: "first"},
+		}
+		offset := evidence.Uint64(s.Offset)
+		o.Offset = &offset
+		return evidence.SiteLine{Line: o, Clock: clock}
+	}
+	var sites []probe.Site
+	for i, symbol := range []string{"kept", "still", "lost"} {
+		s := armed(uint32(i+1), symbol)
+		s.Kept = symbol != "lost"
+		sites = append(sites, s)
+	}
+	e := &Earlier{From: 1000, Since: 3000, Reason: evidence.GapAgentDown, Kept: true, FirstExec: 1100}
+	e.Sites = []evidence.SiteLine{line(1, "kept", evidence.Hit), line(3, "lost", evidence.Hit)}
+	st := newEarlier(t, e, sites...)
+	st.hit(1, 7, 3500) // five before, two while there was no agent
+	st.Publish(st.id, 0)
+	for _, g := range take[*evidence.Gap](st.out) {
+		if g.Scope == evidence.ScopeRun || g.Symbol != "lost" || g.From != at(3000) || g.To != at(armedAt) {
+			t.Errorf("gap %+v", g)
+		}
+	}
+	st.hit(3, 1, 6000)
+	obs, cov := st.final(t, 9000)
+	if o := obs["kept"]; *o.Count != 7 || !o.Complete || len(o.Gaps) != 0 || o.Process == nil || o.Process.Pid != 9 {
+		t.Errorf("kept: %+v", o)
+	}
+	if o := obs["still"]; o.State != evidence.ArmedNoHit || !o.Complete || o.From != at(1000) {
+		t.Errorf("never hit: %+v", o)
+	}
+	if o := obs["lost"]; *o.Count != 6 || o.Complete || len(o.Gaps) != 1 || o.Gaps[0].Reason != evidence.GapAgentDown {
+		t.Errorf("not kept: %+v", o)
+	}
+	if cov.FirstExec != at(1100) || cov.From != at(1000) {
+		t.Errorf("%+v", cov)
 	}
 }

@@ -96,6 +96,9 @@ func newRun(s Start) *run {
 	}
 	if s.Earlier != nil {
 		r.first = min(s.Earlier.From, s.ArmedAt)
+		if s.Earlier.Kept { // when the agent before last looked, nobody knows
+			r.lastGood = r.first
+		}
 	}
 	// The one or the other, in every line.
 	switch img := &r.id.Image; {
@@ -114,7 +117,7 @@ func newRun(s Start) *run {
 	r.index()
 	r.findSets(0)
 	if s.Arm != nil {
-		r.misses = s.Arm.Misses()
+		r.misses = r.sinceArmed(s.Arm.Misses(), true)
 		r.learnTypes()
 	}
 	return r
@@ -130,9 +133,18 @@ func (r *run) learnTypes() {
 	for i := range r.sites {
 		s := &r.sites[i]
 		if s.Armed && !slices.ContainsFunc(r.missesOf, func(l evidence.TypeLoss) bool { return l.ProbeType == s.Type }) {
-			r.missesOf = append(r.missesOf, evidence.TypeLoss{ProbeType: s.Type, KernelMissed: m.MissesOf(s.Type)})
+			r.missesOf = append(r.missesOf, evidence.TypeLoss{ProbeType: s.Type, KernelMissed: r.sinceArmed(m.MissesOf(s.Type), s.Kept)})
 		}
 	}
+}
+
+// sinceArmed is what had been missed when the run was armed. Where that was an earlier
+// agent nobody knows it any more: all of it may have been since.
+func (r *run) sinceArmed(now evidence.Loss, kept bool) evidence.Loss {
+	if kept && r.earlier != nil && r.earlier.Kept {
+		now.N = 0
+	}
+	return now
 }
 
 // take remembers an event and reports whether a site's state changed by it.

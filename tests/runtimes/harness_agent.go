@@ -29,6 +29,7 @@ type AgentOptions struct {
 	Config     string   // text of the configuration file
 	Args       []string // further arguments
 	Env        []string
+	Store      bool // somebody holds for the next agent what one has held
 }
 
 // For fills in the options that make the agent listen to c.
@@ -52,6 +53,7 @@ type Agent struct {
 	server  *process
 	notify  *net.UnixConn
 	ready   *readiness
+	store   *fdStore // nil: nobody holds anything
 }
 
 // StartAgent starts one for a test and returns when it is ready.
@@ -92,7 +94,11 @@ func OpenAgent(t T, s *Scratch, b Binaries, spool string, options AgentOptions) 
 		t.Fatalf("agent: listen for its readiness: %v", err)
 	}
 	a.notify, a.ready = conn, newReadiness()
-	go a.ready.listen(conn)
+	if options.Store {
+		a.store = &fdStore{}
+		t.Cleanup(a.store.drop)
+	}
+	go a.ready.listen(conn, a.store)
 	t.Cleanup(func() {
 		if a.server != nil {
 			if err := a.server.stop(syscall.SIGTERM); err != nil {
@@ -145,6 +151,9 @@ func (a *Agent) launch(t T) {
 	}
 	cmd := exec.Command(a.Binaries.Probity, append(args, a.options.Args...)...)
 	cmd.Env = append(os.Environ(), append([]string{atRaces, "NOTIFY_SOCKET=" + a.notify.LocalAddr().String()}, a.options.Env...)...)
+	if a.store != nil {
+		a.store.give(cmd)
+	}
 	server, err := start("the agent", a.Scratch.Path("agent.log"), cmd)
 	if err != nil {
 		t.Fatalf("%v", err)
@@ -265,14 +274,13 @@ func (r *readiness) next() <-chan struct{} {
 }
 
 // listen returns when conn is closed.
-func (r *readiness) listen(conn *net.UnixConn) {
-	buf := make([]byte, 4096)
+func (r *readiness) listen(conn *net.UnixConn, store *fdStore) {
 	for {
-		n, err := conn.Read(buf)
+		text, err := readNotice(conn, store)
 		if err != nil {
 			return
 		}
-		if !slices.Contains(strings.Split(string(buf[:n]), "\n"), "READY=1") {
+		if !slices.Contains(strings.Split(text, "\n"), "READY=1") {
 			continue
 		}
 		r.mu.Lock()

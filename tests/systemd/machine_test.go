@@ -21,6 +21,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"probity/evidence/sign"
 	"probity/evidence/verify"
@@ -165,6 +166,46 @@ func report(t testing.TB, key []byte) verify.Report {
 	return rep
 }
 
+// layered is bundle with its files in a layer, as an image has them, and with another
+// command.
+func layered(t testing.TB, id, target string, command ...string) string {
+	t.Helper()
+	dir := bundle(t, id, 0, target)
+	path := func(name string) string { return filepath.Join(dir, name) }
+	err := os.Rename(path("rootfs"), path("lower"))
+	for _, sub := range []string{"rootfs", "writable"} {
+		err = errors.Join(err, os.Mkdir(path(sub), 0o755))
+	}
+	err = errors.Join(err, unix.Mount("tmpfs", path("writable"), "tmpfs", 0, ""), os.Mkdir(path("writable/upper"), 0o755), os.Mkdir(path("writable/work"), 0o755))
+	if err == nil {
+		err = unix.Mount("overlay", path("rootfs"), "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", path("lower"), path("writable/upper"), path("writable/work")))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, at := range []string{"rootfs", "writable"} {
+			if err := unix.Unmount(path(at), 0); err != nil {
+				t.Errorf("unmount %s: %v", path(at), err)
+			}
+		}
+	})
+	b, err := os.ReadFile(path("config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	args, err := json.Marshal(append([]string{"/bin/target"}, command...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(b), `["/bin/target","await","1","hello","7"]`, string(args), 1)
+	if text == string(b) {
+		t.Fatalf("%s has another command", b)
+	}
+	write(t, path("config.json"), text)
+	return dir
+}
+
 // container is one that crun runs, and that waits to be written to.
 type container struct {
 	id  string
@@ -266,6 +307,18 @@ func (c *container) end(t testing.TB) {
 	if err := errors.Join(err, c.err); err != nil {
 		t.Fatalf("container %s: %v\n%s", c.id, err, c.out.String())
 	}
+}
+
+// goOn lets it go on to where it waits next, and returns when it has taken that.
+func (c *container) goOn(t testing.TB) {
+	t.Helper()
+	if _, err := c.in.Write([]byte("\n")); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "container "+c.id+" goes on", func() bool {
+		n, err := unix.IoctlGetInt(int(c.in.(*os.File).Fd()), unix.TIOCINQ)
+		return err == nil && n == 0
+	})
 }
 
 // kernelObjects are the BPF programs, maps and links of the machine.

@@ -38,6 +38,7 @@ func TestMachine(t *testing.T) {
 		{"readers", (*machine).readers},
 		{"reload", (*machine).reload},
 		{"kill", (*machine).kill},
+		{"kept", (*machine).kept},
 		{"credential", (*machine).credential},
 		{"watchdog", (*machine).watchdog},
 		{"stop", (*machine).stop},
@@ -334,6 +335,55 @@ func (m *machine) kill(t *testing.T) {
 	}
 	if !node || !run {
 		t.Errorf("agentDown of the node: %v, of the run: %v\n%+v", node, run, rep.Gaps)
+	}
+}
+
+// kept: where a container's files are an image's, what counts outlives the agent. What
+// the program does before a kill, while there is no agent, and after, is all counted, and
+// there is no gap.
+func (m *machine) kept(t *testing.T) {
+	c := begin(t, layered(t, "kept", m.target, "hello", "7", "await", "1", "hello", "7", "await", "1", "hello", "7"), "kept")
+	armed(t)
+	rows := func() (out []verify.Row) {
+		for _, r := range report(t, m.key).Rows {
+			if r.ContainerID == "kept" && r.ProbeID == "function" {
+				out = append(out, r)
+			}
+		}
+		return out
+	}
+	until(t, "what it did first is in the spool", func() bool {
+		r := rows()
+		return len(r) == 1 && r[0].Count != nil && *r[0].Count == 7
+	})
+	if n, err := strconv.Atoi(property(t, unit, "NFileDescriptorStore")); err != nil || n < 12 {
+		t.Errorf("systemd holds %d descriptors, %v", n, err)
+	}
+	pid, before := mainPid(t), property(t, unit, "NRestarts")
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	c.goOn(t) // systemd starts the next one a second later
+	n, err := strconv.Atoi(before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restarted(t, n+1, pid)
+	until(t, "what it did meanwhile is in the spool", func() bool {
+		r := rows()
+		return len(r) == 1 && r[0].Count != nil && *r[0].Count == 14
+	})
+	said(t, "systemctl", "restart", unit)
+	active(t)
+	c.end(t)
+	idle(t)
+	if r := rows(); len(r) != 1 || r[0].State != evidence.Hit || r[0].Count == nil || *r[0].Count != 21 || !r[0].Complete {
+		t.Errorf("%+v, want 21 hits and no gap", r)
+	}
+	for _, g := range report(t, m.key).Gaps {
+		if g.ContainerID == "kept" {
+			t.Errorf("a gap: %+v", g)
+		}
 	}
 }
 

@@ -1,0 +1,318 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"probity/bpf"
+	"probity/bpf/probe"
+	"probity/evidence"
+	"probity/evidence/witness"
+)
+
+// What counts is kept while there is no agent, where somebody holds it: links of files
+// of layers, the maps, and what follows processes. The next agent goes on with it if it
+// is of the same programs and policies: a run whose counters went on has no gap. Else it
+// is let go of, and the gap is signed as where nothing was kept.
+
+const (
+	keptAbout    = "about"
+	maxKeptAbout = 4096
+	// keptFor is how long what was kept waits for a source to tell of its container.
+	keptFor = 30 * time.Second
+	// maxParked bounds the events of one container that wait for it.
+	maxParked = 4096
+)
+
+// about says what the kept objects are, for who is to go on with them.
+type about struct {
+	Layout   string `json:"layout"` // bpf.Layout
+	BootID   string `json:"bootId"`
+	Policies string `json:"policies"`
+	Agent    string `json:"agent"`
+}
+
+func (a *Agent) about() about {
+	return about{bpf.Layout(), a.bootID, a.policies.Digest, a.cfg.Version}
+}
+
+// takeKept returns what an earlier agent left to go on with; nil if that is nothing, or
+// is let go of, and then the details of gaps say why.
+func (a *Agent) takeKept() *bpf.Kept {
+	files := a.cfg.Kept
+	if len(files) == 0 {
+		return nil
+	}
+	a.marked()
+	err := a.same(files[keptAbout])
+	var k *bpf.Kept
+	if err == nil {
+		k, err = bpf.TakeKept(files)
+	}
+	if err != nil {
+		a.letGoOfKept(err)
+		return nil
+	}
+	return k
+}
+
+// letGoOfKept has nothing of an earlier agent's go on.
+func (a *Agent) letGoOfKept(why error) {
+	a.problem("what an earlier agent left in the kernel is not gone on with: %v", why)
+	a.notKept = "an agent before left its counters, and they were not gone on with: " + why.Error()
+	for _, list := range a.cfg.Kept {
+		for _, f := range list {
+			f.Close()
+		}
+	}
+	a.cfg.Keeper.Unkeep(slices.Collect(maps.Keys(a.cfg.Kept))...)
+	a.cfg.Kept = nil
+}
+
+// keptUnsigned begins the names of marks: an agent made counters for a run that has the
+// rest of the name for its cgroup, and had not signed yet since when they count.
+const keptUnsigned = "unsigned-"
+
+// unsigned marks a run so, until signed is called.
+func (a *Agent) unsigned(l *live, cgroup uint64) {
+	l.unsigned.Store(true)
+	fd, err := unix.MemfdCreate("probity-unsigned", unix.MFD_CLOEXEC)
+	if err != nil {
+		a.problem("mark what is not signed yet: %v", err)
+		return
+	}
+	defer unix.Close(fd)
+	a.cfg.Keeper.Keep(bpf.Descriptors{Name: fmt.Sprint(keptUnsigned, cgroup), FDs: []int{fd}})
+	a.cfg.Keeper.Sync()
+}
+
+// marks is what the engine calls before it makes counters late.
+func (a *Agent) marks(l *live, cgroup uint64) func() {
+	if a.cfg.Keeper == nil {
+		return nil
+	}
+	return func() { a.unsigned(l, cgroup) }
+}
+
+// signed takes the mark away: since when each counter counts is on the disk.
+func (a *Agent) signed(l *live) {
+	if !l.unsigned.Load() {
+		return
+	}
+	if err := a.spool.Sync(); err != nil {
+		a.log.Warn("since when counters count is not on the disk yet", "run", l.id, "err", err)
+		return // it is marked
+	}
+	l.unsigned.Store(false)
+	a.cfg.Keeper.Unkeep(fmt.Sprint(keptUnsigned, l.notice.Identity.CgroupID))
+}
+
+// marked reads which runs an earlier agent had marked.
+func (a *Agent) marked() {
+	for name, list := range a.cfg.Kept {
+		text, ok := strings.CutPrefix(name, keptUnsigned)
+		if !ok {
+			continue
+		}
+		if n, err := strconv.ParseUint(text, 10, 64); err == nil {
+			a.doubtful[n] = true
+		}
+		for _, f := range list {
+			f.Close()
+		}
+		delete(a.cfg.Kept, name)
+	}
+}
+
+// unmark takes the marks of an earlier agent away, once the gaps of their runs are on
+// the disk.
+func (a *Agent) unmark() {
+	if len(a.doubtful) == 0 || a.cfg.Keeper == nil {
+		return
+	}
+	if err := a.spool.Sync(); err != nil {
+		a.log.Warn("gaps are not on the disk yet", "err", err)
+		return
+	}
+	var names []string
+	for cgroup := range a.doubtful {
+		names = append(names, fmt.Sprint(keptUnsigned, cgroup))
+	}
+	a.cfg.Keeper.Unkeep(names...)
+}
+
+// same reports why what was kept is not of the same programs and policies.
+func (a *Agent) same(files []*os.File) error {
+	if len(files) != 1 {
+		return fmt.Errorf("%d records of what it is", len(files))
+	}
+	b, err := io.ReadAll(io.NewSectionReader(files[0], 0, maxKeptAbout))
+	if err != nil {
+		return err
+	}
+	files[0].Close()
+	var was about
+	if err := json.Unmarshal(b, &was); err != nil {
+		return fmt.Errorf("the record of what it is: %w", err)
+	}
+	now := a.about()
+	switch {
+	case was.BootID != now.BootID:
+		return errors.New("it is of another boot")
+	case was.Layout != now.Layout:
+		return fmt.Errorf("agent %s has other programs than %s", was.Agent, now.Agent)
+	case was.Policies != now.Policies:
+		return errors.New("the policies are others now")
+	}
+	return nil
+}
+
+// keepAll has what counts kept, where somebody does so.
+func (a *Agent) keepAll() error {
+	list := a.engine.Keep()
+	if a.cfg.Keeper == nil || list == nil {
+		return nil
+	}
+	text, err := json.Marshal(a.about())
+	if err != nil {
+		return err
+	}
+	fd, err := unix.MemfdCreate("probity-about", unix.MFD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("memfd_create: %w", err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Pwrite(fd, text, 0); err != nil {
+		return err
+	}
+	for _, d := range append(list, bpf.Descriptors{Name: keptAbout, FDs: []int{fd}}) {
+		a.cfg.Keeper.Keep(d)
+	}
+	return nil
+}
+
+// parked are events of a container that an earlier agent armed, and of which no source
+// has told yet.
+type parked struct {
+	events []bpf.Event
+	lost   int
+}
+
+// park keeps an event for later, and reports whether its container waits.
+func (a *Agent) park(e bpf.Event) bool {
+	if !a.parking.Load() {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p := a.parked[e.Cgroup]
+	switch {
+	case p == nil:
+		return false
+	case len(p.events) < maxParked:
+		p.events = append(p.events, e)
+	default:
+		p.lost++
+	}
+	return true
+}
+
+// unpark returns what waits of a container, and has nothing wait any more. With mu held.
+func (a *Agent) unpark(cgroup uint64) *parked {
+	p := a.parked[cgroup]
+	delete(a.parked, cgroup)
+	a.parking.Store(len(a.parked) > 0)
+	return p
+}
+
+// replay takes the events that a run's kernel objects told of while there was no agent.
+func (a *Agent) replay(l *live) {
+	a.mu.Lock()
+	p := a.unpark(l.notice.Identity.CgroupID)
+	a.mu.Unlock()
+	if p == nil {
+		return
+	}
+	for _, e := range p.events {
+		a.event(e)
+	}
+	if p.lost > 0 {
+		a.witness.UnarmedMapping(l.id, "", l.earlier.Since, 0, fmt.Sprintf("%d events of the time without an agent found no room: what was executed is not known", p.lost))
+	}
+}
+
+// isKept reports whether the counters of a run that an earlier agent left open go on.
+func (a *Agent) isKept(cov *evidence.Coverage) bool {
+	cgroup := uint64(cov.CgroupID)
+	return a.engine != nil && cov.BootID == a.bootID && cgroup != 0 && !a.doubtful[cgroup] && a.engine.Kept(cgroup)
+}
+
+// endKept lets go of what was kept for a run that has ended, and says what of it is in
+// no line.
+func (a *Agent) endKept(x *left) (detail string) {
+	cgroup := uint64(x.Coverage.CgroupID)
+	hits, sites, err := a.engine.ForgetKept(cgroup)
+	a.mu.Lock()
+	p := a.unpark(cgroup)
+	a.mu.Unlock()
+	detail = fmt.Sprintf("it ended before an agent took it up; its counters had %d hits at %d sites then, of which its lines have those up to the gap", hits, sites)
+	if p != nil && len(p.events)+p.lost > 0 {
+		detail += fmt.Sprintf(", and %d events", len(p.events)+p.lost)
+	}
+	if err != nil {
+		detail += ": " + err.Error()
+	}
+	return detail
+}
+
+// keptIsOver signs the gap of runs that were kept and that no source has told of.
+func (a *Agent) keptIsOver(ctx context.Context) error {
+	if a.engine == nil || !a.keeps {
+		return nil
+	}
+	t := time.NewTimer(keptFor)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+		return nil
+	}
+	var errs []error
+	a.mu.Lock()
+	for _, x := range a.left {
+		if !x.kept {
+			continue
+		}
+		x.kept, x.GapID = false, witness.NewGapID()
+		a.unpark(uint64(x.Coverage.CgroupID))
+		// With mu held: who takes it up closes this gap.
+		errs = append(errs, a.appendLeft(x.OpenRun, nil, "no source told of it in time: its counters were let go of"))
+	}
+	a.mu.Unlock()
+	if err := errors.Join(append(errs, a.engine.KeptIsOver())...); err != nil {
+		a.problem("let go of what an earlier agent left: %v", err)
+	}
+	return nil
+}
+
+// keptNames are those of the descriptors that are the engine's to take over.
+func keptFiles(files map[string][]*os.File) map[string][]*os.File {
+	out := map[string][]*os.File{}
+	for name, list := range files {
+		if strings.HasPrefix(name, probe.KeptFiles) {
+			out[name] = list
+		}
+	}
+	return out
+}

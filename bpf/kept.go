@@ -1,0 +1,306 @@
+package bpf
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// Kept are kernel objects that an earlier process made, and that something held while
+// there was none: the service manager's file descriptor store. Their programs went on
+// counting.
+type Kept struct {
+	maps    map[string]*ebpf.Map
+	progs   map[string]*ebpf.Program
+	lineage []link.Link
+	follow  []*ebpf.Program // of lineage
+}
+
+// What there is in a name of [Objects.Keep].
+const (
+	keptMap     = "map-"
+	keptProgram = "program-"
+	keptLineage = "lineage"
+)
+
+// Layout says what kept objects must have been made from to be gone on with: the very
+// same programs, whose maps mean the same.
+func Layout() string {
+	h := sha256.New()
+	for _, b := range [][]byte{_ProbesBytes, _LineageBytes, _PairsBytes} {
+		fmt.Fprintf(h, "%d\n", len(b))
+		h.Write(b)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// Descriptors are what has to be kept of something, under one name. They belong to who
+// made them.
+type Descriptors struct {
+	Name string
+	FDs  []int
+}
+
+// Keep lists what must be kept for counters to go on, besides the links of sites: maps,
+// the programs of those links, and what follows processes. It is nil where this
+// kernel's links of sites are not such that they can be kept (before Linux 6.6).
+func (o *Objects) Keep(l *Lineage) []Descriptors {
+	o.progs.mu.Lock()
+	defer o.progs.mu.Unlock()
+	multi := o.progs.shared[sharedKey{name: probesProgUprobeMulti}]
+	if o.missing != nil || multi == nil {
+		return nil
+	}
+	out := []Descriptors{{keptProgram + probesProgUprobeMulti, []int{multi.FD()}}}
+	for _, name := range shared {
+		out = append(out, Descriptors{keptMap + name, []int{o.coll.Maps[name].FD()}})
+	}
+	var fds []int
+	for _, k := range l.links {
+		for _, one := range []link.Link{k, secondOf(k)} {
+			if one == nil {
+				continue
+			}
+			fd, err := FD(one)
+			if err != nil {
+				return nil // of a kind that is not the kernel's own
+			}
+			fds = append(fds, fd)
+		}
+	}
+	for _, p := range l.progs {
+		fds = append(fds, p.FD())
+	}
+	if l.ExecErr != nil || l.ProcessErr != nil || l.MoveErr != nil || l.Exec != ExecRawTracepoint {
+		return nil // what is not seen now would be taken for seen
+	}
+	return append(out, Descriptors{keptLineage, fds})
+}
+
+func secondOf(k link.Link) link.Link {
+	if p, ok := k.(pair); ok {
+		return p.second
+	}
+	return nil
+}
+
+// FD is a link's descriptor. It belongs to the link.
+func FD(l link.Link) (int, error) {
+	switch k := l.(type) {
+	case pair:
+		return FD(k.Link)
+	case interface{ FD() int }:
+		return k.FD(), nil
+	}
+	return 0, fmt.Errorf("a %T has no descriptor of its own", l)
+}
+
+// TakeKept takes descriptors that were listed by [Objects.Keep], by their names, and
+// takes them over: also with an error they are closed. Names that are not of Keep are
+// left alone.
+func TakeKept(files map[string][]*os.File) (_ *Kept, err error) {
+	k := &Kept{maps: map[string]*ebpf.Map{}, progs: map[string]*ebpf.Program{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("take over kernel objects: %w", err), k.Close())
+		}
+	}()
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		own := name == keptLineage || strings.HasPrefix(name, keptMap) || strings.HasPrefix(name, keptProgram)
+		for _, f := range files[name] {
+			if !own {
+				continue
+			}
+			if e := k.take(name, f); e != nil && err == nil {
+				err = fmt.Errorf("%s: %w", name, e)
+			}
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range shared {
+		if k.maps[name] == nil {
+			return nil, fmt.Errorf("the map %s is not among them", name)
+		}
+	}
+	switch {
+	case k.progs[probesProgUprobeMulti] == nil:
+		return nil, errors.New("the program is not among them")
+	case len(k.lineage) < 5 || len(k.follow) < len(k.lineage):
+		return nil, fmt.Errorf("%d links and %d programs follow processes", len(k.lineage), len(k.follow))
+	}
+	return k, nil
+}
+
+func (k *Kept) take(name string, f *os.File) error {
+	defer f.Close()
+	what, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	if err != nil {
+		return err
+	}
+	fd, err := dup(f)
+	if err != nil {
+		return err
+	}
+	switch kind := strings.TrimPrefix(path.Base(what), "anon_inode:"); {
+	case kind == "bpf-map" && strings.HasPrefix(name, keptMap):
+		m, err := ebpf.NewMapFromFD(fd)
+		if err != nil {
+			return err
+		}
+		k.maps[strings.TrimPrefix(name, keptMap)] = m
+	case kind == "bpf-prog":
+		p, err := ebpf.NewProgramFromFD(fd)
+		if err != nil {
+			return err
+		}
+		if name == keptLineage {
+			k.follow = append(k.follow, p)
+		} else {
+			k.progs[strings.TrimPrefix(name, keptProgram)] = p
+		}
+	case (kind == "bpf-link" || kind == "bpf_link") && name == keptLineage:
+		l, err := link.NewFromFD(fd)
+		if err != nil {
+			return err
+		}
+		k.lineage = append(k.lineage, l)
+	default:
+		closeFD(fd)
+		return fmt.Errorf("it is %.80q", what)
+	}
+	return nil
+}
+
+// Close lets go of all that was not taken over. It is idempotent.
+func (k *Kept) Close() error {
+	if k == nil {
+		return nil
+	}
+	var errs []error
+	for _, l := range k.lineage {
+		errs = append(errs, l.Close())
+	}
+	for _, p := range slices.Concat(k.follow, slices.Collect(maps.Values(k.progs))) {
+		errs = append(errs, p.Close())
+	}
+	for _, m := range k.maps {
+		errs = append(errs, m.Close())
+	}
+	*k = Kept{}
+	return errors.Join(errs...)
+}
+
+// into has a collection that is about to be loaded use the kept maps and programs.
+func (k *Kept) into(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
+	for name, m := range k.maps {
+		spec.Maps[name].MaxEntries, spec.Maps[name].Flags = m.MaxEntries(), m.Flags()
+	}
+	for name := range k.progs {
+		delete(spec.Programs, name)
+	}
+	return k.maps
+}
+
+// KeptState is what an earlier process left in the kernel.
+type KeptState struct {
+	Runs   map[uint64][]uint32 // by cgroup of which it counts, the sites that have a counter
+	Last   uint32              // the highest number of those
+	Levels uint32              // as SetLevels
+}
+
+// Inherited returns what an earlier process left, or nil if these objects are new. The
+// counters of all of it count as made from then on.
+func (o *Objects) Inherited() (*KeptState, error) {
+	if o.kept == nil {
+		return nil, nil
+	}
+	st := &KeptState{Runs: map[uint64][]uint32{}}
+	var id uint64
+	var run probesRun
+	runs := o.coll.Maps[probesMapRuns].Iterate()
+	for runs.Next(&id, &run) {
+		st.Runs[id] = nil
+	}
+	var key probesSlotKey
+	var slot probesSlot
+	n, orphans := 0, map[uint64][]uint32{} // of a run that was being taken away
+	slots := o.coll.Maps[probesMapSlots].Iterate()
+	for slots.Next(&key, &slot) {
+		st.Last = max(st.Last, key.Site)
+		n++
+		if sites, ok := st.Runs[key.Cgroup]; ok {
+			st.Runs[key.Cgroup] = append(sites, key.Site)
+		} else {
+			orphans[key.Cgroup] = append(orphans[key.Cgroup], key.Site)
+		}
+	}
+	if err := errors.Join(runs.Err(), slots.Err()); err != nil {
+		return nil, fmt.Errorf("read kept counters: %w", err)
+	}
+	var s probesSettings
+	if err := o.coll.Maps[probesMapSettings].Lookup(uint32(0), &s); err != nil {
+		return nil, fmt.Errorf("read kept depths: %w", err)
+	}
+	st.Levels = s.Levels
+	o.slots.Store(int64(n))
+	for cgroup, sites := range orphans {
+		if err := o.DeleteSlots(cgroup, sites); err != nil {
+			return nil, fmt.Errorf("take away kept counters: %w", err)
+		}
+	}
+	return st, nil
+}
+
+// Forget takes away what an earlier process counted for a container that nobody has
+// taken up. Which processes are the container's stays known until they end.
+func (o *Objects) Forget(cgroup uint64, sites []uint32) error {
+	return errors.Join(o.DeleteSlots(cgroup, sites), o.DeleteRun(cgroup))
+}
+
+// Hits is how many hits these counters of a container have, and how many have any.
+func (o *Objects) Hits(cgroup uint64, sites []uint32) (hits uint64, hit int, err error) {
+	var errs []error
+	for _, site := range sites {
+		c, err := o.Slot(cgroup, site)
+		if errs = append(errs, err); c.Count > 0 {
+			hits, hit = hits+c.Count, hit+1
+		}
+	}
+	return hits, hit, errors.Join(errs...)
+}
+
+// HasSlots tells the counters of a container that are there, which an earlier process
+// has made, from those that are to be made.
+func (o *Objects) HasSlots(cgroup uint64, slots []Slot) (had map[uint32]bool, fresh []Slot, err error) {
+	had = map[uint32]bool{}
+	for _, s := range slots {
+		var v probesSlot
+		switch err := o.coll.Maps[probesMapSlots].Lookup(&probesSlotKey{Cgroup: cgroup, Site: s.Site}, &v); {
+		case err == nil:
+			had[s.Site] = true
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			fresh = append(fresh, s)
+		default:
+			return nil, nil, mapError("read counter", err)
+		}
+	}
+	return had, fresh, nil
+}
+
+// takeUpLineage is AttachLineage with what an earlier process attached.
+func (o *Objects) takeUpLineage() *Lineage {
+	l := &Lineage{Exec: ExecRawTracepoint, links: o.kept.lineage, progs: o.kept.follow}
+	o.kept.lineage, o.kept.follow = nil, nil
+	return l
+}

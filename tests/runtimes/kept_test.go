@@ -1,0 +1,122 @@
+package runtimes
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"probity/evidence"
+)
+
+// The agent is killed, and what counts is held: what the program does before, while
+// there is no agent, and after, is all counted, and there is no gap.
+func TestKeptOverAKill(t *testing.T) {
+	const k = 40
+	orders := slices.Repeat([]string{"hello"}, k)
+	underEach(t, AgentOptions{Policies: []string{targetPolicy}, Store: true}, func(t *testing.T, d driver, a *Agent) {
+		targetImage(t, d)
+		c := d.start(t, targetName, "kept", slices.Concat(orders, []string{"wait", "goodbye"})...)
+		counted := func(n int) {
+			t.Helper()
+			a.WaitLine(t, func(e Evidence) bool {
+				o := e.Latest(c.id(), "fn", "hello")
+				return o != nil && o.State == evidence.Hit && int(*o.Count) == n
+			})
+		}
+		counted(k)
+		a.Kill(t)
+		c.exec(t, append([]string{"/bin/target"}, orders...)...)
+		a.Start(t)
+		d.attach(t, a)
+		counted(2 * k)
+		// And once more, after an end in order, as of a restart.
+		a.Stop(t)
+		c.exec(t, append([]string{"/bin/target"}, orders...)...)
+		a.Start(t)
+		d.attach(t, a)
+		counted(3 * k)
+		c.goOn(t, orders...)
+		if code := c.wait(t); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+		e := settled(t, a)
+		hello := want(t, e, c.id(), "fn", "hello", evidence.Hit, "", 4*k)
+		if !hello.Complete || !hello.Final || len(hello.Gaps) != 0 {
+			t.Errorf("%+v", hello)
+		}
+		want(t, e, c.id(), "fn", "goodbye", evidence.Hit, "", 1)
+		if never := want(t, e, c.id(), "fn", "never", evidence.ArmedNoHit, "", 0); !never.Complete || len(never.Gaps) != 0 {
+			t.Errorf("%+v", never)
+		}
+		if g := runGaps(e.GapsOf(c.id(), evidence.GapAgentDown)); len(g) != 0 {
+			t.Errorf("gaps of the run: %+v", g)
+		}
+		if cover := e.Cover(c.id()); !cover.Final || len(cover.GapReasons) != 0 {
+			t.Errorf("%+v", cover)
+		}
+		if names := strings.Join(a.store.names(), " "); !strings.Contains(names, "map-slots") || !strings.Contains(names, "file-") {
+			t.Errorf("held: %s", names)
+		}
+		a.Verify(t)
+	})
+}
+
+// What was kept is let go of where it is not what the next agent would make, or nobody
+// tells of its container: each with its gap.
+func TestNotKept(t *testing.T) {
+	d := drivers["podman"](t)
+	a := StartAgent(t, d.agent(AgentOptions{Policies: []string{targetPolicy}, Store: true}))
+	d.attach(t, a)
+	targetImage(t, d)
+	lives, ends := d.start(t, targetName, "lives", "hello", "wait", "goodbye"), d.start(t, targetName, "ends", "hello", "wait")
+	seen := func(c ran, n int) {
+		t.Helper()
+		a.WaitLine(t, func(e Evidence) bool {
+			o := e.Latest(c.id(), "fn", "hello")
+			return o != nil && o.State == evidence.Hit && int(*o.Count) == n
+		})
+	}
+	seen(lives, 1)
+	seen(ends, 1)
+	a.Kill(t)
+	// It ends while there is no agent: what its lines do not have is said.
+	ends.goOn(t, "hello", "hello")
+	ends.wait(t)
+	// Of the other one the agent had not signed yet since when all its counters count.
+	mark := fmt.Sprint("unsigned-", a.Evidence(t).Cover(lives.id()).CgroupID)
+	a.store.put(t, mark)
+	a.Start(t)
+	d.attach(t, a)
+	a.WaitLine(t, func(e Evidence) bool {
+		return slices.ContainsFunc(runGaps(e.GapsOf(ends.id(), evidence.GapAgentDown)), func(g *evidence.Gap) bool {
+			return !g.To.IsZero() && strings.Contains(g.Detail, "its counters had 5 hits at 2 sites then")
+		})
+	})
+	armedAgain(t, a, lives, evidence.GapAgentDown)
+	if slices.Contains(a.store.names(), mark) {
+		t.Error("the gap is signed, and the mark is there")
+	}
+	// Other policies: what is kept was made for those before.
+	a.Kill(t)
+	a.Scratch.write(t, "policies.d/00.yaml", strings.Replace(targetPolicy, "goodbye", "goodbye, main", 1))
+	lives.exec(t, "/bin/target", "hello")
+	a.Start(t)
+	d.attach(t, a)
+	others := func(e Evidence) (ended []*evidence.Gap) {
+		for _, g := range runGaps(e.GapsOf(lives.id(), evidence.GapAgentDown)) {
+			if strings.Contains(g.Detail, "the policies are others now") && !g.To.IsZero() {
+				ended = append(ended, g)
+			}
+		}
+		return ended
+	}
+	a.WaitLine(t, func(e Evidence) bool { return len(others(e)) > 0 })
+	lives.goOn(t, "hello")
+	lives.wait(t)
+	e := settled(t, a)
+	if hello := want(t, e, lives.id(), "fn", "hello", evidence.Hit, "", 2); hello.Complete { // of three
+		t.Errorf("%+v", hello)
+	}
+	a.Verify(t)
+}
