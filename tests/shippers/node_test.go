@@ -233,16 +233,27 @@ func configuration(t *testing.T, name string, change map[string]string) string {
 	t.Helper()
 	b, err := os.ReadFile("../../packaging/shippers/" + name)
 	must(t, err)
-	text := string(b)
+	var pairs []string
 	for from, to := range change {
-		if !strings.Contains(text, from) {
+		if !strings.Contains(string(b), from) {
 			t.Fatalf("%s has no %q", name, from)
 		}
-		text = strings.ReplaceAll(text, from, to)
+		pairs = append(pairs, from, to)
 	}
 	path := filepath.Join(t.TempDir(), name)
-	must(t, os.WriteFile(path, []byte(text), 0o600))
+	must(t, os.WriteFile(path, []byte(strings.NewReplacer(pairs...).Replace(string(b))), 0o600))
 	return path
+}
+
+// What was put in is not changed once more: a directory's random name may have the port
+// in it that rsyslog.conf has.
+func TestConfiguration(t *testing.T) {
+	for range 50 { // a map has no order
+		b, err := os.ReadFile(configuration(t, "rsyslog.conf", map[string]string{"/var/lib/probity-rsyslog": "/tmp/x2514y", "2514": "1"}))
+		if err != nil || !strings.Contains(string(b), `"/tmp/x2514y"`) || !strings.Contains(string(b), `port="1"`) {
+			t.Fatalf("%v\n%s", err, b)
+		}
+	}
 }
 
 // until asks again and again; what it waits for is caused, and only its moment is not
