@@ -39,12 +39,17 @@ func (v *inventory) add(it kept) {
 	v.bytes += int64(it.Bytes)
 }
 
-// take removes the i-th.
-func (v *inventory) take(i int) kept {
-	it := v.items[i]
-	v.items = slices.Delete(v.items, i, i+1)
-	v.bytes -= int64(it.Bytes)
-	return it
+// take removes those that it is asked for, in one pass from the oldest on.
+func (v *inventory) take(wanted func(kept) bool) (out []kept) {
+	v.items = slices.DeleteFunc(v.items, func(it kept) bool {
+		if !wanted(it) {
+			return false
+		}
+		out = append(out, it)
+		v.bytes -= int64(it.Bytes)
+		return true
+	})
+	return out
 }
 
 // count makes the inventory of what is there at the start. A chunk that is in no
@@ -88,14 +93,7 @@ func (s *Spool) Collect(ctx context.Context) (int, error) {
 		return 0, fmt.Errorf("collect acknowledged chunks: %w", err)
 	}
 	acked := s.acknowledged(ctx)
-	var gone []kept
-	for i := 0; i < len(s.have.items); {
-		if acked(s.have.items[i].Item) {
-			gone = append(gone, s.have.take(i))
-			continue
-		}
-		i++
-	}
+	gone := s.have.take(func(it kept) bool { return acked(it.Item) })
 	if err := s.bury(gone, evidence.TombstoneAcknowledged, nil); err != nil {
 		return 0, fmt.Errorf("collect acknowledged chunks: %w", err)
 	}
@@ -156,10 +154,10 @@ func acksOf(dir string) ([]evidence.Ack, error) {
 	return acks, err
 }
 
-// makeRoom removes the oldest chunks where so many bytes more do not fit below the
-// quota: first what every consumer has, then what somebody has not. Of the latter
-// it remembers what has to be signed. It removes a fifth more than it must, so that
-// not every further chunk costs another.
+// makeRoom removes chunks where so many bytes more do not fit below the quota: first
+// what every consumer has, then what somebody has not. Of the latter it remembers
+// what has to be signed. It removes a fifth more than it must, so that not every
+// further chunk costs another.
 func (s *Spool) makeRoom(ctx context.Context, more int64) error {
 	if s.cfg.Quota <= 0 || more == 0 || s.have.bytes+more <= s.cfg.Quota {
 		return nil
@@ -168,23 +166,33 @@ func (s *Spool) makeRoom(ctx context.Context, more int64) error {
 	return s.free(ctx, over, true, DroppedSpoolQuota, fmt.Errorf("the spool's quota of %d bytes is full", s.cfg.Quota))
 }
 
-// free does so. Without lose it removes only what every consumer has.
+// free does so, the oldest first. Without lose it removes only what every consumer
+// has. Of the others those go first that are of containers with more than their
+// share and of nobody else, then those that are mostly of such, and only then any:
+// it is theirs that goes until they have no more than their share.
 func (s *Spool) free(ctx context.Context, bytes int64, lose bool, reason string, why error) error {
 	acked := s.acknowledged(ctx)
-	var known, lost []kept
-	freed := int64(0)
-	for i := 0; i < len(s.have.items) && freed < bytes; {
-		if !acked(s.have.items[i].Item) {
-			i++
-			continue
-		}
-		known = append(known, s.have.take(i))
-		freed += int64(known[len(known)-1].Bytes)
+	freed, going := int64(0), map[*holding]int64{}
+	oldest := func(wanted func(kept) bool) []kept {
+		return s.have.take(func(it kept) bool {
+			if freed >= bytes || !wanted(it) {
+				return false
+			}
+			freed += int64(it.Bytes)
+			for _, p := range it.parts {
+				going[p.of] += p.bytes
+			}
+			return true
+		})
 	}
-	for lose && len(s.have.items) > 0 && freed < bytes {
-		it := s.have.take(0)
-		lost = append(lost, it)
-		freed += int64(it.Bytes)
+	known := oldest(func(it kept) bool { return acked(it.Item) })
+	var lost []kept
+	if lose {
+		lost = slices.Concat(
+			oldest(func(it kept) bool { theirs, all := s.tooMuch(it, going); return theirs > 0 && theirs == all }),
+			oldest(func(it kept) bool { theirs, all := s.tooMuch(it, going); return theirs > all/2 }),
+			oldest(func(kept) bool { return true }),
+		)
 	}
 	if err := s.bury(known, evidence.TombstoneAcknowledged, nil); err != nil {
 		return err

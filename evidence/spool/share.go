@@ -19,8 +19,10 @@ import (
 // From half its share on a container is told of thriftily ([Spool.Thrifty]): who
 // makes the lines leaves out those that a later one replaces. At its share, further
 // lines about entries are refused, and signed as lost; lines about sites, gaps and
-// the run as a whole are always taken, because they are few and say what is true of
-// all of it. So what a neighbour wrote stays where it is.
+// the run as a whole are always taken, because they say what is true of all of it.
+// They count as well: where the spool's quota is full, a container with more than its
+// share gives up what it wrote before anybody else does. So what a neighbour wrote
+// stays where it is.
 
 // memoryShare is which part of what may wait in memory one container may take
 // while the disk cannot be written.
@@ -186,6 +188,19 @@ func (s *Spool) greedy(c *chunk) bool {
 		}
 	}
 	return c.placed == nil && theirs > c.size()/2
+}
+
+// tooMuch says how many bytes of a published chunk are of containers that have more
+// than their share of the spool even without what is going of theirs, and of how many
+// that is; with writing held.
+func (s *Spool) tooMuch(it kept, going map[*holding]int64) (theirs, all int64) {
+	for _, p := range it.parts {
+		all += p.bytes
+		if s.cfg.ContainerQuota > 0 && p.of.stored-going[p.of] > s.cfg.ContainerQuota {
+			theirs += p.bytes
+		}
+	}
+	return theirs, all
 }
 
 // refusedKey is what one gap is about: entries of one probe's set.
