@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"probity/bpf"
+	"probity/bpf/policy"
 	"probity/bpf/probe"
 	"probity/evidence"
 	"probity/evidence/witness"
@@ -258,22 +259,101 @@ func (a *Agent) isKept(cov *evidence.Coverage) bool {
 	return a.engine != nil && cov.BootID == a.bootID && cgroup != 0 && !a.doubtful[cgroup] && a.engine.Kept(cgroup)
 }
 
-// endKept lets go of what was kept for a run that has ended, and says what of it is in
-// no line.
-func (a *Agent) endKept(x *left) (detail string) {
+// endKept lets go of what was kept for a run that has ended, and returns the lines of
+// sites that its counters have more of than their last lines, and what of it is in no
+// line. last are those.
+func (a *Agent) endKept(x *left, last []evidence.SiteLine) (more []moreHits, detail string) {
 	cgroup := uint64(x.Coverage.CgroupID)
-	hits, sites, err := a.engine.ForgetKept(cgroup)
+	counters, execs, err := a.engine.ForgetKept(cgroup)
 	a.mu.Lock()
 	p := a.unpark(cgroup)
 	a.mu.Unlock()
-	detail = fmt.Sprintf("it ended before an agent took it up; its counters had %d hits at %d sites then, of which its lines have those up to the gap", hits, sites)
+	detail = "it ended before an agent took it up"
+	taken := map[int]bool{}
+	for _, l := range last {
+		c, i := execs, -1
+		if l.Line.Event != policy.ProcessExec {
+			if i = counterOf(counters, l.Line); i < 0 {
+				continue
+			}
+			c = counters[i].Counter
+			taken[i] = true
+		}
+		if l.Line.State != evidence.NotArmed && c.Count > hitsOf(l.Line) {
+			more = append(more, moreHits{l, c})
+		}
+	}
+	hits, sites := uint64(0), 0
+	for i, c := range counters {
+		if !taken[i] && c.Count > 0 {
+			hits, sites = hits+c.Count, sites+1
+		}
+	}
+	if sites > 0 {
+		detail += fmt.Sprintf("; %d hits at %d sites are in no line, because no line of theirs was found", hits, sites)
+	}
 	if p != nil && len(p.events)+p.lost > 0 {
-		detail += fmt.Sprintf(", and %d events", len(p.events)+p.lost)
+		detail += fmt.Sprintf("; %d events were not looked at", len(p.events)+p.lost)
 	}
 	if err != nil {
 		detail += ": " + err.Error()
 	}
-	return detail
+	return more, detail
+}
+
+// moreHits is a site's last line, and its counter at the end.
+type moreHits struct {
+	last evidence.SiteLine
+	now  bpf.Counter
+}
+
+func hitsOf(o *evidence.Observation) uint64 {
+	if o.Count == nil {
+		return 0
+	}
+	return uint64(*o.Count)
+}
+
+// counterOf finds a line's counter, or returns -1: by its probe, its place and the
+// file's name. The file may have another name in the record of its links: then there must
+// be one counter only that it can be.
+func counterOf(counters []probe.KeptCounter, o *evidence.Observation) int {
+	found := -1
+	for i, c := range counters {
+		if o.Offset == nil || c.Probe != o.ProbeID || c.Offset != uint64(*o.Offset) || c.Return != (o.ProbeType == evidence.Uretprobe) {
+			continue
+		}
+		if c.Path == o.Path {
+			return i
+		}
+		if found >= 0 {
+			return -1
+		}
+		found = i
+	}
+	return found
+}
+
+// line is the site's last line of all: what was executed, with the gap since nobody
+// looked whether its file was as it had been armed.
+func (m moreHits) line(c evidence.Clock, since, ended evidence.Time) *evidence.Observation {
+	o := *m.last.Line
+	count := evidence.Uint64(m.now.Count)
+	o.State, o.Count, o.Complete, o.Final, o.To = evidence.Hit, &count, false, true, ended
+	if o.FirstAt.IsZero() {
+		o.FirstAt = c.Time(m.now.FirstNs)
+	}
+	o.LastAt = later(o.FirstAt, c.Time(m.now.LastNs))
+	gap := evidence.SiteGap{Reason: evidence.GapAgentDown, From: since, To: ended, Count: evidence.Loss{N: 1}}
+	gap.DurationNs = evidence.Uint64(ended.Std().Sub(since.Std()))
+	o.Gaps = slices.Clone(o.Gaps)
+	if i := slices.IndexFunc(o.Gaps, func(g evidence.SiteGap) bool { return g.Reason == gap.Reason }); i >= 0 {
+		g := &o.Gaps[i]
+		g.To, g.DurationNs, g.Count.N = ended, g.DurationNs+gap.DurationNs, g.Count.N+1
+	} else {
+		o.Gaps = append(o.Gaps, gap)
+	}
+	return &o
 }
 
 // keptIsOver signs the gap of runs that were kept and that no source has told of.
@@ -297,7 +377,7 @@ func (a *Agent) keptIsOver(ctx context.Context) error {
 		x.kept, x.GapID = false, witness.NewGapID()
 		a.unpark(uint64(x.Coverage.CgroupID))
 		// With mu held: who takes it up closes this gap.
-		errs = append(errs, a.appendLeft(x.OpenRun, nil, "no source told of it in time: its counters were let go of"))
+		errs = append(errs, a.appendLeft(x.OpenRun, nil, nil, "no source told of it in time: its counters were let go of"))
 	}
 	a.mu.Unlock()
 	if err := errors.Join(append(errs, a.engine.KeptIsOver())...); err != nil {

@@ -33,15 +33,16 @@ func (a *Agent) nothingKept() string {
 }
 
 // leave signs the gap of a run that an earlier agent left open, unless one before
-// this has done so, and enters it into the table.
-func (a *Agent) leave(r spool.OpenRun) {
+// this has done so, and enters it into the table. It returns it if it has ended and its
+// counters are kept: then endKeptRuns seals it.
+func (a *Agent) leave(r spool.OpenRun) (endedKept *left) {
 	cov := r.Coverage
 	// Where its counters go on there is no gap, unless nobody takes it up.
 	kept := r.GapID == "" && !r.Cut && a.isKept(&cov)
 	if r.GapID == "" && !kept {
 		r.GapID = witness.NewGapID()
-		if !a.signLeft(r, nil, a.nothingKept()) {
-			return
+		if !a.signLeft(r, nil, nil, a.nothingKept()) {
+			return nil
 		}
 	}
 	x := &left{OpenRun: r, kept: kept}
@@ -63,15 +64,38 @@ func (a *Agent) leave(r spool.OpenRun) {
 	case !taken:
 		x.stop()
 	case cov.BootID != a.bootID: // it ended with the machine, at the latest
-		a.endLeft(x, 0)
+		a.endLeft(x, nil, 0)
 	case id.CgroupID == 0 || a.cgErr != nil:
 		// Only a source can tell whether it lives.
 	default:
-		if alive, err := a.cgroups.PopulatedID(id.CgroupPath, id.CgroupID); err == nil && !alive {
-			a.endLeft(x, cgroup.BootTime())
-			return
+		alive, err := a.cgroups.PopulatedID(id.CgroupPath, id.CgroupID)
+		switch {
+		case err != nil || alive:
+			a.work.Go(func() { a.watchLeft(x) })
+		case kept:
+			return x
+		default:
+			a.endLeft(x, nil, cgroup.BootTime())
 		}
-		a.work.Go(func() { a.watchLeft(x) })
+	}
+	return nil
+}
+
+// endKeptRuns seals runs that have ended while what counts was kept.
+func (a *Agent) endKeptRuns(ended ...*left) {
+	if len(ended) == 0 {
+		return
+	}
+	runs := map[string]bool{}
+	for _, x := range ended {
+		runs[x.Coverage.RunID] = true
+	}
+	last, err := spool.LastLines(a.cfg.Spool, a.key(), runs)
+	if err != nil {
+		a.problem("what was counted while there was no agent is not in lines: %v", err)
+	}
+	for _, x := range ended {
+		a.endLeft(x, last[x.Coverage.RunID], cgroup.BootTime())
 	}
 }
 
@@ -83,13 +107,20 @@ func (a *Agent) watchLeft(x *left) {
 	case err != nil:
 		a.problem("the end of container %s, which an earlier agent armed, could not be watched: %v", x.Coverage.ContainerID, err)
 	default:
-		a.endLeft(x, cgroup.BootTime())
+		a.mu.Lock()
+		kept := x.kept
+		a.mu.Unlock()
+		if kept {
+			a.endKeptRuns(x)
+		} else {
+			a.endLeft(x, nil, cgroup.BootTime())
+		}
 	}
 }
 
 // endLeft seals it: at is when its cgroup was found empty, 0 says that it ended in
-// an earlier boot.
-func (a *Agent) endLeft(x *left, at int64) {
+// an earlier boot. last are its last lines, if its counters were kept.
+func (a *Agent) endLeft(x *left, last []evidence.SiteLine, at int64) {
 	a.begin()
 	defer a.end()
 	defer x.stop()
@@ -103,28 +134,30 @@ func (a *Agent) endLeft(x *left, at int64) {
 	}
 	a.mu.Unlock()
 	detail := a.nothingKept()
+	var more []moreHits
 	if kept {
-		x.GapID, detail = witness.NewGapID(), a.endKept(x)
+		x.GapID = witness.NewGapID()
+		more, detail = a.endKept(x, last)
 	}
 	for _, act := range actions {
 		if s, ok := act.(lifecycle.Seal); ok {
-			a.signLeft(x.OpenRun, &s.At, detail)
+			a.signLeft(x.OpenRun, &s.At, more, detail)
 		}
 	}
 }
 
 // signLeft writes the coverage line and the gap of a run that an earlier agent left
 // open. At its end both are the last: ended is when that was, 0 says in an earlier
-// boot, nil that it may live.
-func (a *Agent) signLeft(r spool.OpenRun, ended *int64, detail string) bool {
-	err := a.appendLeft(r, ended, detail)
+// boot, nil that it may live. more are sites that were hit since their last lines.
+func (a *Agent) signLeft(r spool.OpenRun, ended *int64, more []moreHits, detail string) bool {
+	err := a.appendLeft(r, ended, more, detail)
 	if err != nil {
 		a.problem("the gap of run %s was not signed: %v", r.Coverage.RunID, err)
 	}
 	return err == nil
 }
 
-func (a *Agent) appendLeft(r spool.OpenRun, ended *int64, detail string) error {
+func (a *Agent) appendLeft(r spool.OpenRun, ended *int64, more []moreHits, detail string) error {
 	last := r.Coverage
 	last.Final, last.To = ended != nil, r.To
 	last.GapReasons = slices.Clone(last.GapReasons)
@@ -136,6 +169,9 @@ func (a *Agent) appendLeft(r spool.OpenRun, ended *int64, detail string) error {
 		for i, p := range last.Probes {
 			if p.State == evidence.ArmedNoHit { // up to the gap, and not up to the end
 				last.Probes[i].State = evidence.Partial
+			}
+			if slices.ContainsFunc(more, func(m moreHits) bool { return m.last.Line.ProbeID == p.ProbeID }) {
+				last.Probes[i].State = evidence.Hit
 			}
 		}
 	}
@@ -153,7 +189,11 @@ func (a *Agent) appendLeft(r spool.OpenRun, ended *int64, detail string) error {
 			}
 			cov.To, g.To = at, at
 		}
-		return a.redact.Lines(&cov, &g) // what was redacted then stays, and the rules may be others now
+		lines := []evidence.Line{&cov, &g}
+		for _, m := range more {
+			lines = append(lines, m.line(c, g.From, g.To))
+		}
+		return a.redact.Lines(lines...) // what was redacted then stays, and the rules may be others now
 	})
 }
 

@@ -315,13 +315,17 @@ func (a *Agent) recover() {
 		}, func(g *evidence.Gap, now evidence.Time) { g.To = later(g.From, now) })
 	}
 	defer a.spool.Seal() // this must not wait for more
+	var ended []*left
 	for _, r := range found.Runs {
 		a.log.Warn("an earlier agent left a run open", "run", r.Coverage.RunID, "container", r.Coverage.ContainerID, "last", r.To, "sites", len(r.Sites))
 		if r.Cut { // what was counted could not be carried on whole, and a later line would take it back
 			a.problem("run %s is not taken up again: more than %d sites of all runs had hits or gaps", r.Coverage.RunID, spool.MaxCarried)
 		}
-		a.leave(r)
+		if x := a.leave(r); x != nil {
+			ended = append(ended, x)
+		}
 	}
+	a.endKeptRuns(ended...)
 	a.unmark()
 }
 

@@ -268,18 +268,6 @@ func (o *Objects) Forget(cgroup uint64, sites []uint32) error {
 	return errors.Join(o.DeleteSlots(cgroup, sites), o.DeleteRun(cgroup))
 }
 
-// Hits is how many hits these counters of a container have, and how many have any.
-func (o *Objects) Hits(cgroup uint64, sites []uint32) (hits uint64, hit int, err error) {
-	var errs []error
-	for _, site := range sites {
-		c, err := o.Slot(cgroup, site)
-		if errs = append(errs, err); c.Count > 0 {
-			hits, hit = hits+c.Count, hit+1
-		}
-	}
-	return hits, hit, errors.Join(errs...)
-}
-
 // HasSlots tells the counters of a container that are there, which an earlier process
 // has made, from those that are to be made.
 func (o *Objects) HasSlots(cgroup uint64, slots []Slot) (had map[uint32]bool, fresh []Slot, err error) {

@@ -290,15 +290,41 @@ func (e *Engine) claim(cgroup uint64) (sites []uint32, kept bool) {
 	return sites, kept
 }
 
+// KeptCounter is a counter that went on for a container that has ended.
+type KeptCounter struct {
+	Probe, Path string // of the file by one of its names
+	Offset      uint64
+	Return      bool // by the kernel's own return probe
+	bpf.Counter
+}
+
 // ForgetKept takes away what an earlier process counted for a container that has ended,
-// and says how many hits that was, at how many sites.
-func (e *Engine) ForgetKept(cgroup uint64) (hits uint64, sites int, err error) {
+// and returns it: counters of files, and of its execs.
+func (e *Engine) ForgetKept(cgroup uint64) (counters []KeptCounter, execs bpf.Counter, err error) {
 	ids, kept := e.claim(cgroup)
 	if !kept {
-		return 0, 0, nil
+		return nil, execs, nil
 	}
-	hits, sites, err = e.obj.Hits(cgroup, ids)
-	return hits, sites, errors.Join(err, e.obj.Forget(cgroup, ids))
+	run, err := e.obj.Run(cgroup)
+	execs = bpf.Counter{Count: run.Execs, FirstNs: run.FirstExecNs, LastNs: run.LastExecNs}
+	errs := []error{err}
+	places := map[uint32]KeptCounter{}
+	e.mu.Lock()
+	for _, s := range e.files {
+		for _, p := range s.points { // which never change
+			places[p.at.Site] = KeptCounter{Probe: s.key.probe, Path: s.path, Offset: p.offset, Return: p.ret}
+		}
+	}
+	e.mu.Unlock()
+	for _, id := range ids {
+		k, known := places[id]
+		c, err := e.obj.Slot(cgroup, id)
+		if errs = append(errs, err); err == nil && (known || c.Count > 0) {
+			k.Counter = c
+			counters = append(counters, k)
+		}
+	}
+	return counters, execs, errors.Join(append(errs, e.obj.Forget(cgroup, ids))...)
 }
 
 // KeptIsOver takes away all that an earlier process left and nobody has taken up.

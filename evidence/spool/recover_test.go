@@ -214,3 +214,26 @@ func TestRecoverSites(t *testing.T) {
 		t.Errorf("from %d to %d, first exec %d", r.FromBootNs, r.ToBootNs, r.FirstExecBootNs)
 	}
 }
+
+// The last line about each site of the runs that are asked for, and of no others.
+func TestLastLines(t *testing.T) {
+	n := newNode(t)
+	s := n.open(t)
+	must(t, errors.Join(s.Append(runID(1), sites(1, 3, 10)), s.Flush(t.Context()), s.Append(runID(2), sites(2, 2, 10)), s.Append(runID(1), sites(1, 2, 10)), s.Flush(t.Context()), s.Close()))
+	got, err := spool.LastLines(n.cfg.Dir, n.cfg.Signer, map[string]bool{runID(1): true, runID(7): true})
+	if err != nil || len(got) != 1 || len(got[runID(1)]) != 3 {
+		t.Fatalf("%d runs, %d sites, %v", len(got), len(got[runID(1)]), err)
+	}
+	second := 0
+	for _, l := range got[runID(1)] {
+		if l.Line.RunID != runID(1) || l.Clock.BootNs == 0 {
+			t.Errorf("%+v", l)
+		}
+		if l.Line.To.Std().After(got[runID(1)][2].Line.To.Std()) {
+			second++
+		}
+	}
+	if second != 2 { // of the later chunk
+		t.Errorf("%d lines are the later ones", second)
+	}
+}

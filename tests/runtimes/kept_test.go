@@ -90,9 +90,23 @@ func TestNotKept(t *testing.T) {
 	d.attach(t, a)
 	a.WaitLine(t, func(e Evidence) bool {
 		return slices.ContainsFunc(runGaps(e.GapsOf(ends.id(), evidence.GapAgentDown)), func(g *evidence.Gap) bool {
-			return !g.To.IsZero() && strings.Contains(g.Detail, "its counters had 5 hits at 2 sites then")
+			return !g.To.IsZero() && strings.Contains(g.Detail, "it ended before an agent took it up") && !strings.Contains(g.Detail, "no line")
 		})
 	})
+	sealed := a.Evidence(t)
+	for id, n := range map[string]int{"fn": 3, "entry": 2} { // one and two; and init's, and that of who let it go on
+		symbol := map[string]string{"fn": "hello"}[id]
+		o := sealed.Latest(ends.id(), id, symbol)
+		if o == nil || o.State != evidence.Hit || int(*o.Count) != n || o.Complete || !o.Final || len(o.Gaps) != 1 || o.Gaps[0].Reason != evidence.GapAgentDown || !o.LastAt.Std().After(o.FirstAt.Std()) {
+			t.Errorf("%s: %+v", id, o)
+		}
+	}
+	if execs := sealed.Latest(ends.id(), "exec", ""); execs == nil || *execs.Count != 2 {
+		t.Errorf("execs: %+v", execs)
+	}
+	if cover := sealed.Cover(ends.id()); !cover.Final || slices.ContainsFunc(cover.Probes, func(p evidence.ProbeFold) bool { return p.ProbeID == "fn" && p.State != evidence.Hit }) {
+		t.Errorf("%+v", cover)
+	}
 	armedAgain(t, a, lives, evidence.GapAgentDown)
 	if slices.Contains(a.store.names(), mark) {
 		t.Error("the gap is signed, and the mark is there")
