@@ -252,15 +252,14 @@ func (r *Reader) write(a evidence.Ack) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	tmp := filepath.Join(dir, "."+r.consumer+".new")
-	if err := ignoreMissing(os.Remove(tmp)); err != nil {
-		return err
+	// A name that no other consumer can have taken before.
+	tmp := filepath.Join(dir, "."+r.consumer+"-"+randomID()+".new")
+	err = writeFile(tmp, 0o644, append(b, '\n'))
+	if err == nil {
+		err = os.Rename(tmp, filepath.Join(dir, r.consumer+".json"))
 	}
-	if err := writeFile(tmp, 0o644, append(b, '\n')); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, filepath.Join(dir, r.consumer+".json")); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(err, ignoreMissing(os.Remove(tmp)))
 	}
 	return syncPath(dir)
 }

@@ -1,11 +1,14 @@
 package spool_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -133,5 +136,67 @@ func TestReaderRefuses(t *testing.T) {
 		if items, err := r.Pending(t.Context()); err == nil {
 			t.Errorf("%s: %+v", why, items)
 		}
+	}
+}
+
+// Whoever may acknowledge may also put names without end next to the others': that
+// costs the agent neither memory nor its log, and nothing counts as acknowledged.
+func TestManyNamesBesideAcks(t *testing.T) {
+	n := newNode(t)
+	var log bytes.Buffer
+	n.cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+	s := n.open(t)
+	n.publish(t, s, 1, true)
+	one := reader(t, n, "one")
+	_, err := one.Ack(t.Context(), pending(t, one)[0])
+	must(t, err)
+	dir := filepath.Join(n.cfg.Dir, verify.AckDir)
+	for made, names := range []int{20, 3000} {
+		for i := range names {
+			must(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("%s-%d-%d.json", strings.Repeat("n", 200), made, i)), []byte("x"), 0o600))
+		}
+		log.Reset()
+		if got, err := s.Collect(t.Context()); got != 0 || err != nil {
+			t.Errorf("collected %d, %v", got, err)
+		}
+		if log.Len() == 0 || log.Len() > 2000 {
+			t.Errorf("%d names: the agent's log got %d bytes: %.300s", names, log.Len(), &log)
+		}
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err = s.Collect(t.Context())
+	must(t, err)
+	runtime.ReadMemStats(&after)
+	allocated := after.TotalAlloc - before.TotalAlloc
+	if allocated > 1<<20 {
+		t.Errorf("looking at 3,020 names took %d bytes", allocated)
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "nnn*"))
+	must(t, err)
+	for _, f := range left {
+		must(t, os.Remove(f))
+	}
+	if got, err := s.Collect(t.Context()); got != 1 || err != nil {
+		t.Errorf("collected %d, %v", got, err)
+	}
+}
+
+// In a sticky directory one consumer cannot keep another from acknowledging by taking
+// the name that its acknowledgement has on its way.
+func TestAckOnItsWay(t *testing.T) {
+	n := newNode(t)
+	s := n.open(t)
+	n.publish(t, s, 1, true)
+	one := reader(t, n, "one")
+	dir := filepath.Join(n.cfg.Dir, verify.AckDir)
+	must(t, os.MkdirAll(filepath.Join(dir, ".one.new", "x"), 0o755)) // root cannot remove it with one call either
+	if _, err := one.Ack(t.Context(), pending(t, one)[0]); err != nil {
+		t.Error(err)
+	}
+	names, err := os.ReadDir(dir)
+	must(t, err)
+	if len(names) != 2 || names[1].Name() != "one.json" {
+		t.Errorf("in ack/: %v", names)
 	}
 }

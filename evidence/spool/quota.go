@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -140,6 +141,10 @@ func (s *Spool) acknowledged(ctx context.Context) func(Item) bool {
 	}
 }
 
+// maxAckNames bounds what may lie in the directory of acknowledgements: who may write
+// there is not the agent, and it reads them all.
+const maxAckNames = 1024
+
 // acksOf reads what all consumers say; one that cannot be read is an error.
 func acksOf(dir string) ([]evidence.Ack, error) {
 	root, err := os.OpenRoot(dir)
@@ -147,11 +152,22 @@ func acksOf(dir string) ([]evidence.Ack, error) {
 		return nil, err
 	}
 	defer root.Close()
-	acks, bad, err := verify.Acks(root)
-	for name, why := range bad {
-		err = errors.Join(err, fmt.Errorf("%s: %w", name, why))
+	if d, err := root.OpenFile(AckDir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0); err == nil {
+		names, _ := d.Readdirnames(maxAckNames + 1)
+		d.Close()
+		if len(names) > maxAckNames {
+			return nil, fmt.Errorf("%s has more than %d names", filepath.Join(dir, AckDir), maxAckNames)
+		}
 	}
-	return acks, err
+	acks, bad, err := verify.Acks(root)
+	if err != nil {
+		return nil, err
+	}
+	if len(bad) > 0 {
+		first := slices.Min(slices.Collect(maps.Keys(bad)))
+		return nil, fmt.Errorf("%d cannot be read, the first is %q: %w", len(bad), first, bad[first])
+	}
+	return acks, nil
 }
 
 // makeRoom removes chunks where so many bytes more do not fit below the quota: first
