@@ -286,7 +286,9 @@ func TestRequireCompleteOfRows(t *testing.T) {
 	gap := r.gap("n", evidence.GapRuntimeDisconnected, 0, time.Second)
 	gap.Scope, gap.Source, gap.RunID, gap.ContainerID = evidence.ScopeSource, "nri", "", ""
 	var got []string
-	for _, f := range asked(t, verify.Options{RequireComplete: true}, gap).Findings {
+	dropped := *gap
+	dropped.GapID, dropped.Scope, dropped.Source, dropped.Reason, dropped.Count.N = "m", evidence.ScopeNode, "", evidence.GapSpoolDropped, 7
+	for _, f := range asked(t, verify.Options{RequireComplete: true}, gap, &dropped).Findings {
 		if f.Kind != verify.Incomplete {
 			t.Errorf("%v", f)
 		}
@@ -295,6 +297,7 @@ func TestRequireCompleteOfRows(t *testing.T) {
 	want := []string{
 		"containers may have lived unseen: runtimeDisconnected",
 		"containers may have lived unseen: runtimeDisconnected",
+		"containers may have lived unseen: spoolDropped (node), from ",
 		"probe data-volume of container shop/web-0/web-ü\"<&> 111111111111: 1 of 1 row not covered throughout, the first is partial (search incomplete) (gaps: fileChanged)",
 		"probe data-volume of container shop/web-0/web-ü\"<&> 111111111111: not all files were searched: /data is a volume",
 		"probe libgreet-hello of container shop/web-0/web-ü\"<&> 111111111111: 1 of 1 row not covered throughout, the first is hit",
@@ -368,6 +371,37 @@ func TestRequireCompleteOfSets(t *testing.T) {
 		said := slices.ContainsFunc(rep.Findings, func(f verify.Finding) bool { return strings.Contains(f.Reason, "gaps: "+string(c.reason)) })
 		if len(rep.Rows) != 1 || said == c.whole {
 			t.Errorf("%s: %d rows, %v", c.reason, len(rep.Rows), rep.Findings)
+		}
+	}
+}
+
+// A window that a later gap ends is not covered throughout, though the site's line does
+// not know of it.
+func TestRequireCompleteOfLaterGaps(t *testing.T) {
+	r, s := newShortRun(t), signer(t)
+	for _, c := range []struct {
+		why   string
+		later []evidence.Line
+		said  bool
+	}{
+		{"none", []evidence.Line{r.covered(9 * time.Second)}, false},
+		{"the agent was killed, and nothing came after it", []evidence.Line{r.gap("g", evidence.GapAgentDown, time.Second, 0)}, true},
+		{"the agent was killed, and the next one found that the run had ended", []evidence.Line{r.gap("g", evidence.GapAgentDown, time.Second, 3*time.Second), r.covered(9 * time.Second)}, true},
+		{"the file changed", []evidence.Line{r.gap("g", evidence.GapFileChanged, time.Second, 0), r.covered(9 * time.Second)}, true},
+		{"detail was lost", []evidence.Line{r.gap("g", evidence.GapRingFull, time.Second, 0), r.covered(9 * time.Second)}, false},
+	} {
+		spool := t.TempDir()
+		for i, lines := range [][]evidence.Line{{r.covered(0), r.site}, c.later} {
+			name, data := chunk3(t, uint64(i+1), lines)
+			put(t, spool, name, data)
+		}
+		rep, err := verify.Path(t.Context(), []string{spool}, s.Public(), verify.Options{RequireComplete: true})
+		must(t, err)
+		said := slices.ContainsFunc(rep.Findings, func(f verify.Finding) bool {
+			return strings.Contains(f.Reason, "not covered throughout, the first is armedNoHit")
+		})
+		if said != c.said {
+			t.Errorf("%s: %v", c.why, rep.Findings)
 		}
 	}
 }

@@ -67,7 +67,9 @@ func (r *Report) incompletes(f *fold) (out []Finding) {
 		}
 	}
 	for _, g := range r.Gaps {
-		if (g.Scope == evidence.ScopeNode || g.Scope == evidence.ScopeSource) && !g.Reason.DetailOnly() {
+		// Of what was given up nobody knows whose it was: all of a run, perhaps.
+		unseen := !g.Reason.DetailOnly() || g.Reason == evidence.GapSpoolDropped
+		if unseen && (g.Scope == evidence.ScopeNode || g.Scope == evidence.ScopeSource) {
 			say("containers may have lived unseen: %s", g.text())
 		}
 	}
@@ -94,12 +96,16 @@ func (r *Report) incompletes(f *fold) (out []Finding) {
 }
 
 // covered reports whether a row says all that happened at its site. That a file or a
-// symbol is not there is an answer. A set says it only with all its entries.
+// symbol is not there is an answer. A window that a later gap ended is not all: of what
+// came after nothing is known. A set says it only with all its entries.
 func (r *Row) covered() bool {
 	switch r.State {
 	case evidence.NotArmed:
 		return r.Reason == evidence.SymbolNotFound || r.Reason == evidence.FileNotFound
 	case evidence.Partial:
+		return false
+	}
+	if slices.ContainsFunc(r.Gaps, func(g evidence.GapReason) bool { return !g.DetailOnly() }) {
 		return false
 	}
 	return r.Complete && (r.Set == "" || r.Entry != nil || !slices.ContainsFunc(r.Gaps, costsEntries))
