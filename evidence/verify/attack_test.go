@@ -583,6 +583,19 @@ func attacks() []attack {
 		{"take back", "a hit, by the node itself, that says later that it was never armed", func(t *testing.T, n *theNode) {
 			n.write(t, 50, aHit(50), notArmed(50))
 		}, k(verify.HitTakenBack), false},
+		{"take back", "a hit, by the node itself, before it says that its agent was down", func(t *testing.T, n *theNode) {
+			gap := func(ends bool) func(evidence.Clock) []evidence.Line {
+				return func(c evidence.Clock) []evidence.Line {
+					at := c.Time(int64(c.BootNs))
+					g := &evidence.Gap{GapID: "g", Scope: evidence.ScopeRun, Reason: evidence.GapAgentDown, RunID: fmt.Sprintf("%032x", 50), ContainerID: "container", From: at}
+					if ends {
+						g.To = at
+					}
+					return []evidence.Line{g}
+				}
+			}
+			n.write(t, 50, gap(false), aHit(50), aRun(50), gap(true))
+		}, k(verify.HitTakenBack), false},
 
 		{"version", "a format that is newer", func(t *testing.T, n *theNode) {
 			edit(t, n.chunks(t)[0], func(b []byte) []byte { return replaced(t, b, `probity-chunk/3`, `probity-chunk/4`) })

@@ -23,6 +23,7 @@ func TestHitStays(t *testing.T) {
 	}
 	executed := []evidence.Line{r.covered(0), &hit}
 	down := r.gap("g", evidence.GapAgentDown, time.Second, 2*time.Second)
+	opened := r.gap("g", evidence.GapAgentDown, time.Second, 0)
 	for _, c := range []struct {
 		why      string
 		chunks   [3][]evidence.Line
@@ -34,6 +35,7 @@ func TestHitStays(t *testing.T) {
 		{"and said again", [3][]evidence.Line{executed, quiet(3 * time.Second), executed}, "", true},
 		{"hit once more", [3][]evidence.Line{quiet(0), executed, executed}, "", true},
 		{"by another agent", [3][]evidence.Line{quiet(0), executed, append([]evidence.Line{down}, quiet(5*time.Second)...)}, "", false},
+		{"between two lines of a gap, both by one agent", [3][]evidence.Line{{opened}, append(executed, quiet(3*time.Second)...), append(quiet(5*time.Second), down)}, "3", false},
 		{"by the agent that came after another", [3][]evidence.Line{{down}, executed, quiet(5 * time.Second)}, "3", false},
 	} {
 		dir := t.TempDir()

@@ -167,6 +167,7 @@ type fold struct {
 	sites  sites
 	runs   map[ownID]*latestRun
 	gaps   map[ownID]*latestGap
+	takes  map[ownID][]position // of a run: lines that say that another agent took it up
 	runIDs map[ownID]bool
 	texts  texts
 	inLog  map[string]map[string]inLog // of a spool: its sound chunks
@@ -175,7 +176,7 @@ type fold struct {
 func newFold(byNode bool) *fold {
 	return &fold{
 		byNode: byNode, chunks: map[string][]string{}, spools: map[string]bool{}, sites: sites{at: map[siteKey]uint32{}, unhit: map[uint32]unhit{}}, runs: map[ownID]*latestRun{},
-		gaps: map[ownID]*latestGap{}, runIDs: map[ownID]bool{}, texts: newTexts(), inLog: map[string]map[string]inLog{},
+		gaps: map[ownID]*latestGap{}, takes: map[ownID][]position{}, runIDs: map[ownID]bool{}, texts: newTexts(), inLog: map[string]map[string]inLog{},
 	}
 }
 
@@ -271,6 +272,10 @@ func (f *fold) run(at position, node uint32, c *evidence.Coverage) {
 }
 
 func (f *fold) gap(at position, node uint32, g *evidence.Gap) {
+	if (g.Reason == evidence.GapAgentDown || g.Reason == evidence.GapAdopted) && g.RunID != "" {
+		run := f.keyOf(node, g.RunID)
+		f.takes[run] = append(f.takes[run], at)
+	}
 	id := f.keyOf(node, g.GapID)
 	have := f.gaps[id]
 	if have == nil {
@@ -328,7 +333,7 @@ func (f *fold) fill(rep *Report, workers int) {
 		from = to
 	}
 	wg.Wait()
-	rep.Findings = append(rep.Findings, f.takenBack(byRun)...)
+	rep.Findings = append(rep.Findings, f.takenBack()...)
 	for _, g := range f.gaps {
 		rep.Gaps = append(rep.Gaps, g.GapRow)
 	}
@@ -340,13 +345,11 @@ func (f *fold) fill(rep *Report, workers int) {
 // takenBack returns a finding for each site that was hit and of which the same agent
 // says later that it was not: what an agent counts only grows. Where another agent took
 // the run up in between, which a gap says, it may not have known.
-func (f *fold) takenBack(byRun map[ownID][]*latestGap) (out []Finding) {
+func (f *fold) takenBack() (out []Finding) {
 	for i, u := range f.sites.unhit {
 		var r Row
 		hit := f.fillRow(i, &r)
-		if slices.ContainsFunc(byRun[r.run], func(g *latestGap) bool {
-			return (g.Reason == evidence.GapAgentDown || g.Reason == evidence.GapAdopted) && g.at.after(hit) && u.after(g.first)
-		}) {
+		if slices.ContainsFunc(f.takes[r.run], func(at position) bool { return at.after(hit) && u.after(at) }) {
 			continue
 		}
 		name := func(p position) string { return evidence.ChunkName(p.seq, p.instance) }
