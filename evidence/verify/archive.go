@@ -60,6 +60,7 @@ type archive struct {
 	kept  int             // bytes of side files
 	sides int             // side files
 	n     int             // chunk files
+	onWay []string        // side files that may be chunks that were not published yet
 }
 
 func newArchive(name string) *archive {
@@ -165,8 +166,16 @@ func (a *archive) broken(in *source, err error) error {
 
 // entry takes one entry.
 func (a *archive) entry(h *tar.Header, r io.Reader, take func(file, io.Reader, int64) error) error {
-	if h.Typeflag == tar.TypeXGlobalHeader {
-		return nil // git archive writes one
+	if h.Typeflag == tar.TypeXGlobalHeader { // git archive writes one, with a comment
+		for k := range h.PAXRecords {
+			if k != "comment" { // archive/tar does not heed it, and tar does: it would unpack another archive
+				return a.say(BadArchive, "", "a global header, which says something of all files: %.40q", k)
+			}
+		}
+		return nil
+	}
+	if p, ok := h.PAXRecords["path"]; ok && p != h.Name {
+		return a.say(BadArchive, h.Name, "a file of two names, which tar unpacks as %.200q", p)
 	}
 	name, err := entryName(h.Name)
 	if err != nil {
@@ -196,6 +205,9 @@ func (a *archive) entry(h *tar.Header, r io.Reader, take func(file, io.Reader, i
 		return fmt.Errorf("its names have more than %d bytes", maxNameBytes)
 	}
 	switch {
+	case !inReady && h.Size <= evidence.MaxChunkBytes && isOnItsWay(name):
+		a.onWay = append(a.onWay, name)
+		return a.keep(name, r, evidence.MaxChunkBytes)
 	case inReady || strings.HasSuffix(name, ".ndjson"):
 		a.side[name] = nil // that it is there
 		a.n++
@@ -212,19 +224,53 @@ func (a *archive) entry(h *tar.Header, r io.Reader, take func(file, io.Reader, i
 		}
 		return err
 	case isSide(name):
-		if a.sides++; a.sides > maxSideFiles {
-			return fmt.Errorf("its logs have more than %d files: unpack it and verify the directory", maxSideFiles)
-		}
-		b, err := io.ReadAll(io.LimitReader(r, maxSideFile))
-		if err != nil {
+		if err := a.keep(name, r, maxSideFile); err != nil {
 			return err
 		}
-		if a.kept += len(b); a.kept > maxSideBytes {
-			return fmt.Errorf("its logs have more than %d bytes: unpack it and verify the directory", maxSideBytes)
-		}
-		a.side[name] = b
 		if root, ok := strings.CutSuffix("/"+name, "/"+logDir+"/checkpoint"); ok && path.Base(path.Dir(root)) != retiredDir {
 			return a.addRoot(strings.TrimPrefix(root, "/"))
+		}
+	}
+	return nil
+}
+
+// keep keeps a file in memory.
+func (a *archive) keep(name string, r io.Reader, most int64) error {
+	if a.sides++; a.sides > maxSideFiles {
+		return fmt.Errorf("its logs have more than %d files: unpack it and verify the directory", maxSideFiles)
+	}
+	b, err := io.ReadAll(io.LimitReader(r, most))
+	if err != nil {
+		return err
+	}
+	if a.kept += len(b); a.kept > maxSideBytes {
+		return fmt.Errorf("its logs have more than %d bytes: unpack it and verify the directory", maxSideBytes)
+	}
+	a.side[name] = b
+	return nil
+}
+
+// isOnItsWay reports whether a file may be a chunk that was not published yet: those of
+// a spool count if its log has them (logCheck.late).
+func isOnItsWay(name string) bool {
+	chunk, ok := strings.CutSuffix(path.Base(name), ".ndjson")
+	_, _, valid := evidence.ParseChunkName(chunk)
+	return ok && valid && path.Base(path.Dir(name)) == tmpDir
+}
+
+// strays gives take the chunk files in directories that are called like a spool's and are
+// none's: they are files that were named one by one.
+func (a *archive) strays(take func(file, io.Reader, int64) error) error {
+	for _, name := range a.onWay {
+		root := path.Dir(path.Dir(name))
+		if root == "." {
+			root = ""
+		}
+		if b := a.side[name]; !a.roots[root] {
+			a.n++
+			if err := take(file{path: a.name + "/" + name}, bytes.NewReader(b), int64(len(b))); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

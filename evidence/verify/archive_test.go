@@ -190,6 +190,17 @@ var hostileArchives = []struct {
 	{"a hard link to a chunk", func(t *testing.T, l []entry) []byte {
 		return tarOf(t, append(l, entry{Header: tar.Header{Name: "x", Linkname: l[chunkAt(t, l, 0)].Name, Typeflag: tar.TypeLink}}))
 	}, kinds(verify.BadArchive)},
+	// What the two say another program reads: GNU tar takes the names and sizes of the
+	// first, and the other one's first name.
+	{"a global header with a name and a size for all files", func(t *testing.T, l []entry) []byte {
+		return tarOf(t, append([]entry{{Header: tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"path": "x", "size": "3"}}}}, l...))
+	}, kinds(verify.BadArchive)},
+	{"a file with two long names", func(t *testing.T, l []entry) []byte {
+		long := entry{Header: tar.Header{Name: strings.Repeat("n", 120), Format: tar.FormatGNU, Typeflag: tar.TypeReg, Mode: 0o644}}
+		gnu := tarOf(t, []entry{long})
+		pax := tarOf(t, []entry{{Header: tar.Header{Name: strings.Repeat("p", 120), Format: tar.FormatPAX, Typeflag: tar.TypeReg, Mode: 0o644, PAXRecords: map[string]string{"comment": "x"}}}})
+		return append(append(bytes.Clone(gnu[:1024]), pax[:len(pax)-1024]...), tarOf(t, l)...)
+	}, kinds(verify.BadArchive)},
 	{"a device", func(t *testing.T, l []entry) []byte {
 		return tarOf(t, append(l, entry{Header: tar.Header{Name: "log/x", Typeflag: tar.TypeBlock, Devmajor: 8}}))
 	}, kinds(verify.BadArchive)},

@@ -97,6 +97,11 @@ func (c *crew) stream(ctx context.Context, path string) ([]spool, error) {
 	}
 	a := newArchive(path)
 	err = a.read(ctx, buffered, c.take)
+	if err == nil {
+		if err = a.strays(c.take); errors.Is(err, errFull) {
+			a.found, err = append(a.found, full(a.name)), nil
+		}
+	}
 	c.say(a.found...)
 	if err == nil && a.n == 0 && len(a.found) == 0 && len(a.roots) == 0 {
 		err = fmt.Errorf("%s: an archive without any chunk", path)
@@ -205,6 +210,11 @@ func (c *crew) late(f file, chunk, digest string) (inLog, []Finding, error) {
 	if err != nil {
 		return inLog{}, nil, err
 	}
+	return c.lateBytes(f, data, chunk, digest)
+}
+
+// lateBytes is late for what was read.
+func (c *crew) lateBytes(f file, data []byte, chunk, digest string) (inLog, []Finding, error) {
 	if sum := sha256.Sum256(data); digest != "sha256:"+hex.EncodeToString(sum[:]) {
 		return inLog{}, nil, fmt.Errorf("%w: it is not the one that the log has", errNotChunk)
 	}

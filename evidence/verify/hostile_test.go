@@ -240,6 +240,20 @@ func TestChunkOnItsWay(t *testing.T) {
 		if err != nil || !rep.Sound() || rep.Log != verify.LogSound || given != 9 || !reflect.DeepEqual(rep, before) {
 			t.Errorf("chunk %d: %v, %v, %d chunks given, %d lines", i, rep.Findings, err, given, rep.Lines)
 		}
+		// The same in an archive, of which what is in no log is left out likewise.
+		list := append(entriesOf(t, n.dir, "s/"), file("s/tmp/0000000000000077-00112233445566ff.ndjson", []byte("{")))
+		for range 2 {
+			slices.Reverse(list)
+			rep, err := check(t, n.signer.Public(), written(t, tarOf(t, list)))
+			if err != nil || !rep.Sound() || rep.Log != verify.LogSound || rep.Lines != before.Lines || rep.Chunks != before.Chunks || rep.Files != before.Files {
+				t.Errorf("chunk %d in an archive: %v, %v, %d chunks, %d lines", i, rep.Findings, err, rep.Chunks, rep.Lines)
+			}
+		}
 		must(t, os.Rename(tmp, c))
+	}
+	// A directory may be called so and be no part of a spool.
+	rep, err := check(t, n.signer.Public(), written(t, tarOf(t, []entry{file("tmp/"+filepath.Base(n.chunks(t)[0]), read(t, n.chunks(t)[0]))})))
+	if err != nil || !rep.Sound() || rep.Chunks != 1 {
+		t.Errorf("alone: %v, %v, %d chunks", rep.Findings, err, rep.Chunks)
 	}
 }

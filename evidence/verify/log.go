@@ -606,6 +606,18 @@ func (c *logCheck) late(l *evidence.ChunkLeaf) (p inLog, here bool) {
 		if _, err := fs.Stat(c.fsys, path.Join(readyDir, evidence.ChunkPath(l.Chunk))); err == nil {
 			return p, false
 		}
+		tmp := path.Join(tmpDir, l.Chunk+".ndjson")
+		if b, err := fs.ReadFile(c.fsys, tmp); err == nil {
+			p, found, err := c.crew.lateBytes(file{path: c.spool + "/" + tmp, rel: rel, spool: c.spool}, b, l.Chunk, l.Digest)
+			c.found = append(c.found, found...)
+			if err == nil {
+				return p, len(found) == 0
+			}
+			if !errors.Is(err, errNotChunk) {
+				c.unread = append(c.unread, fmt.Errorf("%w: %w", ErrLook, err))
+				return p, false
+			}
+		}
 	} else if regular(ready) && c.known[ready] {
 		return p, false
 	} else {
