@@ -3,12 +3,14 @@ package spool_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	"probity/evidence"
 	"probity/evidence/redact"
 	"probity/evidence/spool"
+	"probity/evidence/verify"
 )
 
 // opensAndCloses returns a builder of what n sites of a run say when a gap of each
@@ -24,6 +26,11 @@ func opensAndCloses(run, round, n int) func(evidence.Clock) []redact.Line {
 		}
 		return lines
 	}
+}
+
+// nodeGap builds a gap of the node's, which concerns all of its containers.
+func nodeGap(c evidence.Clock) []redact.Line {
+	return noRules.Lines(&evidence.Gap{GapID: "agentDown-1", Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: c.Time(int64(c.BootNs) - 50), To: c.Time(int64(c.BootNs) - 40)})
 }
 
 // A container whose sites and gaps alone, which are never refused, come to more than
@@ -46,6 +53,9 @@ func TestGreedyGoesFirst(t *testing.T) {
 					s.Account(found)
 				}
 				must(t, errors.Join(s.Append(runID(hostile), opensAndCloses(hostile, i, each)), s.Flush(t.Context())))
+				if i == 15 { // the node's, in the middle of it
+					must(t, errors.Join(s.Append(runID(hostile), opensAndCloses(hostile, 2000, 5)), s.Append("", nodeGap), s.Flush(t.Context())))
+				}
 				if i%10 == 5 { // a neighbour's in a chunk of its own, and one in the middle of the flood
 					must(t, errors.Join(s.Append(runID(101+i), hit(101+i)), s.Flush(t.Context())))
 					must(t, errors.Join(s.Append(runID(201+i), hit(201+i)), s.Append(runID(hostile), opensAndCloses(hostile, 1000+i, 2)), s.Flush(t.Context())))
@@ -70,6 +80,9 @@ func TestGreedyGoesFirst(t *testing.T) {
 				if g.Reason == evidence.GapSpoolDropped && g.Scope == evidence.ScopeRun {
 					lost[g.RunID] += g.Count.N
 				}
+			}
+			if !slices.ContainsFunc(rep.Gaps, func(g verify.GapRow) bool { return g.GapID == "agentDown-1" }) {
+				t.Error("the node's gap is not there")
 			}
 			if len(lost) != 1 || lost[runID(hostile)] == 0 {
 				t.Errorf("lines lost: %v", lost)

@@ -204,11 +204,9 @@ func (s *Spool) free(ctx context.Context, bytes int64, lose bool, reason string,
 	known := oldest(func(it kept) bool { return acked(it.Item) })
 	var lost []kept
 	if lose {
-		lost = slices.Concat(
-			oldest(func(it kept) bool { theirs, all := s.tooMuch(it, going); return theirs > 0 && theirs == all }),
-			oldest(func(it kept) bool { theirs, all := s.tooMuch(it, going); return theirs > all/2 }),
-			oldest(func(kept) bool { return true }),
-		)
+		for _, now := range sacrifices {
+			lost = append(lost, oldest(func(it kept) bool { return now(s.greedyStored(it, going)) })...)
+		}
 	}
 	if err := s.bury(known, evidence.TombstoneAcknowledged, nil); err != nil {
 		return err

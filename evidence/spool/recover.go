@@ -55,7 +55,7 @@ type Found struct {
 	Runs []OpenRun
 	// Until is the latest moment that any chunk speaks of; zero if there is none.
 	Until evidence.Time
-	held  map[string]map[string]int64 // bytes of each container's lines, by chunk
+	held  map[string]map[string]int64 // bytes of each container's lines, and under "" of the node's, by chunk
 	// Stopped is the open agentDown gap of scope node that an agent signs when it
 	// stops in order, or nil.
 	Stopped *evidence.Gap
@@ -148,9 +148,6 @@ func (r *recovery) hold(c *verify.Chunk) {
 	rows := bytes.SplitAfter(c.Body, []byte("\n"))[1:]
 	for i, l := range c.Lines {
 		id := containerOf(l)
-		if id == "" {
-			continue
-		}
 		if _, ok := r.ids[id]; !ok {
 			id = strings.Clone(id)
 			r.ids[id] = id

@@ -45,6 +45,7 @@ type part struct {
 type kept struct {
 	Item
 	parts []part // of a chunk that an earlier agent wrote only after Account
+	node  int64  // bytes of lines of no container, likewise
 }
 
 func containerOf(l evidence.Line) string {
@@ -88,33 +89,41 @@ func (s *Spool) wait(c *chunk, sign int64) {
 	}
 }
 
-// partsOf says whose a chunk of so many bytes is; with mu held.
-func (s *Spool) partsOf(byContainer map[string]int64, all int64) []part {
-	over := all
-	for _, n := range byContainer {
+// attribute says whose a chunk is, by the bytes of each container's lines, and under ""
+// of the node's; with mu held.
+func (s *Spool) attribute(it *kept, by map[string]int64) {
+	over, containers := int64(it.Bytes), int64(len(by))
+	for id, n := range by {
 		over -= n
+		if id == "" {
+			it.node = n
+			containers--
+		}
 	}
-	parts := make([]part, 0, len(byContainer))
-	for id, n := range byContainer {
-		p := part{s.holding(id), n + max(0, over)/int64(len(byContainer))}
+	it.parts = make([]part, 0, containers)
+	for id, n := range by {
+		if id == "" {
+			continue
+		}
+		p := part{s.holding(id), n + max(0, over)/containers}
 		p.of.stored += p.bytes
-		parts = append(parts, p)
+		it.parts = append(it.parts, p)
 	}
-	return parts
 }
 
 // keepItem notes a chunk that was published, with writing held.
 func (s *Spool) keepItem(c *chunk) {
 	it := kept{Item: s.itemOf(c)}
-	by := map[string]int64{}
+	by := map[string]int64{"": c.size() - int64(c.head)}
 	for _, r := range c.perRun {
 		if r.containerID != "" {
 			by[r.containerID] += r.bytes
+			by[""] -= r.bytes
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	it.parts = s.partsOf(by, int64(it.Bytes))
+	s.attribute(&it, by)
 	s.have.add(it)
 	s.stored = s.have.bytes
 }
@@ -142,7 +151,7 @@ func (s *Spool) Account(f Found) {
 	for i := range s.have.items {
 		it := &s.have.items[i]
 		if by := f.held[it.Chunk]; it.parts == nil && len(by) > 0 {
-			it.parts = s.partsOf(by, int64(it.Bytes))
+			s.attribute(it, by)
 		}
 	}
 }
@@ -178,22 +187,21 @@ func (s *Spool) past(h *holding) string {
 	return ""
 }
 
-// greedy reports whether most of a chunk that waits is of containers which have more
-// than their part of the memory; with mu held.
-func (s *Spool) greedy(c *chunk) bool {
-	theirs := int64(0)
+// greedy says how many bytes of a chunk that waits are of containers which have more
+// than their part of the memory, and how many its lines have; with mu held.
+func (s *Spool) greedy(c *chunk) (theirs, all int64) {
 	for _, r := range c.perRun {
 		if h := s.held[r.containerID]; h != nil && h.waiting >= s.cfg.MaxPending/memoryShare {
 			theirs += r.bytes
 		}
 	}
-	return c.placed == nil && theirs > c.size()/2
+	return theirs, c.size() - int64(c.head)
 }
 
-// tooMuch says how many bytes of a published chunk are of containers that have more
-// than their share of the spool even without what is going of theirs, and of how many
-// that is; with writing held.
-func (s *Spool) tooMuch(it kept, going map[*holding]int64) (theirs, all int64) {
+// greedyStored is the same of a published chunk and of containers that have more than
+// their share of the spool even without what is going of theirs; with writing held.
+func (s *Spool) greedyStored(it kept, going map[*holding]int64) (theirs, all int64) {
+	all = it.node
 	for _, p := range it.parts {
 		all += p.bytes
 		if s.cfg.ContainerQuota > 0 && p.of.stored-going[p.of] > s.cfg.ContainerQuota {
@@ -201,6 +209,14 @@ func (s *Spool) tooMuch(it kept, going map[*holding]int64) (theirs, all int64) {
 		}
 	}
 	return theirs, all
+}
+
+// What goes first: chunks that are of the greedy alone, then those that are mostly
+// theirs, then any.
+var sacrifices = []func(theirs, all int64) bool{
+	func(theirs, all int64) bool { return theirs > 0 && theirs == all },
+	func(theirs, all int64) bool { return theirs > all/2 },
+	func(theirs, all int64) bool { return true },
 }
 
 // refusedKey is what one gap is about: entries of one probe's set.

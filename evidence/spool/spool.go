@@ -453,8 +453,8 @@ func (s *Spool) seal() {
 
 // shed drops whole chunks past the bound, but not the one that is being written, nor
 // the newest: the bound is of what waits behind it. The oldest goes first of those
-// that are mostly of containers which have more than their part of what waits, and
-// only then the oldest of all.
+// that are of containers which have more than their part of what waits, and of nobody
+// else, then of those that are mostly of such, and only then the oldest of all.
 func (s *Spool) shed() {
 	for s.bytes > s.cfg.MaxPending {
 		i := s.inflight
@@ -464,8 +464,12 @@ func (s *Spool) shed() {
 		if len(s.pending) <= i+1 {
 			return
 		}
-		if g := slices.IndexFunc(s.pending[i:len(s.pending)-1], s.greedy); g > 0 {
-			i += g
+		for _, now := range sacrifices {
+			is := func(c *chunk) bool { return c.placed == nil && now(s.greedy(c)) }
+			if g := slices.IndexFunc(s.pending[i:len(s.pending)-1], is); g >= 0 {
+				i += g
+				break
+			}
 		}
 		s.drop(i)
 	}
