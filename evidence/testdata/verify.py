@@ -10,6 +10,7 @@ does not. The format's rules of lines and the statement's totals are `probity ve
 """
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -291,11 +292,22 @@ def acknowledged(spool):
             yield dict(parse_kept(json.dumps(ack).encode()), seen=True)  # of a log that is not here it says nothing
 
 
+def older_first(one, two):
+    """Chunks of one instance by seq; of two, by the clocks of their headers."""
+    if one["chunk"][17:] == two["chunk"][17:]:
+        pair = [h["chunk"] for h in (one, two)]
+    elif one["bootId"] == two["bootId"]:
+        pair = [(int(h["clock"]["bootNs"]), h["chunk"][17:]) for h in (one, two)]
+    else:
+        pair = [(h["clock"]["wall"], h["chunk"][17:]) for h in (one, two)]
+    return (pair[0] > pair[1]) - (pair[0] < pair[1])
+
+
 def check_hits(chunks):
     """What was executed was executed: no later line of the same agent takes it back."""
     hits, taken, since = {}, {}, {}  # since: where another agent took a run up
-    order = sorted(chunks, key=lambda name: (name[:16], name[17:]))
-    for at, line in enumerate(line for name in order for line in chunks[name][1].split(b"\n")[1:-2]):
+    order = sorted(chunks.values(), key=functools.cmp_to_key(lambda one, two: older_first(one[0], two[0])))
+    for at, line in enumerate(line for _, data in order for line in data.split(b"\n")[1:-2]):
         said = json.loads(line)
         if said["kind"] == "gap" and said["reason"] in ("agentDown", "adopted") and "runId" in said:
             since[said["runId"]] = at

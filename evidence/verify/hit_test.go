@@ -1,6 +1,8 @@
 package verify_test
 
 import (
+	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -61,4 +63,38 @@ func TestHitStays(t *testing.T) {
 			}
 		}
 	}
+}
+
+// An agent whose state and spool were lost numbers its chunks from 1 again. Where they were
+// carried to, what it says comes after what the one before said all the same.
+func TestStateWasLost(t *testing.T) {
+	var args [][]string
+	var names []string
+	var ours []bool
+	for _, c := range []struct {
+		why    string
+		before []func(evidence.Clock) []evidence.Line
+		after  func(evidence.Clock) []evidence.Line
+		state  evidence.State
+		sound  bool
+	}{
+		{"a hit that came later", []func(evidence.Clock) []evidence.Line{aRun(50), aRun(50), aRun(50)}, aHit(50), evidence.Hit, true},
+		{"another state", []func(evidence.Clock) []evidence.Line{aRun(50), aRun(50), aRun(50)}, notArmed(50), evidence.NotArmed, true},
+		{"a hit that was taken back", []func(evidence.Clock) []evidence.Line{aRun(50), aRun(50), aHit(50)}, aRun(50), evidence.Hit, false},
+	} {
+		n := nodeAt(t, t.TempDir())
+		n.write(t, 50, c.before...)
+		old := t.TempDir()
+		must(t, errors.Join(os.CopyFS(old, os.DirFS(n.dir)), os.RemoveAll(n.dir), os.RemoveAll(n.state)))
+		n.write(t, 50, c.after)
+		must(t, errors.Join(os.CopyFS(filepath.Join(n.dir, "ready"), os.DirFS(filepath.Join(old, "ready"))), os.CopyFS(filepath.Join(n.dir, "retired", "x"), os.DirFS(filepath.Join(old, "log")))))
+		rep, err := check(t, n.signer.Public(), n.dir)
+		if err != nil || rep.Sound() != c.sound || len(rep.Rows) != 1 || rep.Rows[0].State != c.state || rep.Rows[0].Complete != (c.sound && c.state == evidence.Hit) || len(rep.Logs) != 2 {
+			t.Errorf("%s: %v, %v, %+v", c.why, rep.Findings, err, rep.Rows)
+		}
+		pub := filepath.Join(t.TempDir(), "node.pub")
+		must(t, os.WriteFile(pub, n.signer.Public().PEM(), 0o600))
+		args, names, ours = append(args, []string{pub, n.dir}), append(names, c.why), append(ours, rep.Sound())
+	}
+	agree(t, args, names, ours, 2)
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"probity/evidence"
 )
@@ -105,17 +106,31 @@ type GapRow struct {
 	run ownID // none if its id is ""
 }
 
-// position orders lines by age: the chunk's seq, then the instance (two that
-// share a number are of different state directories, and either order is a
-// guess), then the line.
+// position orders lines by age: a chunk's seq, then the line. Chunks of two instances are
+// of two state directories, each of which begins with 1: there the headers' clocks
+// count, boot time within one boot, else wall time.
 type position struct {
-	seq      uint64
-	instance string
-	line     int
+	in   *placed
+	line int
+}
+
+// placed is what a chunk's header says of its age.
+type placed struct {
+	seq            uint64
+	instance, boot string
+	bootNs         uint64
+	wall           time.Time
 }
 
 func (p position) after(q position) bool {
-	return cmp.Or(cmp.Compare(p.seq, q.seq), cmp.Compare(p.instance, q.instance), cmp.Compare(p.line, q.line)) > 0
+	a, b := p.in, q.in
+	switch {
+	case a.instance == b.instance:
+		return cmp.Or(cmp.Compare(a.seq, b.seq), cmp.Compare(p.line, q.line)) > 0
+	case a.boot == b.boot:
+		return cmp.Or(cmp.Compare(a.bootNs, b.bootNs), cmp.Compare(a.instance, b.instance)) > 0
+	}
+	return cmp.Or(a.wall.Compare(b.wall), cmp.Compare(a.instance, b.instance)) > 0
 }
 
 type latestRun struct {
@@ -213,8 +228,10 @@ func (f *fold) add(c *Chunk) {
 	name := f.keep(c.Header.Chunk)
 	f.chunks[name] = append(f.chunks[name], c.File)
 	f.lines += len(c.Lines)
-	named := f.texts.id(instance)
-	at := position{seq: seq, instance: f.texts.list[named]}
+	in := &placed{seq: seq, instance: f.keep(instance), boot: f.keep(c.Header.BootID), bootNs: uint64(c.Header.Clock.BootNs), wall: c.Header.Clock.Wall.Std()}
+	chunk := uint32(len(f.sites.chunks))
+	f.sites.chunks = append(f.sites.chunks, in)
+	at := position{in: in}
 	node := f.texts.id(c.Header.Node)
 	last := ""
 	for i, l := range c.Lines {
@@ -226,7 +243,7 @@ func (f *fold) add(c *Chunk) {
 		}
 		switch v := l.(type) {
 		case *evidence.Observation:
-			f.site(at, named, node, v)
+			f.site(at, chunk, node, v)
 		case *evidence.Coverage:
 			f.run(at, node, v)
 		case *evidence.Gap:
@@ -352,7 +369,7 @@ func (f *fold) takenBack() (out []Finding) {
 		if slices.ContainsFunc(f.takes[r.run], func(at position) bool { return at.after(hit) && u.after(at) }) {
 			continue
 		}
-		name := func(p position) string { return evidence.ChunkName(p.seq, p.instance) }
+		name := func(p position) string { return evidence.ChunkName(p.in.seq, p.in.instance) }
 		where := Finding{Kind: HitTakenBack, Line: u.line, Reason: fmt.Sprintf("%s of a site that line %d of %s says was executed: the hit stays", u.state, hit.line, name(hit))}
 		if files := f.chunks[name(u.position)]; len(files) > 0 {
 			where.File = slices.Min(files)

@@ -117,8 +117,8 @@ func (s stamp) time() evidence.Time {
 type site struct {
 	text                      [textCount]uint32
 	line                      uint32
-	instance, node            uint32 // texts
-	seq                       uint64
+	chunk                     uint32 // of sites.chunks
+	node                      uint32 // a text
 	offset, count             uint64
 	from, to, firstAt, lastAt stamp
 	confidence                float64
@@ -187,6 +187,7 @@ type sites struct {
 	at      map[siteKey]uint32
 	list    pages[site]
 	details pages[*details] // of each; nil where there are none
+	chunks  []*placed       // that they are in
 
 	// Of a site whose line is a hit, the latest line that comes after it and is none.
 	unhit map[uint32]unhit
@@ -210,13 +211,13 @@ type unhit struct {
 // forget lets go of the chunk.
 func (s *sites) forget() { clear(s.before[:]) }
 
-// site takes an observation. The instance is at's, by its number, and so is the node.
+// site takes an observation. The chunk is at's, by its number, and the node is a text.
 // The latest line counts; but a hit stays: what was executed was executed, whatever a
 // later line says.
-func (f *fold) site(at position, instance, node uint32, o *evidence.Observation) {
+func (f *fold) site(at position, chunk, node uint32, o *evidence.Observation) {
 	before := &f.sites.before[max(0, slices.Index(evidence.States, o.State))]
 	new := site{
-		line: uint32(at.line), instance: instance, node: node, seq: at.seq, confidence: o.Confidence.Value, complete: o.Complete, final: o.Final,
+		line: uint32(at.line), chunk: chunk, node: node, confidence: o.Confidence.Value, complete: o.Complete, final: o.Final,
 		from: stampOf(o.From), to: stampOf(o.To), firstAt: stampOf(o.FirstAt), lastAt: stampOf(o.LastAt),
 	}
 	if o.Offset != nil {
@@ -235,7 +236,7 @@ func (f *fold) site(at position, instance, node uint32, o *evidence.Observation)
 	k.node = f.keyed(node)
 	i, ok := f.sites.at[k]
 	if ok {
-		have := f.sites.position(&f.texts, i)
+		have := f.sites.position(i)
 		state := evidence.State(f.texts.list[f.sites.list.at(int(i)).text[textState]])
 		was, is := state == evidence.Hit, o.State == evidence.Hit
 		switch newer := at.after(have); {
@@ -248,8 +249,10 @@ func (f *fold) site(at position, instance, node uint32, o *evidence.Observation)
 			f.sites.notHit(i, unhit{have, state})
 		case !newer:
 			return
-		case !f.sites.unhit[i].after(at):
-			delete(f.sites.unhit, i)
+		default:
+			if u, ok := f.sites.unhit[i]; ok && !u.after(at) {
+				delete(f.sites.unhit, i)
+			}
 		}
 	}
 	if before.line == nil || !sameDetails(before.line, o) {
@@ -270,9 +273,9 @@ func (s *sites) notHit(i uint32, u unhit) {
 	}
 }
 
-func (s *sites) position(t *texts, i uint32) position {
+func (s *sites) position(i uint32) position {
 	x := s.list.at(int(i))
-	return position{seq: x.seq, instance: t.list[x.instance], line: int(x.line)}
+	return position{s.chunks[x.chunk], int(x.line)}
 }
 
 // sameDetails reports whether two lines have the very same details, in memory.
@@ -320,7 +323,7 @@ func (f *fold) fillRow(i uint32, r *Row) position {
 		r.InlinedAt, r.InlinedAtMore, r.Duration, r.Stack, r.Entry, r.Entries = d.inlinedAt, d.inlinedAtMore, d.duration, d.stack, d.entry, d.entries
 		r.SystemCalls, r.IOUring, r.Process, r.Gaps, r.Redacted = d.systemCalls, d.ioUring, d.process, d.gaps, d.redacted
 	}
-	return f.sites.position(&f.texts, i)
+	return f.sites.position(i)
 }
 
 // sameRun reports whether two sites are of one run.
