@@ -81,7 +81,7 @@ type position struct {
 
 // position is how far the consumer is.
 func (r *Reader) position(ctx context.Context) ([]oneLog, position, error) {
-	logs, err := readLogs(ctx, r.dir)
+	logs, err := readLogs(ctx, r.dir, allChunks)
 	if err != nil {
 		return nil, position{}, err
 	}
@@ -125,13 +125,20 @@ func (l oneLog) has(a evidence.Ack) error {
 	return nil
 }
 
+// allChunks and firstChunk say how far a log is read. Its first chunk tells it from
+// other logs in time, and what else is asked of it its tiles prove.
+const (
+	allChunks  = 0
+	firstChunk = 1
+)
+
 // readLogs reads the logs of a spool, the oldest first.
-func readLogs(ctx context.Context, dir string) ([]oneLog, error) {
-	out, err := retiredLogs(ctx, dir)
+func readLogs(ctx context.Context, dir string, chunks int) ([]oneLog, error) {
+	out, err := retiredLogs(ctx, dir, chunks)
 	if err != nil {
 		return nil, err
 	}
-	l, err := readOne(ctx, dir, filepath.Join(dir, LogDir))
+	l, err := readOne(ctx, dir, filepath.Join(dir, LogDir), chunks)
 	switch {
 	case err == nil:
 		out = append(out, l)
@@ -144,13 +151,13 @@ func readLogs(ctx context.Context, dir string) ([]oneLog, error) {
 
 // retiredLogs reads those that are not written any more. One that was put aside
 // because it cannot be read is none.
-func retiredLogs(ctx context.Context, dir string) (out []oneLog, err error) {
+func retiredLogs(ctx context.Context, dir string, chunks int) (out []oneLog, err error) {
 	dirs, err := filepath.Glob(filepath.Join(dir, retiredDir, "*"))
 	if err != nil {
 		return nil, err
 	}
 	for _, d := range dirs {
-		if l, err := readOne(ctx, dir, d); err == nil {
+		if l, err := readOne(ctx, dir, d, chunks); err == nil {
 			out = append(out, l)
 		} else if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -167,7 +174,9 @@ func (l oneLog) first() string {
 	return l.items[0].Chunk
 }
 
-func readOne(ctx context.Context, spool, dir string) (oneLog, error) {
+var errEnough = errors.New("read far enough")
+
+func readOne(ctx context.Context, spool, dir string, chunks int) (oneLog, error) {
 	l := oneLog{read: tlog.NewReader(os.DirFS(dir)), gone: map[string]bool{}}
 	note, err := l.read.Checkpoint()
 	if err != nil {
@@ -187,11 +196,17 @@ func readOne(ctx context.Context, spool, dir string) (oneLog, error) {
 				Origin: l.tree.Origin, Leaf: v.Index, Chunk: v.Chunk, Digest: v.Digest, Bytes: v.Bytes,
 				Path: filepath.Join(spool, ReadyDir, filepath.FromSlash(evidence.ChunkPath(v.Chunk))),
 			})
+			if len(l.items) == chunks {
+				return errEnough
+			}
 		case *evidence.TombstoneLeaf:
 			l.gone[v.Chunk] = true
 		}
 		return nil
 	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
 	return l, err
 }
 

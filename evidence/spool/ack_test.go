@@ -200,3 +200,25 @@ func TestAckOnItsWay(t *testing.T) {
 		t.Errorf("in ack/: %v", names)
 	}
 }
+
+// What has been acknowledged is looked at every minute while a container has half its
+// share: that does not read the whole log, which may be of years.
+func TestAcknowledgedOfALongLog(t *testing.T) {
+	n := newNode(t)
+	s := n.open(t)
+	n.publish(t, s, 1, true)
+	one := reader(t, n, "one")
+	_, err := one.Ack(t.Context(), pending(t, one)[0])
+	must(t, err)
+	spool.FillLog(t, s, 20_000)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	got, err := s.Collect(t.Context())
+	runtime.ReadMemStats(&after)
+	if got != 1 || err != nil {
+		t.Errorf("collected %d, %v", got, err)
+	}
+	if allocated := after.TotalAlloc - before.TotalAlloc; allocated > 4<<20 {
+		t.Errorf("looking at one acknowledgement took %d bytes", allocated)
+	}
+}

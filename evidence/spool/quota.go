@@ -56,7 +56,7 @@ func (v *inventory) take(wanted func(kept) bool) (out []kept) {
 // count makes the inventory of what is there at the start. A chunk that is in no
 // log, of an agent before there were logs, is not the quota's to remove.
 func (s *Spool) count(ctx context.Context) error {
-	logs, err := retiredLogs(ctx, s.cfg.Dir)
+	logs, err := retiredLogs(ctx, s.cfg.Dir, allChunks)
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (s *Spool) acknowledged(ctx context.Context) func(Item) bool {
 	if len(acks) == 0 {
 		return func(Item) bool { return false }
 	}
-	logs, err := readLogs(ctx, s.cfg.Dir)
+	logs, err := readLogs(ctx, s.cfg.Dir, firstChunk)
 	if err != nil {
 		return func(Item) bool { return false }
 	}
