@@ -52,7 +52,7 @@ func find(list []string) (in paths, err error) {
 		seen[path] = true
 		return true
 	}
-	for _, p := range list {
+	for _, p := range spoolsFirst(list) {
 		if p == stdin {
 			if once(p) {
 				in.streams = append(in.streams, p)
@@ -110,6 +110,20 @@ func find(list []string) (in paths, err error) {
 		}
 	}
 	return in, errors.Join(errs...)
+}
+
+// spoolsFirst puts directories first: a chunk in one that is named itself, too, is
+// checked as the spool's.
+func spoolsFirst(list []string) []string {
+	var dirs, others []string
+	for _, p := range list {
+		if st, err := os.Stat(p); err == nil && st.IsDir() {
+			dirs = append(dirs, p)
+		} else {
+			others = append(others, p)
+		}
+	}
+	return append(dirs, others...)
 }
 
 // looksLikeArchive looks at how a file begins. What cannot be read is left to who

@@ -220,8 +220,23 @@ func TestAllVanished(t *testing.T) {
 	spool := filepath.Join(t.TempDir(), "spool")
 	put(t, spool, vector, vectorBytes(t))
 	rep, err := verify.Path(removing{t.Context(), spool, new(sync.Once)}, []string{spool}, signer(t).Public(), verify.Options{})
-	if verify.ExitCode(rep, err) != 3 || rep.Files != 0 {
-		t.Fatalf("exit %d, %v, %d files", verify.ExitCode(rep, err), err, rep.Files)
+	if verify.ExitCode(rep, err) != 3 || rep.Files != 0 || rep.Log != verify.LogNotChecked {
+		t.Fatalf("exit %d, %v, %d files, log %s", verify.ExitCode(rep, err), err, rep.Files, rep.Log)
+	}
+}
+
+// A chunk that is named beside its spool is the spool's, whichever is named first.
+func TestNamedBesideItsSpool(t *testing.T) {
+	n := newTheNode(t)
+	want, err := check(t, n.signer.Public(), n.dir)
+	must(t, err)
+	c := n.chunks(t)[4]
+	for _, paths := range [][]string{{c, n.dir}, {n.dir, c}} {
+		given := 0
+		rep, err := verify.Path(t.Context(), paths, n.signer.Public(), verify.Options{RequireComplete: true, Chunk: func(*verify.Chunk) { given++ }})
+		if err != nil || given != 9 || !reflect.DeepEqual(rep, want) {
+			t.Errorf("%v, %v, %d chunks given, %d lines of %d in %d files", rep.Findings, err, given, rep.Lines, want.Lines, rep.Files)
+		}
 	}
 }
 

@@ -129,7 +129,8 @@ type Report struct {
 	Gaps     []GapRow  `json:"gaps"`
 	Holes    []Hole    `json:"holes"` // in the sequence numbers: no finding, see Hole
 	// Log is LogSound, LogUnsound, LogNone where a spool has none and no chunk
-	// names one, or LogNotChecked where files were named themselves.
+	// names one, or LogNotChecked where files were named themselves, or one could not
+	// be looked at.
 	Log  string      `json:"log"`
 	Logs []LogReport `json:"logs,omitempty"`
 	// Followed are the keys that were trusted because a trusted one signed that they
@@ -247,6 +248,7 @@ func (r *Report) checkLogs(ctx context.Context, spools []spool, c *crew) error {
 	case len(spools) == 0 && len(opts.Kept) == 0:
 	case len(r.Findings) > before:
 		r.Log = LogUnsound
+	case len(errs) > 0: // it stays what was not checked
 	case len(r.Logs) == 0:
 		r.Log = LogNone
 	default:
