@@ -83,7 +83,7 @@ type Config struct {
 	MaxPending int64 // bytes of closed chunks kept in memory; DefaultMaxPending if 0
 	// Quota bounds the bytes of published chunks. Past it the oldest are removed:
 	// first those that every consumer has acknowledged, then the others, which is
-	// signed. 0 is no bound.
+	// signed; of these first what is of containers past ContainerQuota. 0 is no bound.
 	Quota int64
 	// ContainerQuota bounds the bytes of one container's lines, published or waiting.
 	// Past it lines about entries of its sets are refused, which is signed; from half
