@@ -319,7 +319,7 @@ func (a *Agent) recover() {
 	for _, r := range found.Runs {
 		a.log.Warn("an earlier agent left a run open", "run", r.Coverage.RunID, "container", r.Coverage.ContainerID, "last", r.To, "sites", len(r.Sites))
 		if r.Cut { // what was counted could not be carried on whole, and a later line would take it back
-			a.problem("run %s is not taken up again: more than %d sites of all runs had hits or gaps", r.Coverage.RunID, spool.MaxCarried)
+			a.problem("run %s is not taken up again: it had most of the sites with hits or gaps, of which all runs have more than can be carried on", r.Coverage.RunID)
 		}
 		if x := a.leave(r); x != nil {
 			ended = append(ended, x)

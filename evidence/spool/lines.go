@@ -54,7 +54,7 @@ func LastLines(dir string, keys sign.Keys, runs map[string]bool) (map[string][]e
 			if !ok || o.Entry != nil || !runs[o.RunID] {
 				continue
 			}
-			copied := detached(o) // the line is a part of the whole chunk
+			copied, _ := detached(o) // the line is a part of the whole chunk
 			known[key{strings.Clone(o.RunID), evidence.SiteOf(copied)}] = evidence.SiteLine{Line: copied, Clock: c.Header.Clock}
 			if len(known) > MaxCarried {
 				return nil, fmt.Errorf("read the last lines of runs: %w: %d", ErrManyLines, MaxCarried)

@@ -39,14 +39,19 @@ type OpenRun struct {
 	// did not take the run up either; "" if nobody has.
 	GapID string
 	// Sites are the latest lines about sites that have a hit or gaps: who takes the run
-	// up goes on from them. Cut says that there were more than MaxCarried in all runs
-	// together, and that these are not all.
+	// up goes on from them. Cut says that there are none because all runs together had
+	// more than MaxCarried or MaxCarriedBytes, and this one the most.
 	Sites []evidence.SiteLine
 	Cut   bool
 }
 
-// MaxCarried bounds the lines of sites that Recover keeps.
-const MaxCarried = 1 << 16
+// MaxCarried and MaxCarriedBytes bound the lines of sites that Recover keeps, and
+// their bytes as they are written, of all runs together. Past them the run that has
+// most is cut: who makes many does not cost the others theirs.
+const (
+	MaxCarried      = 1 << 16
+	MaxCarriedBytes = 64 << 20
+)
 
 // Found is what an earlier agent left in the spool.
 type Found struct {
@@ -89,7 +94,7 @@ func Recover(dir string, keys sign.Keys) (Found, error) {
 		return Found{}, fmt.Errorf("recover spool: %w", err)
 	}
 	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(filepath.Base(a), filepath.Base(b)) })
-	r := recovery{runs: map[string]*openRun{}, held: map[string]map[string]int64{}, ids: map[string]string{}}
+	r := newRecovery()
 	var unsound []error
 	for _, path := range names {
 		data, err := readBounded(path)
@@ -114,6 +119,7 @@ func Recover(dir string, keys sign.Keys) (Found, error) {
 		for _, l := range c.Lines {
 			r.see(c.Header, l)
 		}
+		r.letGo()
 	}
 	return Found{Runs: r.open(), Until: r.until, Stopped: r.stopped, held: r.held}, errors.Join(unsound...)
 }
@@ -128,18 +134,31 @@ type openRun struct {
 	settled evidence.Time // an agentDown gap says so up to here
 	forGood bool          // an agentDown gap is open
 	gapID   string
-	sites   map[evidence.SiteID]evidence.SiteLine
+	sites   map[evidence.SiteID]carriedLine
+	bytes   int // of sites
+}
+
+type carriedLine struct {
+	evidence.SiteLine
+	bytes int
 }
 
 type recovery struct {
 	runs    map[string]*openRun
+	told    []*openRun // whose Coverage is a part of the chunk that is read
 	lines   int
 	until   evidence.Time
 	stopped *evidence.Gap
 	held    map[string]map[string]int64
 	ids     map[string]string // containers', without the chunks that they are parts of
-	carried int               // lines of sites that are kept
-	cut     bool
+
+	carrying map[*openRun]bool // those with sites
+	carried  int               // lines of sites that are kept
+	bytes    int               // of them
+}
+
+func newRecovery() *recovery {
+	return &recovery{runs: map[string]*openRun{}, held: map[string]map[string]int64{}, ids: map[string]string{}, carrying: map[*openRun]bool{}}
 }
 
 // hold counts whose a chunk's lines are.
@@ -174,9 +193,9 @@ func (r *recovery) see(h evidence.Header, l evidence.Line) {
 		}
 		run.Coverage, run.final, run.order = *v, v.Final, r.lines
 		run.until(h, v.To)
+		r.told = append(r.told, run)
 		if v.Final {
-			r.carried -= len(run.sites)
-			run.sites = nil
+			r.drop(run)
 		}
 		r.reach(v.To)
 	case *evidence.Observation:
@@ -212,32 +231,80 @@ func (r *recovery) see(h evidence.Header, l evidence.Line) {
 	}
 }
 
+// letGo copies what is kept of coverage lines: their texts are parts of the whole
+// chunk. Of a run that has ended only the beginning is asked for.
+func (r *recovery) letGo() {
+	for _, run := range r.told {
+		if run.final {
+			run.Coverage = evidence.Coverage{From: run.Coverage.From}
+		} else {
+			c, _ := detached(&run.Coverage)
+			run.Coverage = *c
+		}
+	}
+	clear(r.told)
+	r.told = r.told[:0]
+}
+
 // carry keeps the latest line of a site that says more than that it is armed, or that
 // it is not.
 func (r *recovery) carry(run *openRun, h evidence.Header, o *evidence.Observation) {
-	if o.Entry != nil || run.final {
+	if o.Entry != nil || run.final || run.Cut {
 		return // an entry's line stays what it is
 	}
 	id := evidence.SiteOf(o)
-	_, known := run.sites[id]
-	switch {
-	case o.State == evidence.NotArmed || o.State != evidence.Hit && len(o.Gaps) == 0:
-		if known {
-			delete(run.sites, id)
-			r.carried--
-		}
-	case !known && r.carried >= MaxCarried:
-		r.cut = true
-	default:
-		if !known {
-			r.carried++
-		}
-		if run.sites == nil {
-			run.sites = map[evidence.SiteID]evidence.SiteLine{}
-		}
-		line := detached(o)
-		run.sites[evidence.SiteOf(line)] = evidence.SiteLine{Line: line, Clock: h.Clock}
+	was, known := run.sites[id]
+	if known {
+		delete(run.sites, id) // its key is a part of that line
+		r.weigh(run, -1, -was.bytes)
 	}
+	if o.State == evidence.NotArmed || o.State != evidence.Hit && len(o.Gaps) == 0 {
+		return
+	}
+	line, bytes := detached(o)
+	if run.sites == nil {
+		run.sites = map[evidence.SiteID]carriedLine{}
+	}
+	run.sites[evidence.SiteOf(line)] = carriedLine{evidence.SiteLine{Line: line, Clock: h.Clock}, bytes}
+	r.weigh(run, 1, bytes)
+	for r.carried > MaxCarried || r.bytes > MaxCarriedBytes {
+		r.cutGreediest()
+	}
+}
+
+// weigh counts lines that are kept, or not any more.
+func (r *recovery) weigh(run *openRun, lines, bytes int) {
+	r.carried += lines
+	r.bytes += bytes
+	run.bytes += bytes
+	if len(run.sites) > 0 {
+		r.carrying[run] = true
+	} else {
+		delete(r.carrying, run)
+	}
+}
+
+func (r *recovery) drop(run *openRun) {
+	n := len(run.sites)
+	run.sites = nil
+	r.weigh(run, -n, -run.bytes)
+}
+
+// cutGreediest takes all its lines from the run that has most of what there is too
+// much of.
+func (r *recovery) cutGreediest() {
+	has := func(run *openRun) int { return len(run.sites) }
+	if r.carried <= MaxCarried {
+		has = func(run *openRun) int { return run.bytes }
+	}
+	var most *openRun
+	for run := range r.carrying {
+		if most == nil || has(run) > has(most) || has(run) == has(most) && run.order > most.order {
+			most = run
+		}
+	}
+	r.drop(most)
+	most.Cut = true
 }
 
 func bootOf(h evidence.Header, t evidence.Time) int64 {
@@ -274,29 +341,28 @@ func (r *recovery) open() []OpenRun {
 	out := make([]OpenRun, len(open))
 	for i, run := range open {
 		out[i] = run.OpenRun
-		out[i].Coverage = *detached(&run.Coverage)
 		if run.forGood {
 			out[i].GapID = run.gapID
 		}
 		for _, id := range slices.SortedFunc(maps.Keys(run.sites), evidence.SiteID.Compare) {
-			out[i].Sites = append(out[i].Sites, run.sites[id])
+			out[i].Sites = append(out[i].Sites, run.sites[id].SiteLine)
 		}
-		out[i].Cut = r.cut
 	}
 	return out
 }
 
-// detached copies a line's texts, which are parts of a whole chunk.
-func detached[L evidence.Line](l L) L {
+// detached copies a line's texts, which are parts of a whole chunk, and returns how
+// many bytes the line has.
+func detached[L evidence.Line](l L) (L, int) {
 	b, err := evidence.Encode(l)
 	if err != nil {
-		return l
+		return l, 0
 	}
 	copied, err := evidence.Decode(string(b))
 	if err != nil {
-		return l
+		return l, len(b)
 	}
-	return copied.(L)
+	return copied.(L), len(b)
 }
 
 // readBounded reads at most one byte more than a chunk can have: verify.Bytes

@@ -237,3 +237,50 @@ func TestLastLines(t *testing.T) {
 		t.Errorf("%d lines are the later ones", second)
 	}
 }
+
+// Who makes more lines about sites than are kept, be it many or long ones, does not
+// cost the others theirs.
+func TestRecoverGreedy(t *testing.T) {
+	for name, greedy := range map[string]struct{ lines, size int }{
+		"many": {spool.MaxCarried + 1, 1},
+		"long": {spool.MaxCarriedBytes/4_000 + 1, 4_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			s := n.open(t)
+			hit := func(run, lines, size int) {
+				t.Helper()
+				if err := s.Append(runID(run), coverage(run, false)); err != nil {
+					t.Fatal(err)
+				}
+				for from := 0; from < lines; from += 256 {
+					err := s.Append(runID(run), func(c evidence.Clock) []redact.Line {
+						all := sites(run, min(256, lines-from), size)(c)
+						for _, l := range all {
+							o := l.Evidence().(*evidence.Observation)
+							*o.Offset += evidence.Uint64(from)
+							count := evidence.Uint64(3)
+							o.State, o.Count, o.FirstAt, o.LastAt = evidence.Hit, &count, o.From, o.To
+						}
+						return all
+					})
+					if err := errors.Join(err, s.Flush(t.Context())); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			hit(1, 3, 10)
+			hit(2, greedy.lines, greedy.size)
+			hit(3, 3, 10)
+			found, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+			if err != nil || len(found.Runs) != 3 {
+				t.Fatalf("%d runs, %v", len(found.Runs), err)
+			}
+			for i, r := range found.Runs {
+				if want := i == 1; r.Cut != want || len(r.Sites) != 3 && !want || len(r.Sites) != 0 && want {
+					t.Errorf("%s: cut %v, %d sites", r.Coverage.ContainerID, r.Cut, len(r.Sites))
+				}
+			}
+		})
+	}
+}
