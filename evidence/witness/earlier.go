@@ -95,6 +95,10 @@ func (r *run) carry(e *Earlier, log *slog.Logger) {
 			nameless[i] = true
 		}
 	}
+	since := e.Since // what was open may have ended by then
+	if e.Kept {      // nothing else says so of the time until now
+		since = r.armedAt
+	}
 	lost := map[string]bool{} // probes with lines about such a site, which may be any of them
 	for _, x := range e.Sites {
 		if x.Line.State == evidence.NotArmed {
@@ -117,9 +121,9 @@ func (r *run) carry(e *Earlier, log *slog.Logger) {
 			// To say now that it is not armed would take back what was seen.
 			r.sites[i].withheld = true
 			r.gone = append(r.gone, foldedSite{x.Line.ProbeID, state})
-			r.carrySite(&r.sites[i], x, e.Since)
+			r.carrySite(&r.sites[i], x, since)
 		default:
-			r.carrySite(&r.sites[i], x, e.Since)
+			r.carrySite(&r.sites[i], x, since)
 			r.touch(i)
 		}
 	}

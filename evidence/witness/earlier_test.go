@@ -237,13 +237,17 @@ func TestKept(t *testing.T) {
 		return evidence.SiteLine{Line: o, Clock: clock}
 	}
 	var sites []probe.Site
-	for i, symbol := range []string{"kept", "still", "lost"} {
+	for i, symbol := range []string{"kept", "still", "lost", "open"} {
 		s := armed(uint32(i+1), symbol)
 		s.Kept = symbol != "lost"
 		sites = append(sites, s)
 	}
 	e := &Earlier{From: 1000, Since: 3000, Reason: evidence.GapAgentDown, Kept: true, FirstExec: 1100}
-	e.Sites = []evidence.SiteLine{line(1, "kept", evidence.Hit), line(3, "lost", evidence.Hit)}
+	open := line(4, "open", evidence.Partial) // a gap that had not ended at the kill, and that nobody finds again
+	zero := evidence.Uint64(0)
+	open.Line.Count, open.Line.FirstAt, open.Line.LastAt = &zero, evidence.Time{}, evidence.Time{}
+	open.Line.Gaps = []evidence.SiteGap{{Reason: evidence.GapUnarmedMapping, From: at(2500), DurationNs: 500, Count: evidence.Loss{N: 1}}}
+	e.Sites = []evidence.SiteLine{line(1, "kept", evidence.Hit), line(3, "lost", evidence.Hit), open}
 	st := newEarlier(t, e, sites...)
 	st.hit(1, 7, 3500) // five before, two while there was no agent
 	st.Publish(st.id, 0)
@@ -262,6 +266,9 @@ func TestKept(t *testing.T) {
 	}
 	if o := obs["lost"]; *o.Count != 6 || o.Complete || len(o.Gaps) != 1 || o.Gaps[0].Reason != evidence.GapAgentDown {
 		t.Errorf("not kept: %+v", o)
+	}
+	if o := obs["open"]; o.State != evidence.Partial || len(o.Gaps) != 1 || o.Gaps[0].From != at(2500) || o.Gaps[0].To != at(armedAt) {
+		t.Errorf("with an open gap: %+v", o)
 	}
 	if cov.FirstExec != at(1100) || cov.From != at(1000) {
 		t.Errorf("%+v", cov)
