@@ -69,6 +69,8 @@ type Agent struct {
 
 	keeps   bool   // what an earlier agent left goes on
 	notKept string // why nothing does
+	// keptHook is the hook socket, as it was kept; New has listen take it over.
+	keptHook []*os.File
 	// doubtful are cgroups of which it is not signed since when all counters count.
 	doubtful map[uint64]bool
 	parking  atomic.Bool // whether there is something in parked
@@ -201,6 +203,8 @@ func New(cfg Config) (_ *Agent, err error) {
 	var _ witness.Thrift = a.spool // what it has little room for is left out
 	a.witness = witness.New(witness.Config{Sink: a.spool, BootTime: cgroup.BootTime, Policies: a.policies.Digest, Redact: a.redact, Log: a.log.With("in", "witness")})
 	a.finder = image.New(image.Config{ContainerdAddress: cfg.ContainerdAddress, PodmanRoot: cfg.PodmanRoot, Log: a.log.With("in", "image")})
+	a.keptHook = a.cfg.Kept[keptHook]
+	delete(a.cfg.Kept, keptHook)
 	if err := a.openKernel(); err != nil {
 		return nil, err
 	}
@@ -266,10 +270,23 @@ func (a *Agent) listen() (err error) {
 	if a.admin, err = open(a.cfg.AdminSocket); err != nil {
 		return err
 	}
-	if a.cfg.HookSocket != "none" {
-		a.hooks, err = open(a.cfg.HookSocket)
+	if a.cfg.HookSocket == "none" {
+		for _, f := range a.keptHook {
+			f.Close()
+		}
+		return nil
 	}
-	return err
+	if len(a.keptHook) > 0 {
+		if a.hooks, err = handoff.Inherit(a.keptHook, a.cfg.HookSocket); err == nil {
+			return nil
+		}
+		a.log.Warn("the hook socket that was kept is not gone on with", "err", err)
+		a.cfg.Keeper.Unkeep(keptHook)
+	}
+	if a.hooks, err = open(a.cfg.HookSocket); err != nil || a.cfg.Keeper == nil {
+		return err
+	}
+	return a.keepHook()
 }
 
 // logKernel says once what the evidence of this agent can rest on.

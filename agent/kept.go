@@ -85,6 +85,23 @@ func (a *Agent) letGoOfKept(why error) {
 // rest of the name for its cgroup, and had not signed yet since when they count.
 const keptUnsigned = "unsigned-"
 
+// keptHook is the name of the hook socket: who asks while there is no agent waits, and
+// the next one answers.
+const keptHook = "hook"
+
+func (a *Agent) keepHook() error {
+	fds, err := a.hooks.Descriptors()
+	if err != nil {
+		return err
+	}
+	a.cfg.Keeper.Keep(bpf.Descriptors{Name: keptHook, FDs: fds})
+	var errs []error
+	for _, fd := range fds {
+		errs = append(errs, unix.Close(fd))
+	}
+	return errors.Join(errs...)
+}
+
 // unsigned marks a run so, until signed is called.
 func (a *Agent) unsigned(l *live, cgroup uint64) {
 	l.unsigned.Store(true)

@@ -17,6 +17,7 @@ type Listener struct {
 	*net.UnixListener
 	path string
 	lock *os.File
+	keep bool // Close leaves the path
 
 	once sync.Once
 	err  error
@@ -42,7 +43,7 @@ func Listen(path string, mode os.FileMode) (_ *Listener, err error) {
 			err = fmt.Errorf("listen on %s: %w", path, err)
 		}
 	}()
-	lock, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	lock, err := lockFor(path)
 	if err != nil {
 		return nil, err
 	}
@@ -51,12 +52,6 @@ func Listen(path string, mode os.FileMode) (_ *Listener, err error) {
 			lock.Close()
 		}
 	}()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = ErrInUse
-		}
-		return nil, err
-	}
 	temp := path + ".new"
 	for _, p := range []string{path, temp} {
 		if err := socketOrAbsent(p); err != nil {
@@ -80,6 +75,97 @@ func Listen(path string, mode os.FileMode) (_ *Listener, err error) {
 	return &Listener{UnixListener: l, path: path, lock: lock}, nil
 }
 
+// lockFor takes the lock of a path.
+func lockFor(path string) (*os.File, error) {
+	lock, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrInUse
+		}
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, nil
+}
+
+// Descriptors are those of the listener, and of what there is at its path, for somebody
+// to hold while no process listens: see [Inherit]. They are the caller's to close. From
+// then on Close leaves the path.
+//
+// They are no files: to take one's descriptor would have the listener block, also the
+// one that serves (os.File.Fd), and then nothing ends its Accept.
+func (l *Listener) Descriptors() (fds []int, err error) {
+	at, err := unix.Open(l.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", l.path, err)
+	}
+	own := -1
+	raw, err := l.UnixListener.SyscallConn()
+	if err == nil {
+		var dupErr error
+		err = raw.Control(func(fd uintptr) { own, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3) })
+		err = errors.Join(err, dupErr)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("duplicate the listener on %s: %w", l.path, err), unix.Close(at))
+	}
+	l.keep = true
+	return []int{own, at}, nil
+}
+
+// Inherit goes on with a listener of which somebody has held the Descriptors, in any order:
+// who has connected meanwhile is served. It is an error if that is not what path leads
+// to any more. The files are taken over, also with an error.
+func Inherit(files []*os.File, path string) (_ *Listener, err error) {
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+		if err != nil {
+			err = fmt.Errorf("listen on %s, which was held: %w", path, err)
+		}
+	}()
+	var socket, at *os.File
+	for _, f := range files {
+		if is, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err == nil && is == 1 {
+			socket = f
+		} else {
+			at = f
+		}
+	}
+	if socket == nil || at == nil || len(files) != 2 {
+		return nil, errors.New("want a socket that is listened on, and what is at its path")
+	}
+	lock, err := lockFor(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			lock.Close()
+		}
+	}()
+	var was, is unix.Stat_t
+	if err := errors.Join(unix.Fstat(int(at.Fd()), &was), unix.Lstat(path, &is)); err != nil {
+		return nil, err
+	}
+	if was.Dev != is.Dev || was.Ino != is.Ino || is.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return nil, errors.New("something else is there now")
+	}
+	l, err := net.FileListener(socket)
+	if err != nil {
+		return nil, err
+	}
+	ul, ok := l.(*net.UnixListener)
+	if !ok || ul.Addr().String() != path+".new" { // as Listen bound it
+		return nil, errors.Join(fmt.Errorf("it is a listener on %.200q", l.Addr()), l.Close())
+	}
+	ul.SetUnlinkOnClose(false)
+	return &Listener{UnixListener: ul, path: path, lock: lock, keep: true}, nil
+}
+
 func socketOrAbsent(path string) error {
 	st, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -94,11 +180,15 @@ func socketOrAbsent(path string) error {
 	return nil
 }
 
-// Close stops listening and removes the path. The lock file stays: removing it
+// Close stops listening and removes the path, unless somebody holds the Descriptors. The lock file stays: removing it
 // would let two agents hold locks on two files of one name.
 func (l *Listener) Close() error {
 	l.once.Do(func() {
-		l.err = errors.Join(os.Remove(l.path), l.UnixListener.Close(), l.lock.Close())
+		var removed error
+		if !l.keep {
+			removed = os.Remove(l.path)
+		}
+		l.err = errors.Join(removed, l.UnixListener.Close(), l.lock.Close())
 	})
 	return l.err
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestListen(t *testing.T) {
@@ -78,5 +80,110 @@ func TestListen(t *testing.T) {
 			}
 			again.Close()
 		})
+	}
+}
+
+// A listener that somebody held is gone on with: who came meanwhile is served, and the
+// path was there all the time. What is none, or not what is at the path, is refused.
+func TestInherit(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "s")
+	first, err := Listen(path, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan error)
+	go func() {
+		_, err := first.AcceptUnix()
+		accepted <- err
+	}()
+	fds, err := first.Descriptors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := func() (out []*os.File) { // what the service manager hands out each time
+		for _, fd := range fds {
+			fd, err := unix.Dup(fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, os.NewFile(uintptr(fd), path))
+		}
+		return out
+	}
+	refused := func(what string, files []*os.File, at string) {
+		t.Helper()
+		if l, err := Inherit(files, at); err == nil {
+			l.Close()
+			t.Errorf("%s: taken", what)
+		}
+		for _, f := range files {
+			if f.Fd() != ^uintptr(0) {
+				t.Errorf("%s: a file is still open", what)
+			}
+		}
+	}
+	refused("while another agent has it", again(), path)
+	if err := errors.Join(first.Close(), first.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	client, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatalf("while nobody serves it: %v", err)
+	}
+	defer client.Close()
+	for i, what := range []string{"only what is at the path", "only the socket"} {
+		half := again()
+		half[i].Close()
+		refused(what, []*os.File{half[1-i]}, path)
+	}
+	other, err := Listen(path+"2", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	more, err := other.Descriptors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mixed := again()
+	mixed[0].Close()
+	mixed[0] = os.NewFile(uintptr(more[0]), "other")
+	refused("another listener", mixed, path)
+	unix.Close(more[1])
+	refused("another path", again(), path+"3")
+
+	l, err := Inherit(again(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("its path is gone: %v", err)
+	}
+	// Somebody else's since.
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	refused("without its path", again(), path)
+	third, err := Listen(path, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	third.keep = true
+	third.Close()
+	refused("with another socket at its path", again(), path)
+	for _, fd := range fds {
+		unix.Close(fd)
 	}
 }

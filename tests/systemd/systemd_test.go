@@ -7,7 +7,10 @@ package systemd_test
 
 import (
 	"encoding/json"
+	"errors"
+	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -39,6 +42,7 @@ func TestMachine(t *testing.T) {
 		{"reload", (*machine).reload},
 		{"kill", (*machine).kill},
 		{"kept", (*machine).kept},
+		{"socket", (*machine).socket},
 		{"credential", (*machine).credential},
 		{"watchdog", (*machine).watchdog},
 		{"stop", (*machine).stop},
@@ -385,6 +389,54 @@ func (m *machine) kept(t *testing.T) {
 			t.Errorf("a gap: %+v", g)
 		}
 	}
+}
+
+// socket: who asks while there is no agent waits for the next one, at the same socket.
+func (m *machine) socket(t *testing.T) {
+	said(t, "systemctl", "reset-failed", unit)
+	is := func() uint64 {
+		var st syscall.Stat_t
+		if err := syscall.Lstat(hookSock, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Ino
+	}
+	before, pid := is(), mainPid(t)
+	n, err := strconv.Atoi(property(t, unit, "NRestarts"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Stopped, so that it cannot have taken what comes; the next one has to.
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("unix", hookSock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("no request\n")); err != nil {
+		t.Error(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	restarted(t, n+1, pid)
+	if now := is(); now != before {
+		t.Error("it is another socket")
+	}
+	if err := c.SetReadDeadline(time.Now().Add(within)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(c); err != nil && !errors.Is(err, syscall.ECONNRESET) { // it is answered, or refused
+		t.Errorf("who waited: %v", err)
+	}
+	said(t, "systemctl", "reset-failed", unit) // it has been started more often than a unit may be in a minute
+	said(t, "systemctl", "restart", unit)
+	if now := is(); now != before {
+		t.Error("after a restart it is another socket")
+	}
+	m.sees(t, "asked", 0)
 }
 
 // restarted returns when systemd has started the agent for the nth time again.
