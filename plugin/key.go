@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 
 	"probity/agent"
 	"probity/evidence/nodekey"
-	"probity/evidence/sign"
 	"probity/evidence/trust"
 	"probity/evidence/verify"
 )
@@ -22,6 +22,7 @@ import (
 type keyFlags struct {
 	file, state, source, helper, helperUser, node string
 	existing                                      bool
+	configured                                    string // where the configuration says that the key is
 }
 
 func (f *keyFlags) add(cmd *cobra.Command) {
@@ -41,6 +42,7 @@ func (f *keyFlags) config(cmd *cobra.Command) (nodekey.Config, string, error) {
 	if err != nil {
 		return nodekey.Config{}, "", exitError{exitUsage, err}
 	}
+	f.configured = cmp.Or(cfg.Key, nodekey.File)
 	for _, p := range []struct{ into, from *string }{
 		{&cfg.State, &f.state}, {&cfg.Key, &f.source}, {&cfg.KeyHelper, &f.helper}, {&cfg.KeyHelperUser, &f.helperUser}, {&cfg.Node, &f.node},
 	} {
@@ -80,7 +82,11 @@ file. A credential is made by systemd-creds: see docs/keys.md.`,
 			if err := s.Close(); err != nil {
 				return blind(err)
 			}
-			return c.printKey(cfg)
+			if err := c.printKey(cfg); err != nil || c.format == "json" || cfg.Source.String() == f.configured {
+				return err
+			}
+			_, err = fmt.Fprintf(c.out, "now: set key: %q in %s, and start the agent\n", cfg.Source, f.file)
+			return blind(err)
 		},
 	}
 	f.add(cmd)
@@ -166,7 +172,7 @@ fails leaves the old key in use.`,
 				}
 			}
 			if target.Kind != nodekey.File && target.Kind != nodekey.TPM && target.String() == cfg.Source.String() {
-				return exitError{exitUsage, fmt.Errorf("--to: the new key of a %s needs a name of its own", target.Kind)}
+				return exitError{exitUsage, fmt.Errorf("--to is missing, or says where the old key is: the new key of source %s needs a name of its own", target.Kind)}
 			}
 			before, after, err := nodekey.Rotate(cfg, target)
 			if errors.Is(err, nodekey.ErrRunning) {
@@ -248,9 +254,10 @@ func (c *cli) keyExport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "export", Short: "Print the node's public key for those who verify", Args: none,
 		Long: `Export prints the public key as PEM (for probity verify --key, cosign, openssl), or
-as a trust file with the one entry of this node (for probity verify --trust), whose
-entries those of a fleet are collected from. With -o json it is the entry alone.
-No agent is asked.`,
+as a trust file (for probity verify --trust) with this key and those that it follows,
+oldest first: what was signed before a rotation needs them. The entries of a fleet
+are collected from those. With -o json it is the entry of this key alone. No agent
+is asked.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if format != "pem" && format != "trust" {
 				return exitError{exitUsage, fmt.Errorf("--format %.40s: want pem or trust", format)}
@@ -259,11 +266,7 @@ No agent is asked.`,
 			if err != nil {
 				return err
 			}
-			b, err := os.ReadFile(cfg.State + "/" + sign.PublicFile)
-			if err != nil {
-				return blind(fmt.Errorf("the node has no key yet (probity key init): %w", err))
-			}
-			key, err := sign.LoadPublic(b)
+			key, before, err := nodekey.Public(cfg.State)
 			if err != nil {
 				return blind(err)
 			}
@@ -274,7 +277,11 @@ No agent is asked.`,
 					out = append(out, '\n')
 				}
 			case format == "trust":
-				out, err = trust.Write([]trust.Entry{trust.EntryOf(node, key)})
+				var entries []trust.Entry
+				for _, k := range append(before, key) {
+					entries = append(entries, trust.EntryOf(node, k))
+				}
+				out, err = trust.Write(entries)
 			}
 			if err != nil {
 				return blind(err)

@@ -136,7 +136,11 @@ func Open(cfg Config) (*sign.Signer, error) {
 // look is Open, and writes nothing.
 func look(cfg Config) (*sign.Signer, error) {
 	if cfg.Source.Kind == File {
-		return sign.Load(cfg.State)
+		s, err := sign.Load(cfg.State)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w (is the node's key a file, or where does key: in the configuration, or --source, say?)", err)
+		}
+		return s, err
 	}
 	s, err := cfg.reach(cfg.path(TPMFile))
 	if err == nil {
@@ -200,18 +204,14 @@ func (c Config) reach(blobFile string) (*sign.Signer, error) {
 // node's own, or the one that a rotation to this source is to; nil if the node has
 // none yet.
 func (c Config) expected() (*sign.PublicKey, error) {
-	b, err := read(c.path(sign.PublicFile))
+	now, _, err := Public(c.State)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	now, err := sign.LoadPublic(b)
-	if err != nil {
-		return nil, err
-	}
-	b, err = read(c.path(nextFile))
+	b, err := read(c.path(nextFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return now, nil
 	}
@@ -226,14 +226,16 @@ func (c Config) expected() (*sign.PublicKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.path(nextFile), err)
 	}
-	s := sign.NewRemote(then, nil) // it does not sign
-	if err := sign.Recall(c.State, s); err != nil {
+	before, err := follows(c.State, then)
+	if err != nil {
 		return nil, err
 	}
-	if s.Key(now.KeyID()) == nil {
-		return now, nil
+	for _, k := range before {
+		if k.KeyID() == now.KeyID() {
+			return then, nil
+		}
 	}
-	return then, nil
+	return now, nil
 }
 
 // A nil *Key in an interface would be none.
@@ -428,7 +430,7 @@ func Rotate(cfg Config, to Source) (before, after *sign.PublicKey, err error) {
 		return nil, nil, fmt.Errorf("rotate: %w", err)
 	}
 	if _, err := os.Lstat(cfg.path(sign.PublicFile)); err != nil {
-		return fail(fmt.Errorf("the node has no key yet (probity key init): %w", err))
+		return fail(none(err))
 	}
 	unlock, err := begin(cfg.State)
 	if err != nil {
@@ -621,6 +623,46 @@ func (c Config) successor(before string) (_ *sign.Signer, file string, err error
 	return s, file, err
 }
 
+// none says what it means that there is no node.pub.
+func none(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the node has no key yet (probity key init): %w", err)
+	}
+	return err
+}
+
+// Public is a node's public key, and those that it follows, oldest first, as its state
+// directory says: what signs is not asked. The error wraps [fs.ErrNotExist] if it has
+// none yet.
+func Public(state string) (key *sign.PublicKey, before []*sign.PublicKey, err error) {
+	b, err := read(filepath.Join(state, sign.PublicFile))
+	if err != nil {
+		return nil, nil, none(err)
+	}
+	if key, err = sign.LoadPublic(b); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", filepath.Join(state, sign.PublicFile), err)
+	}
+	before, err = follows(state, key)
+	return key, before, err
+}
+
+// follows are the keys before one, oldest first.
+func follows(state string, key *sign.PublicKey) ([]*sign.PublicKey, error) {
+	s := sign.NewRemote(key, nil) // it does not sign
+	if err := sign.Recall(state, s); err != nil {
+		return nil, err
+	}
+	var before []*sign.PublicKey
+	for _, l := range s.Successions() {
+		k, _, err := sign.Follow(l)
+		if err != nil {
+			return nil, err
+		}
+		before = append(before, k)
+	}
+	return before, nil
+}
+
 // Shown is what a node's key is.
 type Shown struct {
 	KeyID  string `json:"keyId"`
@@ -639,7 +681,7 @@ type Shown struct {
 func Show(cfg Config) (Shown, *sign.PublicKey, error) {
 	st, err := os.Stat(cfg.path(sign.PublicFile))
 	if err != nil {
-		return Shown{}, nil, fmt.Errorf("the node has no key yet (probity key init): %w", err)
+		return Shown{}, nil, none(err)
 	}
 	s, err := look(cfg)
 	if err != nil {

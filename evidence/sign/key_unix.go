@@ -52,7 +52,7 @@ func LoadOrCreate(dir string) (*Signer, error) {
 	s, err := load(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, statErr := os.Lstat(filepath.Join(dir, PublicFile)); statErr == nil {
-			return nil, fmt.Errorf("%w: %s is in %s and %s is not: put the key back, or move %s away to begin with a new one", ErrKeyLost, PublicFile, dir, KeyFile, PublicFile)
+			return nil, fmt.Errorf("%w: %s is in %s and %s is not: put the key back, say in the configuration (key:) where it is, or move %s away to begin with a new one", ErrKeyLost, PublicFile, dir, KeyFile, PublicFile)
 		}
 		if _, err := CreateFile(dir, KeyFile); err != nil && !errors.Is(err, fs.ErrExist) { // else somebody else was first
 			return nil, fmt.Errorf("create node key: %w", err)
@@ -183,7 +183,7 @@ func Settle(dir string, s *Signer) error {
 	if was, err := LoadPublic(got); err == nil && s.Key(was.id) != nil {
 		return replace(dir, PublicFile, want, 0o644)
 	}
-	return fmt.Errorf("%w: %s in %s is not the public half of %s, and nothing says that this one follows it", ErrKeyLost, PublicFile, dir, s.pub.id)
+	return fmt.Errorf("%w: %s in %s is not the public half of %s, and nothing says that this one follows it: does the configuration (key:) say where the node's key is now?", ErrKeyLost, PublicFile, dir, s.pub.id)
 }
 
 // Published returns an error unless node.pub is the public half of s: a rotation may

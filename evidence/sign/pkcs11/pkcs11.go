@@ -105,7 +105,10 @@ func start(cfg Config, generate bool) (_ *Key, err error) {
 	if cfg.Helper == "" {
 		cfg.Helper = DefaultHelper
 	}
-	if err := ours(cfg.Helper); err != nil {
+	switch err := ours(cfg.Helper); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("the helper: %w (package probity-pkcs11, or keyHelper: in the configuration)", err)
+	case err != nil:
 		return nil, fmt.Errorf("the helper: %w", err)
 	}
 	if err := ours(cfg.URI.Module); err != nil {
