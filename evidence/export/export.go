@@ -95,9 +95,13 @@ const (
 
 // StellaOps collects what becomes StellaOps' runtime evidence. The zero value is ready.
 type StellaOps struct {
-	cgroups map[runKey]uint64
+	cgroups map[runKey]cgroupOf
 	sites   map[string]site
 }
+
+// cgroupOf is a run's cgroup, as the latest chunk says it: they were added in
+// whatever order.
+type cgroupOf struct{ seq, id uint64 }
 
 // runKey is a run of a node. A run id is a hash over what only its node knows.
 type runKey struct{ node, run string }
@@ -114,13 +118,16 @@ type site struct {
 // Add takes a sound chunk. It keeps nothing of it. Chunks may come in any order.
 func (s *StellaOps) Add(c *verify.Chunk) {
 	if s.cgroups == nil {
-		s.cgroups, s.sites = map[runKey]uint64{}, map[string]site{}
+		s.cgroups, s.sites = map[runKey]cgroupOf{}, map[string]site{}
 	}
 	h := &c.Header
 	for _, l := range c.Lines {
 		switch v := l.(type) {
 		case *evidence.Coverage:
-			s.cgroups[runKey{strings.Clone(h.Node), strings.Clone(v.RunID)}] = uint64(v.CgroupID)
+			run := runKey{strings.Clone(h.Node), strings.Clone(v.RunID)}
+			if have, ok := s.cgroups[run]; !ok || uint64(h.Seq) > have.seq {
+				s.cgroups[run] = cgroupOf{uint64(h.Seq), uint64(v.CgroupID)}
+			}
 		case *evidence.Observation:
 			if v.State == evidence.Hit && !sumsUp(v.Set, v.Entry) {
 				s.observed(h, v)
@@ -351,7 +358,7 @@ func (s *StellaOps) Write(dir string) (Report, error) {
 			rep.LeftOut[x.left]++
 			continue
 		}
-		x.CgroupID = id
+		x.CgroupID = id.id
 		text, err := encode(x.record)
 		if err != nil {
 			return rep, err

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -239,5 +240,19 @@ func TestVectors(t *testing.T) {
 		if lines, rep := written(t, c); len(lines) < want {
 			t.Errorf("%s: %d records, left out %v", name, len(lines), rep.LeftOut)
 		}
+	}
+}
+
+// Whatever order chunks come in, as of several that are verified at once, what is
+// exported is the same.
+func TestOrderOfChunks(t *testing.T) {
+	chunks := []*verify.Chunk{
+		chunkOf(1, cover(), hit()), chunkOf(2, &evidence.Coverage{RunID: run, CgroupID: 78}, hit(func(o *evidence.Observation) { o.Symbol = "g" })),
+		chunkOf(3, &evidence.Coverage{RunID: run, CgroupID: 79}),
+	}
+	forth, _ := written(t, chunks...)
+	slices.Reverse(chunks)
+	if back, _ := written(t, chunks...); !slices.Equal(back, forth) || len(forth) != 2 || !strings.Contains(forth[0], `"cgroup_id":79`) {
+		t.Errorf("in one order\n%s\nin the other\n%s", forth, back)
 	}
 }
