@@ -274,6 +274,9 @@ func (a *Agent) listen() (err error) {
 		for _, f := range a.keptHook {
 			f.Close()
 		}
+		if len(a.keptHook) > 0 { // else hooks would wait there for nobody
+			a.cfg.Keeper.Unkeep(keptHook)
+		}
 		return nil
 	}
 	if len(a.keptHook) > 0 {

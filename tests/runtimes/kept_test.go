@@ -1,9 +1,12 @@
 package runtimes
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"probity/evidence"
@@ -133,4 +136,23 @@ func TestNotKept(t *testing.T) {
 		t.Errorf("%+v", hello)
 	}
 	a.Verify(t)
+}
+
+// An agent that is to have no hook socket lets go of the one that was held: hooks would
+// wait there for nobody.
+func TestHookSocketIsLetGo(t *testing.T) {
+	a := StartAgent(t, AgentOptions{Store: true})
+	a.Stop(t)
+	if !slices.Contains(a.store.names(), "hook") {
+		t.Fatalf("held: %v", a.store.names())
+	}
+	a.options.Args = []string{"--hook-socket", "none"}
+	a.Start(t)
+	if slices.Contains(a.store.names(), "hook") {
+		t.Error("the hook socket is held")
+	}
+	if c, err := net.Dial("unix", a.HookSocket); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("who asks there: %v", err)
+		c.Close()
+	}
 }
