@@ -40,7 +40,7 @@ var rules = map[string]rule{
 	},
 	"runtime/nri": {
 		ours:    []string{"runtime/container", "runtime/cgroup"},
-		modules: []string{"golang.org/x/sys/unix", "github.com/containerd/nri/pkg/"},
+		modules: []string{"golang.org/x/sys/unix", "github.com/containerd/nri/pkg/", "github.com/containerd/ttrpc"},
 	},
 	// The hook's half must stay tiny: 2 MB and 1.5 ms are its promise.
 	"runtime/handoff/wire": {std: []string{"errors", "syscall", "time", "unicode/utf8"}},

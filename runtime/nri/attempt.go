@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/stub"
+	"github.com/containerd/ttrpc"
 
 	"probity/runtime/cgroup"
 	"probity/runtime/container"
@@ -30,6 +31,9 @@ type attempt struct {
 	runtime atomic.Pointer[container.Runtime]
 	barrier atomic.Int64 // ns
 	aborted atomic.Bool
+
+	registered     chan struct{} // closed once the runtime has answered a registration
+	registeredOnce sync.Once
 }
 
 // attempt connects once and stays until the connection ends. It reports
@@ -39,15 +43,16 @@ func (s *Source) attempt(ctx context.Context) (connected bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	w := &watched{Conn: conn, ended: make(chan struct{}), written: make(chan struct{})}
+	w := &watched{Conn: conn, ended: make(chan struct{})}
 	defer w.Close()
-	a := &attempt{s: s, ctx: ctx}
+	a := &attempt{s: s, ctx: ctx, registered: make(chan struct{})}
 	a.barrier.Store(int64(s.cfg.Barrier))
 
 	closed := make(chan struct{})
 	st, err := stub.New(a,
 		stub.WithPluginName(s.cfg.Name), stub.WithPluginIdx(s.cfg.Index),
 		stub.WithConnection(w), stub.WithLogger(logger{s.cfg.Log}),
+		stub.WithTTRPCOptions([]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(a.called)}, nil),
 		stub.WithOnClose(sync.OnceFunc(func() { close(closed) })))
 	if err != nil {
 		return false, fmt.Errorf("make an NRI stub: %w", err)
@@ -93,17 +98,26 @@ func (a *attempt) start(ctx context.Context, st stub.Stub, w *watched) error {
 	a.aborted.Store(true)
 	w.Close()
 	select {
-	case <-w.written: // by the registration, so the channel is there
+	case <-a.registered:
+		// The stub keeps one result of a Configure, and Start takes one: even if
+		// the runtime's own came just before the end, this one returns.
 		if c, ok := st.(configurer); ok {
-			// Not waited for: the stub keeps one result, and if the runtime's own
-			// Configure came just before the end, and Start fails without taking
-			// it, a second one waits for ever.
 			go c.Configure(ctx, &api.ConfigureRequest{RuntimeName: "aborted"})
 		}
-	case err := <-started:
+	case err := <-started: // nothing takes the result of a Configure
 		return abandoned(st, err)
 	}
 	return abandoned(st, <-started)
+}
+
+// called is around each call to the runtime. The first is the registration, and
+// the stub makes no other.
+func (a *attempt) called(ctx context.Context, q *ttrpc.Request, p *ttrpc.Response, _ *ttrpc.UnaryClientInfo, call ttrpc.Invoker) error {
+	err := call(ctx, q, p)
+	if err == nil && p.GetStatus().GetCode() == 0 {
+		a.registeredOnce.Do(func() { close(a.registered) })
+	}
+	return err
 }
 
 // configurer is the part of a stub that the runtime calls.
@@ -120,13 +134,11 @@ func abandoned(st stub.Stub, err error) error {
 	return fmt.Errorf("%w: %w", errRegistration, err)
 }
 
-// watched is a connection that says when it has ended, and when something was
-// written to it.
+// watched is a connection that says when it has ended.
 type watched struct {
 	net.Conn
-	ended, written chan struct{}
-	endOnce        sync.Once
-	writtenOnce    sync.Once
+	ended chan struct{}
+	once  sync.Once
 }
 
 func (w *watched) Read(b []byte) (int, error) {
@@ -142,7 +154,6 @@ func (w *watched) Write(b []byte) (int, error) {
 	if err != nil {
 		w.end()
 	}
-	w.writtenOnce.Do(func() { close(w.written) })
 	return n, err
 }
 
@@ -152,7 +163,7 @@ func (w *watched) Close() error {
 	return w.Conn.Close()
 }
 
-func (w *watched) end() { w.endOnce.Do(func() { close(w.ended) }) }
+func (w *watched) end() { w.once.Do(func() { close(w.ended) }) }
 
 // logger is the stub's log: its news are details here.
 type logger struct{ log *slog.Logger }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/containerd/nri/pkg/adaptation"
 	"github.com/containerd/nri/pkg/api"
-	"github.com/containerd/nri/pkg/stub"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
@@ -279,40 +278,22 @@ func TestDroppedBeforeConfigure(t *testing.T) {
 	receive(t, h.synced)
 }
 
-// deafStub is a stub to which the runtime's own Configure came just before the
-// connection ended, and whose Start failed all the same: nobody takes the result
-// of another Configure.
-type deafStub struct {
-	stub.Stub
-	conn    net.Conn
-	release chan struct{}
-}
-
-func (s *deafStub) Start(context.Context) error {
-	s.conn.Write([]byte("x")) // the registration, to a connection that is closed
-	<-s.release
-	return errors.New("register: closed")
-}
-
-func (s *deafStub) Configure(context.Context, *api.ConfigureRequest) (*api.ConfigureResponse, error) {
-	s.release <- struct{}{} // Start has failed by then
-	<-s.release
-	return nil, errors.New("aborted")
-}
-
-// Giving up an attempt does not wait for a result that nobody takes.
-func TestAbortDoesNotHang(t *testing.T) {
-	local, remote := net.Pipe()
-	remote.Close()
-	w := &watched{Conn: local, ended: make(chan struct{}), written: make(chan struct{})}
-	st := &deafStub{conn: w, release: make(chan struct{})}
-	a := &attempt{s: New(Config{})}
-	done := make(chan error, 1)
-	go func() { done <- a.start(context.Background(), st, w) }()
-	if err := receive(t, done); !errors.Is(err, errRegistration) {
-		t.Error(err)
+// A runtime whose Configure comes before its answer to the registration, and
+// that is gone without one: the stub keeps the first result of a Configure and
+// takes none, so that another call would never return. goleak would see it.
+func TestConfiguredButNotRegistered(t *testing.T) {
+	socket := socketPath(t)
+	half := &halfway{registered: make(chan func(), 16), hasty: true}
+	half.listen(t, socket)
+	h, _ := listen(t, Config{Socket: socket})
+	for range 3 {
+		receive(t, half.registered)
 	}
-	st.release <- struct{}{}
+	half.listener.Close()
+	bounded(t, "end the runtime", half.stop)
+	n := start(t, socket, nil, nil)
+	n.connected(t)
+	receive(t, h.synced)
 }
 
 // A runtime that never sends Configure does not keep Run from ending.

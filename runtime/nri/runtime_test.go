@@ -280,15 +280,23 @@ type halfway struct {
 	registered chan func() // drops the connection; the answer has been sent
 	listener   net.Listener
 	conns      sync.WaitGroup
+	hasty      bool // sends Configure before that answer, and is gone instead of it
 }
 
 func newHalfway(t *testing.T, socket string) *halfway {
+	t.Helper()
+	h := &halfway{registered: make(chan func(), 16)}
+	h.listen(t, socket)
+	return h
+}
+
+func (h *halfway) listen(t *testing.T, socket string) {
 	t.Helper()
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &halfway{registered: make(chan func(), 16), listener: l}
+	h.listener = l
 	h.conns.Go(func() {
 		for {
 			conn, err := l.Accept()
@@ -298,7 +306,6 @@ func newHalfway(t *testing.T, socket string) *halfway {
 			h.conns.Go(func() { h.serve(conn) })
 		}
 	})
-	return h
 }
 
 // stop stops listening. All connections must have been dropped.
@@ -323,7 +330,20 @@ func (h *halfway) serve(conn net.Conn) {
 	spy.answered = sync.OnceFunc(func() { h.registered <- drop })
 	spy.ended = drop
 	close(ready)
-	api.RegisterRuntimeService(s, registrar{})
+	r := registrar{}
+	if h.hasty {
+		plugin, err := mux.Open(multiplex.PluginServiceConn)
+		if err != nil {
+			panic(err)
+		}
+		client := ttrpc.NewClient(plugin)
+		defer client.Close()
+		r.before = func() {
+			api.NewPluginClient(client).Configure(context.Background(), &api.ConfigureRequest{RuntimeName: "containerd"})
+			drop()
+		}
+	}
+	api.RegisterRuntimeService(s, r)
 	s.Serve(context.Background(), l)
 }
 
@@ -351,9 +371,14 @@ func (c *answering) Read(b []byte) (int, error) {
 	return n, err
 }
 
-type registrar struct{}
+type registrar struct {
+	before func() // the answer, if set
+}
 
-func (registrar) RegisterPlugin(_ context.Context, q *api.RegisterPluginRequest) (*api.Empty, error) {
+func (r registrar) RegisterPlugin(_ context.Context, q *api.RegisterPluginRequest) (*api.Empty, error) {
+	if r.before != nil {
+		r.before()
+	}
 	if q.PluginName != "probity" || q.PluginIdx != "10" {
 		return nil, fmt.Errorf("plugin %q", q.PluginName)
 	}
