@@ -50,7 +50,7 @@ var rules = map[string]rule{
 	},
 	"hook": {
 		ours: []string{"runtime/handoff/wire"},
-		std:  []string{"errors", "io", "os", "time"},
+		std:  []string{"errors", "io", "os", "syscall", "time"},
 	},
 	"runtime/image": {
 		ours: []string{"runtime/container"},

@@ -60,11 +60,12 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 		srv := handoff.New(a.hooks, handoff.Config{
 			Handle: a.hook, Deadline: a.cfg.Barrier + barrierMargin, Log: a.log.With("in", "hook"),
 			Late: a.hookLate,
-			Rejected: func(p handoff.Peer, err error) {
+			Rejected: func(p handoff.Peer, err error) handoff.Answer {
 				a.problem("a request on the hook socket was not taken (pid %d, uid %d): %v", p.Pid, p.Uid, err)
 				if p.Uid == 0 { // nobody else can start a container that we are told of
 					a.missed(cgroup.BootTime(), err)
 				}
+				return handoff.Answer{}
 			},
 		})
 		g.Go(func() error { return srv.Run(ctx) })
@@ -144,13 +145,14 @@ func (a *Agent) hook(ctx context.Context, r handoff.Request) handoff.Answer {
 }
 
 // hookLate is told by the hook socket that a hook does not wait any more.
-func (a *Agent) hookLate(r handoff.Request) {
+func (a *Agent) hookLate(r handoff.Request, _ bool) handoff.Answer {
 	if r.Stage != wire.CreateRuntime {
-		return
+		return handoff.Answer{}
 	}
 	if st, err := oci.ParseState(r.Body); err == nil {
 		a.late(container.Notice{Identity: container.Identity{ID: st.ID}})
 	}
+	return handoff.Answer{}
 }
 
 // missed signs that the hook told of a container that could not be taken: it

@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -45,6 +44,9 @@ var hookProgram = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	if path := os.Getenv(listenEnv); path != "" {
+		listenFor(path)
+	}
 	code := m.Run()
 	if path, err := hookProgram(); err == nil {
 		os.RemoveAll(filepath.Dir(path))
@@ -82,6 +84,15 @@ func TestProgramIsSmallAndStatic(t *testing.T) {
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
 			t.Error("has an interpreter")
+		}
+	}
+	imports, err := exec.Command("go", "list", "-f", "{{range .Imports}}{{println .}}{{end}}", ".", "../runtime/handoff/wire").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range strings.FieldsSeq(string(imports)) {
+		if !slices.Contains([]string{"errors", "io", "os", "syscall", "time", "unicode/utf8", "probity/runtime/handoff/wire"}, name) {
+			t.Errorf("imports %s", name)
 		}
 	}
 	cmd := exec.Command("go", "list", "-deps", ".")
@@ -201,60 +212,13 @@ func TestVerdicts(t *testing.T) {
 		{"createRuntime", wire.Refuse, "policy p is closed", 1, "probity-hook: refused: policy p is closed\n"},
 		{"poststop", wire.Refuse, "never", 0, "probity-hook: never\n"},
 	} {
+		if os.Geteuid() != 0 { // no container of a user is refused
+			test.code, test.stderr = 0, strings.Replace(test.stderr, "refused: ", "", 1)
+		}
 		r := hook(t, strings.NewReader("{}"), test.stage, "--socket", listen(t, answering(test.verdict, test.message)))
 		if r.code != test.code || r.stderr != test.stderr {
 			t.Errorf("%+v: %+v", test, r)
 		}
-	}
-}
-
-// Whatever is wrong, the container starts, and soon.
-func TestFailsOpen(t *testing.T) {
-	dir := t.TempDir()
-	stale := filepath.Join(dir, "stale")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: stale, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.SetUnlinkOnClose(false)
-	l.Close()
-	hold := make(chan struct{})
-	silent := listen(t, func(net.Conn) { <-hold })
-	t.Cleanup(func() { close(hold) })
-	open, write, err := os.Pipe() // nobody ends it
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { write.Close(); open.Close() })
-	for _, test := range []struct {
-		name   string
-		stdin  io.Reader
-		args   []string
-		stderr string // "" is silence
-		within time.Duration
-	}{
-		{"no agent", nil, []string{"createRuntime", "--socket", dir + "/none"}, "", time.Second},
-		{"no directory", nil, []string{"createRuntime", "--socket", dir + "/none/none"}, "", time.Second},
-		{"a stale socket", nil, []string{"createRuntime", "--socket", stale}, "", time.Second},
-		{"the agent hangs up", nil, []string{"createRuntime", "--socket", listen(t, func(net.Conn) {})}, "not an answer", time.Second},
-		{"the agent does not answer", strings.NewReader("{}"), []string{"createRuntime", "--socket", silent}, "deadline passed", 2500 * time.Millisecond},
-		{"stdin has no end", open, []string{"createRuntime", "--socket", silent}, "", 3 * time.Second},
-		{"no arguments", nil, nil, "usage", time.Second},
-		{"another stage", nil, []string{"poststart"}, "usage", time.Second},
-		{"another flag", nil, []string{"createRuntime", "--sock", "x"}, "usage", time.Second},
-		{"no socket", nil, []string{"createRuntime", "--socket", ""}, "name too long", time.Second},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			r := hook(t, test.stdin, test.args...)
-			if r.code != 0 || test.stderr == "" && r.stderr != "" || !strings.Contains(r.stderr, test.stderr) {
-				t.Errorf("%+v", r)
-			}
-			// The bound is the hook's own; the machine may be busy.
-			if r.took > test.within+30*time.Second {
-				t.Errorf("took %v, want %v", r.took, test.within)
-			}
-		})
 	}
 }
 
@@ -284,7 +248,10 @@ func TestBadInput(t *testing.T) {
 					calls <- call{true, err}
 					return handoff.Answer{}
 				},
-				Rejected: func(_ handoff.Peer, err error) { calls <- call{false, err} },
+				Rejected: func(_ handoff.Peer, err error) handoff.Answer {
+					calls <- call{false, err}
+					return handoff.Answer{}
+				},
 			})
 			if r := hook(t, strings.NewReader(test.stdin), "createRuntime", "--socket", path); r.code != 0 {
 				t.Errorf("%+v", r)
@@ -298,21 +265,6 @@ func TestBadInput(t *testing.T) {
 				t.Error("the agent does not know")
 			}
 		})
-	}
-}
-
-// A user's own podman runs the hook too, as the user.
-func TestRootless(t *testing.T) {
-	need.Root(t)
-	path := agent(t, handoff.Config{Handle: func(context.Context, handoff.Request) handoff.Answer {
-		t.Error("handled")
-		return handoff.Answer{Refuse: true}
-	}})
-	cmd := exec.Command(program(t), "createRuntime", "--socket", path)
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	if r := runHook(t, cmd, strings.NewReader("{}")); r.code != 0 || r.stderr != "" {
-		t.Errorf("%+v", r)
 	}
 }
 

@@ -4,9 +4,10 @@
 // In: bytes from whoever can connect. Out: calls of Config.Handle with the
 // bytes of one request and the kernel's word for who sent it. A peer that is
 // not root is hung up on before a byte of it is read; a request that is not
-// well formed is answered "proceed" and reported to Config.Rejected, so that
-// the container is not harmed and the agent can count what it missed. The body
-// is trusted for nothing: runtime/oci cross-checks it.
+// well formed is reported to Config.Rejected, and one that takes too long to
+// Config.Late: what they return is answered, which is leave to go on unless a
+// closed policy says otherwise. The body is trusted for nothing: runtime/oci
+// cross-checks it.
 //
 // When Run returns the socket is gone from the file system, no peer is being
 // served and no call of Handle that was answered in time is running; one that
@@ -55,13 +56,16 @@ type Config struct {
 	// on. Default 1.3 s, below the 1.5 s after which the hook gives up.
 	Deadline time.Duration
 	// Late is told of a request whose container does not wait for Handle (any
-	// more): the deadline is over, or the peer has hung up before it was
-	// answered, as a hook does whose own patience is over. At the deadline the
-	// peer is answered when Late returns and not before, so it must be quick.
-	// Handle may still be running, and may not have looked at anything yet.
-	Late func(Request)
-	// Rejected is told what was not handed to Handle, and why.
-	Rejected func(Peer, error)
+	// more). If it waits for Late, because the deadline is over or Handle has
+	// panicked, the peer is answered what Late returns, and not before, so it must
+	// be quick. If not, the peer has hung up before it was answered, as a hook does
+	// whose own patience is over, or could not be told the answer: what becomes of
+	// the container is then not known. Handle may still be running, and may not
+	// have looked at anything yet.
+	Late func(r Request, waits bool) Answer
+	// Rejected is told what was not handed to Handle, and why. What it returns is
+	// answered to root that speaks this protocol; all others are hung up on.
+	Rejected func(Peer, error) Answer
 	// Transfer bounds the reading of a request, and the writing of an
 	// answer. Default 500 ms.
 	Transfer time.Duration
@@ -170,34 +174,36 @@ func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
 	}
 	stage, body, err := receive(conn)
 	if err != nil {
-		s.reject(peer, err)
+		a := s.reject(peer, err)
 		if !errors.Is(err, wire.ErrProtocol) { // who speaks something else gets no answer
-			s.answer(conn, Answer{})
+			s.answer(conn, a)
 		}
 		return
 	}
 	handed = true
 	gone, stop := watch(conn)
-	a := s.ask(ctx, Request{Stage: stage, Body: body, Peer: peer}, gone)
+	req := Request{Stage: stage, Body: body, Peer: peer}
+	a := s.ask(ctx, req, gone)
 	stop()
-	s.answer(conn, a)
+	if !s.answer(conn, a) && a.Refuse {
+		s.late(req, false)
+	}
 }
 
-// ask returns Handle's answer, or leave to go on at the deadline or when the
-// peer is gone.
+// ask returns Handle's answer, or Late's at the deadline, when the peer is gone, or
+// if Handle panics.
 func (s *Server) ask(ctx context.Context, req Request, gone <-chan struct{}) Answer {
 	done := make(chan Answer, 1)
+	failed := make(chan struct{})
 	go func() {
 		defer req.Peer.close()
-		var a Answer
 		defer func() {
 			if p := recover(); p != nil {
 				s.cfg.Log.Error("answer a hook", "panic", p)
-				a = Answer{}
+				close(failed)
 			}
-			done <- a
 		}()
-		a = s.cfg.Handle(ctx, req)
+		done <- s.cfg.Handle(ctx, req)
 	}()
 	deadline := time.NewTimer(s.cfg.Deadline)
 	defer deadline.Stop()
@@ -205,11 +211,13 @@ func (s *Server) ask(ctx context.Context, req Request, gone <-chan struct{}) Ans
 	case a := <-done:
 		select {
 		case <-gone: // it did not wait for this
-			s.late(req)
+			s.late(req, false)
 		default:
 		}
 		return a
 	case <-gone:
+		return s.late(req, false)
+	case <-failed:
 	case <-deadline.C:
 		select {
 		case a := <-done: // both were ready
@@ -217,11 +225,10 @@ func (s *Server) ask(ctx context.Context, req Request, gone <-chan struct{}) Ans
 		default:
 		}
 	}
-	s.late(req)
-	return Answer{}
+	return s.late(req, true)
 }
 
-func (s *Server) late(req Request) {
+func (s *Server) late(req Request, waits bool) (a Answer) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.cfg.Log.Error("a late answer to a hook", "panic", p)
@@ -229,29 +236,34 @@ func (s *Server) late(req Request) {
 	}()
 	req.Peer.fd = nil // belongs to Handle
 	if s.cfg.Late != nil {
-		s.cfg.Late(req)
+		a = s.cfg.Late(req, waits)
 	}
+	return a
 }
 
-func (s *Server) reject(p Peer, err error) {
+func (s *Server) reject(p Peer, err error) (a Answer) {
 	s.cfg.Log.Warn("hook rejected", "pid", p.Pid, "uid", p.Uid, "error", err)
 	if s.cfg.Rejected != nil {
-		s.cfg.Rejected(p, err)
+		a = s.cfg.Rejected(p, err)
 	}
+	return a
 }
 
-func (s *Server) answer(conn *net.UnixConn, a Answer) {
+// answer reports whether the peer was told.
+func (s *Server) answer(conn *net.UnixConn, a Answer) bool {
 	verdict := wire.Proceed
 	if a.Refuse {
 		verdict = wire.Refuse
 	}
 	if err := conn.SetDeadline(time.Now().Add(s.cfg.Transfer)); err != nil {
 		s.cfg.Log.Warn("answer a hook", "error", err)
-		return
+		return false
 	}
 	if _, err := conn.Write(wire.AppendAnswer(nil, verdict, a.Message)); err != nil {
 		s.cfg.Log.Warn("answer a hook", "error", err)
+		return false
 	}
+	return true
 }
 
 // receive reads one request. The body's memory grows as it arrives, so that a

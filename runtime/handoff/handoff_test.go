@@ -146,7 +146,7 @@ func TestPeerNotRoot(t *testing.T) {
 			rejected := make(chan error, 1)
 			path := serve(t, test.mode, Config{
 				Handle:   func(context.Context, Request) Answer { t.Error("handled"); return Answer{Refuse: true} },
-				Rejected: func(p Peer, err error) { rejected <- err },
+				Rejected: func(p Peer, err error) Answer { rejected <- err; return Answer{Refuse: true} },
 			})
 			got := askAs(t, 65534, filepath.Dir(path), path)
 			if got[test.want] != true || got["verdict"] != float64(wire.Proceed) {
@@ -210,8 +210,11 @@ func TestRejected(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			rejected := make(chan error, 1)
 			path := serve(t, 0, Config{
-				Handle:   func(context.Context, Request) Answer { t.Error("handled"); return Answer{} },
-				Rejected: func(_ Peer, err error) { rejected <- err },
+				Handle: func(context.Context, Request) Answer { t.Error("handled"); return Answer{} },
+				Rejected: func(_ Peer, err error) Answer {
+					rejected <- err
+					return Answer{Refuse: true, Message: "closed"}
+				},
 				Transfer: 50 * time.Millisecond,
 			})
 			conn, err := net.Dial("unix", path)
@@ -228,7 +231,7 @@ func TestRejected(t *testing.T) {
 			if err != nil && !errors.Is(err, syscall.ECONNRESET) {
 				t.Fatal(err)
 			}
-			if want := wire.AppendAnswer(nil, wire.Proceed, ""); test.answer != bytes.Equal(got, want) {
+			if want := wire.AppendAnswer(nil, wire.Refuse, "closed"); test.answer != bytes.Equal(got, want) {
 				t.Errorf("answered %x", got)
 			}
 			if err := receiveOne(t, rejected); !errors.Is(err, test.want) {
@@ -250,12 +253,18 @@ func TestAnswerPastDeadline(t *testing.T) {
 			if ctx.Err() != nil {
 				t.Error("what came late was cancelled")
 			}
-			return Answer{Refuse: true}
+			return Answer{}
 		},
-		Late: func(r Request) { late <- r },
+		Late: func(r Request, waits bool) Answer {
+			if !waits {
+				t.Error("it waits for the answer")
+			}
+			late <- r
+			return Answer{Refuse: true, Message: "too late"}
+		},
 	})
 	a, err := ask(path, []byte("{}"), within)
-	if err != nil || a.Verdict != wire.Proceed {
+	if err != nil || a.Verdict != wire.Refuse || a.Message != "too late" {
 		t.Errorf("answer %+v, %v", a, err)
 	}
 	if len(late) == 0 {
@@ -282,7 +291,13 @@ func TestPeerHangsUp(t *testing.T) {
 			<-release
 			return Answer{}
 		},
-		Late: func(r Request) { late <- r; panic("broken") },
+		Late: func(r Request, waits bool) Answer {
+			if waits {
+				t.Error("it does not wait")
+			}
+			late <- r
+			panic("broken")
+		},
 	})
 	conn, err := net.Dial("unix", path)
 	if err != nil {
@@ -311,7 +326,7 @@ func TestPeerSentAll(t *testing.T) {
 			<-release
 			return Answer{Message: "seen"}
 		},
-		Late: func(Request) { t.Error("late") },
+		Late: func(Request, bool) Answer { t.Error("late"); return Answer{} },
 	})
 	conn, err := net.Dial("unix", path)
 	if err != nil {
@@ -332,9 +347,48 @@ func TestPeerSentAll(t *testing.T) {
 	}
 }
 
+// Who cannot be told that it is refused may go on.
+func TestRefusalNotTold(t *testing.T) {
+	need.Root(t)
+	release, handling := make(chan struct{}), make(chan struct{})
+	late := make(chan bool, 2)
+	path := serve(t, 0, Config{
+		Deadline: time.Hour,
+		Handle: func(context.Context, Request) Answer {
+			close(handling)
+			<-release
+			return Answer{Refuse: true}
+		},
+		Late: func(_ Request, waits bool) Answer { late <- waits; return Answer{} },
+	})
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Something more than the request: the server does not find out by reading
+	// that the peer hangs up.
+	if _, err := conn.Write(append(wire.AppendHeader(nil, wire.CreateRuntime, 2), "{}x"...)); err != nil {
+		t.Fatal(err)
+	}
+	receiveOne(t, handling)
+	conn.Close()
+	close(release)
+	if receiveOne(t, late) {
+		t.Error("it does not wait")
+	}
+}
+
+// A panic is answered as a deadline is.
 func TestHandlePanics(t *testing.T) {
 	need.Root(t)
-	path := serve(t, 0, Config{Handle: func(context.Context, Request) Answer { panic("broken") }})
+	path := serve(t, 0, Config{
+		Handle: func(context.Context, Request) Answer { panic("broken") },
+		Late:   func(_ Request, waits bool) Answer { return Answer{Refuse: waits, Message: "closed"} },
+	})
+	if a, err := ask(path, []byte("{}"), within); err != nil || a.Verdict != wire.Refuse || a.Message != "closed" {
+		t.Errorf("answer %+v, %v", a, err)
+	}
+	path = serve(t, 0, Config{Handle: func(context.Context, Request) Answer { panic("broken") }})
 	if a, err := ask(path, []byte("{}"), within); err != nil || a.Verdict != wire.Proceed {
 		t.Errorf("answer %+v, %v", a, err)
 	}
@@ -404,7 +458,7 @@ s.sendall(b"PRB1c" + struct.pack(">I", 2) + b"{}")
 	done := make(chan error, 1)
 	s := New(l, Config{
 		Handle:   func(context.Context, Request) Answer { t.Error("handled"); return Answer{} },
-		Rejected: func(_ Peer, err error) { rejected <- err },
+		Rejected: func(_ Peer, err error) Answer { rejected <- err; return Answer{} },
 	})
 	go func() { done <- s.Run(ctx) }()
 	write.Write([]byte("x"))

@@ -19,6 +19,7 @@ type Question struct {
 type Answer struct {
 	Verdict byte
 	Message string
+	Uid     uint32 // of who listens, as the kernel says (SO_PEERCRED)
 }
 
 // An Error says what was being done when Err came.
@@ -48,6 +49,10 @@ func Ask(q Question) (Answer, error) {
 		return Answer{}, &Error{"connect to the agent", err}
 	}
 	c.end = time.Now().Add(q.Answer)
+	peer, err := syscall.GetsockoptUcred(fd, syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	if err != nil {
+		return Answer{}, &Error{"look who listens", err}
+	}
 
 	body := q.State
 	size := len(body)
@@ -73,7 +78,7 @@ func Ask(q Question) (Answer, error) {
 	if !utf8.Valid(message) {
 		return Answer{}, &Error{"read the answer", ErrProtocol}
 	}
-	return Answer{Verdict: verdict, Message: string(message)}, nil
+	return Answer{Verdict: verdict, Message: string(message), Uid: peer.Uid}, nil
 }
 
 // conn is a blocking socket whose calls end at a common deadline: before each

@@ -71,13 +71,13 @@ func TestAsk(t *testing.T) {
 		err   error
 	}{
 		{"proceed", func(c net.Conn) { request(c, 2); c.Write(AppendAnswer(nil, Proceed, "")) }, Answer{}, nil},
-		{"refuse", func(c net.Conn) { request(c, 2); c.Write(AppendAnswer(nil, Refuse, "no")) }, Answer{Refuse, "no"}, nil},
+		{"refuse", func(c net.Conn) { request(c, 2); c.Write(AppendAnswer(nil, Refuse, "no")) }, Answer{Verdict: Refuse, Message: "no"}, nil},
 		{"a byte at a time", func(c net.Conn) {
 			request(c, 2)
 			for _, b := range AppendAnswer(nil, Refuse, "no") {
 				c.Write([]byte{b})
 			}
-		}, Answer{Refuse, "no"}, nil},
+		}, Answer{Verdict: Refuse, Message: "no"}, nil},
 		{"hangs up at once", func(net.Conn) {}, Answer{}, ErrProtocol},
 		{"hangs up before the answer", func(c net.Conn) { request(c, 2) }, Answer{}, ErrProtocol},
 		{"hangs up in the answer", func(c net.Conn) { request(c, 2); c.Write([]byte{1, 0, 9, 'n'}) }, Answer{}, ErrProtocol},
@@ -89,6 +89,9 @@ func TestAsk(t *testing.T) {
 			a, err := Ask(Question{Path: agent(t, test.agent), Stage: CreateRuntime, State: []byte("{}"), Connect: time.Second, Answer: 10 * time.Second})
 			if !errors.Is(err, test.err) {
 				t.Errorf("error %v, want %v", err, test.err)
+			}
+			if err == nil {
+				test.want.Uid = uint32(os.Getuid())
 			}
 			if a != test.want {
 				t.Errorf("answer %+v, want %+v", a, test.want)
