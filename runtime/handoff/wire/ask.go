@@ -33,7 +33,8 @@ func (e *Error) Error() string { return e.Doing + ": " + e.Err.Error() }
 // Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Ask sends q and waits for the answer. It returns within q.Connect + q.Answer.
+// Ask sends q and waits for the answer. It returns within q.Connect + q.Answer, or
+// some milliseconds more.
 // The errors wrap ErrAbsent, ErrTimeout, ErrProtocol or an errno.
 func Ask(q Question) (Answer, error) {
 	if len(q.Path) == 0 || len(q.Path) > maxPathBytes {
@@ -83,19 +84,21 @@ func Ask(q Question) (Answer, error) {
 
 // conn is a blocking socket whose calls end at a common deadline: before each
 // one the rest of the time becomes the socket's timeout, so that a peer that
-// sends a byte at a time gains nothing.
+// sends a byte at a time gains nothing. The first call of each kind is made even if the
+// time is over, and gets a moment: whoever was not let run for that long has an agent
+// who can be told all the same.
 type conn struct {
 	fd  int
 	end time.Time
 }
 
-func (c *conn) timeout(opt int) error {
+func (c *conn) timeout(opt int, first bool) error {
 	left := time.Until(c.end)
-	if left <= 0 {
+	if left <= 0 && !first {
 		return ErrTimeout
 	}
 	// A zero timeval would mean for ever.
-	tv := syscall.NsecToTimeval(max(left, time.Microsecond).Nanoseconds())
+	tv := syscall.NsecToTimeval(max(left, time.Millisecond).Nanoseconds())
 	return syscall.SetsockoptTimeval(c.fd, syscall.SOL_SOCKET, opt, &tv)
 }
 
@@ -115,8 +118,8 @@ func errno(err error) error {
 // connect waits while the agent's backlog is full: unix(7) connections obey
 // SO_SNDTIMEO.
 func (c *conn) connect(path string) error {
-	for {
-		if err := c.timeout(syscall.SO_SNDTIMEO); err != nil {
+	for first := true; ; first = false {
+		if err := c.timeout(syscall.SO_SNDTIMEO, first); err != nil {
 			return err
 		}
 		err := syscall.Connect(c.fd, &syscall.SockaddrUnix{Name: path})
@@ -131,8 +134,8 @@ func (c *conn) connect(path string) error {
 }
 
 func (c *conn) write(b []byte) error {
-	for len(b) > 0 {
-		if err := c.timeout(syscall.SO_SNDTIMEO); err != nil {
+	for first := true; len(b) > 0; first = false {
+		if err := c.timeout(syscall.SO_SNDTIMEO, first); err != nil {
 			return err
 		}
 		n, err := syscall.Write(c.fd, b)
@@ -147,8 +150,8 @@ func (c *conn) write(b []byte) error {
 }
 
 func (c *conn) read(b []byte) error {
-	for len(b) > 0 {
-		if err := c.timeout(syscall.SO_RCVTIMEO); err != nil {
+	for first := true; len(b) > 0; first = false {
+		if err := c.timeout(syscall.SO_RCVTIMEO, first); err != nil {
 			return err
 		}
 		n, err := syscall.Read(c.fd, b)

@@ -171,6 +171,24 @@ func TestAskDeadlines(t *testing.T) {
 	})
 }
 
+// Whoever gets to run only when its time is over tells the agent all the same: it
+// listens, and would know nothing of the container otherwise.
+func TestAskTooLate(t *testing.T) {
+	heard := make(chan []byte, 1)
+	path := agent(t, func(c net.Conn) { heard <- request(c, 2) })
+	if _, err := Ask(Question{Path: path, Stage: CreateRuntime, State: []byte("{}"), Connect: -time.Hour, Answer: -time.Hour}); err == nil {
+		t.Error("an answer that nobody gave")
+	}
+	select {
+	case b := <-heard:
+		if !strings.HasSuffix(string(b), "{}") {
+			t.Errorf("heard %q", b)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the agent heard nothing")
+	}
+}
+
 func late(t *testing.T, q Question) {
 	t.Helper()
 	start := time.Now()
