@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"probity/evidence"
@@ -29,10 +30,11 @@ const mostGivenWay = 2 * time.Second
 // ticks are the units of /proc/PID/stat, on every machine (USER_HZ).
 const ticks = int64(time.Second) / 100
 
-// rescans are the times after the first look at the state directories at which they
-// are looked at again: a container whose hook found no socket yet may have no state
-// yet either.
-var rescans = []time.Duration{2 * time.Second, 8 * time.Second}
+// rescan is how often the state directories are looked at. A container whose hook
+// found no socket yet, or gave up before the agent could listen to it, is told of by
+// nobody else. One that has come since the last look is left to its hook, which has less
+// time than this (2 s).
+const rescan = 3 * time.Second
 
 // toAdopt has a container adopted that runs already.
 func (a *Agent) toAdopt(n container.Notice) {
@@ -228,58 +230,80 @@ func (a *Agent) whatRuns(l *live) {
 	}
 }
 
-// scanStates tells of the containers that the runtimes' state directories have.
+// scanStates tells of the containers that the runtimes' state directories have, as long
+// as ctx lasts.
 func (a *Agent) scanStates(ctx context.Context) error {
-	told := map[string]bool{}
-	a.scanOnce(ctx, told)
+	s := &scanner{a: a, seen: map[string]*state{}, failed: map[string]bool{}}
+	s.look(ctx, true)
 	a.heard(oci.Source)
 	a.end() // the begin of serve
-	for _, pause := range rescans {
-		t := time.NewTimer(pause)
+	tick := time.NewTicker(rescan)
+	defer tick.Stop()
+	for {
 		select {
-		case <-t.C:
+		case <-tick.C:
 		case <-ctx.Done():
-			t.Stop()
 			return nil
 		}
-		a.scanOnce(ctx, told)
+		s.look(ctx, false)
 	}
-	return nil
 }
 
-// scanOnce tells of each container that was not told of before.
-func (a *Agent) scanOnce(ctx context.Context, told map[string]bool) {
-	for _, dir := range a.cfg.RuntimeStates {
+// scanner remembers what it has found in the state directories.
+type scanner struct {
+	a      *Agent
+	seen   map[string]*state // by path
+	failed map[string]bool   // directories of which it was told that they cannot be listed
+}
+
+// state is a container's directory in a runtime's.
+type state struct {
+	saved   oci.Saved
+	settled bool // told of, or nothing to tell: it is not looked at again
+	failed  bool // told that it can't be adopted
+}
+
+// look tells of each container that was not told of before: of those that were there at
+// the last look already, or of all.
+func (s *scanner) look(ctx context.Context, all bool) {
+	found := make(map[string]*state, len(s.seen))
+	for _, dir := range s.a.cfg.RuntimeStates {
 		at := cgroup.BootTime()
-		ids, err := oci.States(dir)
-		if err != nil && !told[dir] {
-			told[dir] = true
-			a.problem("containers that run already may not be adopted: %v", err)
-			a.witness.SourceMissed(oci.SourceOf(dir), at, cgroup.BootTime(), err.Error())
+		states, err := oci.States(dir)
+		if err != nil && !s.failed[dir] {
+			s.a.problem("containers that run already may not be adopted: %v", err)
+			s.a.witness.SourceMissed(oci.SourceOf(dir), at, cgroup.BootTime(), err.Error())
 		}
-		for _, id := range ids {
-			if ctx.Err() != nil {
-				return
+		s.failed[dir] = err != nil
+		for _, saved := range states {
+			path := filepath.Join(dir, saved.ID)
+			known := s.seen[path]
+			again := known != nil && known.saved == saved
+			if !again {
+				known = &state{saved: saved}
 			}
-			a.scan(ctx, dir, id, told)
+			found[path] = known
+			if (all || again) && !known.settled && ctx.Err() == nil {
+				s.a.scan(ctx, dir, known)
+			}
 		}
 	}
+	s.seen = found
 }
 
-func (a *Agent) scan(ctx context.Context, dir, id string, told map[string]bool) {
+func (a *Agent) scan(ctx context.Context, dir string, s *state) {
 	at := cgroup.BootTime()
-	n, err := oci.Existing(dir, id)
+	n, err := oci.Existing(dir, s.saved.ID)
 	switch {
 	case err == nil || errors.Is(err, cgroup.ErrShared): // which is signed
-		key := fmt.Sprintf("%s/%s %d %d", dir, id, n.Pid, n.Identity.CgroupID)
-		if !told[key] {
-			told[key] = true
-			a.notify(ctx, n, nil)
-		}
-	case errors.Is(err, oci.ErrEnded), errors.Is(err, oci.ErrNotHere), errors.Is(err, os.ErrNotExist) && !errors.Is(err, oci.ErrBundle):
-		// Nothing runs; another source tells of it; or it is being made or removed.
-	case !told[dir+"/"+id]:
-		told[dir+"/"+id] = true
+		s.settled = true
+		a.notify(ctx, n, nil)
+	case errors.Is(err, oci.ErrEnded), errors.Is(err, oci.ErrNotHere):
+		s.settled = true // nothing runs, and nothing will in this; or another source tells of it
+	case errors.Is(err, os.ErrNotExist) && !errors.Is(err, oci.ErrBundle):
+		// It is being made or removed.
+	case !s.failed:
+		s.failed = true
 		a.problem("a container that runs already is not adopted: %v", err)
 		a.witness.SourceMissed(oci.SourceOf(dir), at, cgroup.BootTime(), err.Error())
 	}

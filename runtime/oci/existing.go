@@ -34,9 +34,17 @@ var ErrEnded = errors.New("the container has ended")
 // SourceOf is the source of the notices of a state directory.
 func SourceOf(dir string) string { return "state:" + dir }
 
-// States lists the ids of the containers in a runtime's state directory, in
-// order. One that is not there has none.
-func States(dir string) ([]string, error) {
+// Saved is a container's directory in a runtime's. It is not the same if the id is
+// used again, and may also differ once the state has been saved anew.
+type Saved struct {
+	ID      string
+	inode   uint64 // which a file system may soon use again
+	changed int64  // ns
+}
+
+// States lists the containers in a runtime's state directory, in the order of their
+// ids. One that is not there has none.
+func States(dir string) ([]Saved, error) {
 	d, err := openTrusted(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
@@ -55,18 +63,23 @@ func States(dir string) ([]string, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("list the containers of %s: %w", dir, err)
 	}
-	var ids []string
+	var states []Saved
 	for _, e := range entries[:min(len(entries), MaxStates)] {
 		// crun keeps files of its own there, whose names begin with a dot.
-		if id := e.Name(); e.IsDir() && (container.Identity{Runtime: container.Runc, ID: id}).Validate() == nil && id[0] != '.' {
-			ids = append(ids, id)
+		id := e.Name()
+		if !e.IsDir() || (container.Identity{Runtime: container.Runc, ID: id}).Validate() != nil || id[0] == '.' {
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Fstatat(fd, id, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil { // or it is gone
+			states = append(states, Saved{ID: id, inode: st.Ino, changed: st.Ctim.Nano()})
 		}
 	}
-	slices.Sort(ids)
+	slices.SortFunc(states, func(a, b Saved) int { return strings.Compare(a.ID, b.ID) })
 	if len(entries) > MaxStates {
-		return ids, fmt.Errorf("list the containers of %s: more than %d", dir, MaxStates)
+		return states, fmt.Errorf("list the containers of %s: more than %d", dir, MaxStates)
 	}
-	return ids, nil
+	return states, nil
 }
 
 // Existing returns the notice of a container that runs already, as the state

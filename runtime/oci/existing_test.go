@@ -75,9 +75,9 @@ func TestExisting(t *testing.T) {
 	for runtime, save := range map[container.Runtime]func(*testing.T, string, int, string, map[string]any){container.Runc: saveRunc, container.Crun: saveCrun} {
 		dir := t.TempDir()
 		save(t, dir, s.Entered, s.bundle, nil)
-		ids, err := States(dir)
-		if err != nil || !slices.Equal(ids, []string{"web"}) {
-			t.Fatalf("%s: %v, %v", runtime, ids, err)
+		states, err := States(dir)
+		if err != nil || !slices.Equal(ids(states), []string{"web"}) {
+			t.Fatalf("%s: %v, %v", runtime, states, err)
 		}
 		n, err := Existing(dir, "web")
 		if !errors.Is(err, ErrSharedCgroup) {
@@ -235,9 +235,16 @@ func TestExistingInItsCgroup(t *testing.T) {
 	}
 }
 
+func ids(states []Saved) (ids []string) {
+	for _, s := range states {
+		ids = append(ids, s.ID)
+	}
+	return ids
+}
+
 func TestStates(t *testing.T) {
-	if ids, err := States(t.TempDir() + "/none"); err != nil || ids != nil {
-		t.Errorf("a directory that is not there: %v, %v", ids, err)
+	if states, err := States(t.TempDir() + "/none"); err != nil || states != nil {
+		t.Errorf("a directory that is not there: %v, %v", states, err)
 	}
 	dir := t.TempDir()
 	for _, name := range []string{"b", "a", ".empty-directory", "not an id"} {
@@ -248,14 +255,22 @@ func TestStates(t *testing.T) {
 	if err := errors.Join(os.WriteFile(dir+"/file", nil, 0o600), os.Symlink("a", dir+"/link")); err != nil {
 		t.Fatal(err)
 	}
-	if ids, err := States(dir); err != nil || !slices.Equal(ids, []string{"a", "b"}) {
-		t.Errorf("%v, %v", ids, err)
+	before, err := States(dir)
+	if err != nil || !slices.Equal(ids(before), []string{"a", "b"}) {
+		t.Errorf("%v, %v", before, err)
+	}
+	// The id is used again.
+	if err := errors.Join(os.Rename(dir+"/b", t.TempDir()+"/b"), os.Mkdir(dir+"/b", 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := States(dir); err != nil || len(after) != 2 || after[0] != before[0] || after[1] == before[1] {
+		t.Errorf("%v, then %v, %v", before, after, err)
 	}
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if ids, err := States(dir); err == nil || ids != nil {
-		t.Errorf("a directory that anybody may write to: %v, %v", ids, err)
+	if states, err := States(dir); err == nil || states != nil {
+		t.Errorf("a directory that anybody may write to: %v, %v", states, err)
 	}
 }
 

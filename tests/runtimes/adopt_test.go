@@ -1,6 +1,7 @@
 package runtimes
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -169,13 +170,16 @@ func TestAdoptedPlainRunc(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	run := exec.Command(runc, "--root", states, "run", "--detach", "--bundle", bundle, "plain")
-	run.Args = append(run.Args[:3:3], append([]string{"--log", s.Path("runc.log")}, run.Args[3:]...)...)
-	run.Stdin, run.Stdout, run.Stderr = null, null, null
-	if err := run.Run(); err != nil {
-		said, _ := os.ReadFile(s.Path("runc.log"))
-		t.Fatalf("runc run: %v\n%s", err, said)
+	start := func(t *testing.T) {
+		t.Helper()
+		run := exec.Command(runc, "--root", states, "--log", s.Path("runc.log"), "run", "--detach", "--bundle", bundle, "plain")
+		run.Stdin, run.Stdout, run.Stderr = null, null, null
+		if err := run.Run(); err != nil {
+			said, _ := os.ReadFile(s.Path("runc.log"))
+			t.Fatalf("runc run: %v\n%s", err, said)
+		}
 	}
+	start(t)
 	t.Cleanup(func() { _ = try("delete", "--force", "plain") })
 	a := StartAgent(t, AgentOptions{Policies: []string{strings.Replace(targetPolicy, `select:
   images: ["localhost/target*"]
@@ -191,5 +195,25 @@ func TestAdoptedPlainRunc(t *testing.T) {
 	want(t, e, "plain", "fn", "never", evidence.Partial, "", 0)
 	if c := e.Cover("plain"); !c.Final || c.Runtime != "runc" || c.ContainerName != "plain" || c.Source != "state:"+states || c.CgroupPath != s.Cgroup+"/plain" {
 		t.Errorf("coverage %+v", c)
+	}
+
+	// The same id again and again, while the agent runs: nobody tells of it, as when a
+	// hook gave up before it was heard.
+	known := []string{e.Cover("plain").RunID}
+	for range 3 {
+		if err := errors.Join(try("delete", "plain"), os.Remove(s.Path("bundle/rootfs/go"))); err != nil {
+			t.Fatal(err)
+		}
+		start(t)
+		a.WaitLine(t, func(e Evidence) bool {
+			return slices.ContainsFunc(e.GapsOf("plain", evidence.GapAdopted), func(g *evidence.Gap) bool {
+				return !g.To.IsZero() && !slices.Contains(known, g.RunID)
+			})
+		})
+		s.write(t, "bundle/rootfs/go", "")
+		e := settled(t, a)
+		want(t, e, "plain", "fn", "hello", evidence.Hit, "", 1)
+		want(t, e, "plain", "fn", "goodbye", evidence.Hit, "", 1)
+		known = append(known, e.Cover("plain").RunID)
 	}
 }

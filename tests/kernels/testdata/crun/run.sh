@@ -39,7 +39,9 @@ probity agent --state $dir/state --spool $dir/spool --policies $dir/policies.d -
 	--hook-socket $dir/run/hook.sock --admin-socket $dir/run/admin.sock --nri-socket none \
 	--containerd-address '' --podman-root $dir/none >$dir/agent.log 2>&1 &
 agent=$!
-trap 'cat $dir/agent.log >&2; cat $dir/log >&2' EXIT
+# Whoever is stuck says where: SIGQUIT comes when this takes too long.
+trap 'status -o json >&2; cat $dir/log $dir/agent.log >&2; ps >&2' EXIT
+trap 'exit 1' QUIT
 probity status --admin-socket $dir/run/admin.sock --wait-ready 120s
 
 status() { probity status --admin-socket $dir/run/admin.sock "$@"; }
@@ -94,9 +96,9 @@ exec 3>&-
 wait $container || true
 status --wait-idle 120s
 
+trap - EXIT
 kill $agent
 wait $agent
-trap - EXIT
 cat $dir/log
 
 echo "verify:"
