@@ -20,6 +20,7 @@ import (
 var parsers = map[string]string{
 	"bpf.Decode":               "FuzzDecode",
 	"bpf.IsSetEvent":           "compares one number",
+	"bpf.Record":               "what is written is our own",
 	"bpf.SetEntry.Decode":      "FuzzSetEntryDecode",
 	"bpf.SetEntry.decode":      "FuzzSetEntryDecode",
 	"bpf.SetKey.decode":        "FuzzSetEntryDecode",

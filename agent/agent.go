@@ -246,13 +246,9 @@ func (a *Agent) loadKernel() (err error) {
 	if o.Kept = a.takeKept(); o.Kept != nil {
 		a.obj, err = bpf.Load(o)
 		if err == nil {
-			if _, err = a.obj.Inherited(); err == nil {
-				a.keeps = true
-				return nil
-			}
-			err = errors.Join(err, a.obj.Close())
+			a.keeps = true
+			return nil
 		}
-		a.obj = nil
 		a.letGoOfKept(errors.Join(err, o.Kept.Close()))
 	}
 	o.Kept = nil

@@ -102,25 +102,29 @@ func (a *Agent) keepHook() error {
 	return errors.Join(errs...)
 }
 
-// unsigned marks a run so, until signed is called.
-func (a *Agent) unsigned(l *live, cgroup uint64) {
-	l.unsigned.Store(true)
-	fd, err := unix.MemfdCreate("probity-unsigned", unix.MFD_CLOEXEC)
-	if err != nil {
-		a.problem("mark what is not signed yet: %v", err)
-		return
-	}
-	defer unix.Close(fd)
-	a.cfg.Keeper.Keep(bpf.Descriptors{Name: fmt.Sprint(keptUnsigned, cgroup), FDs: []int{fd}})
-	a.cfg.Keeper.Sync()
-}
-
-// marks is what the engine calls before it makes counters late.
+// marks is what the engine calls before it makes counters late: the run is marked so
+// until signed is called.
 func (a *Agent) marks(l *live, cgroup uint64) func() {
 	if a.cfg.Keeper == nil {
 		return nil
 	}
-	return func() { a.unsigned(l, cgroup) }
+	return func() {
+		l.unsigned.Store(true)
+		if err := a.keepRecord(fmt.Sprint(keptUnsigned, cgroup), nil); err != nil {
+			a.problem("mark what is not signed yet: %v", err)
+		}
+		a.cfg.Keeper.Sync()
+	}
+}
+
+// keepRecord has a text kept under a name.
+func (a *Agent) keepRecord(name string, text []byte) error {
+	fd, err := bpf.Record(text)
+	if err != nil {
+		return err
+	}
+	a.cfg.Keeper.Keep(bpf.Descriptors{Name: name, FDs: []int{fd}})
+	return unix.Close(fd)
 }
 
 // signed takes the mark away: since when each counter counts is on the disk.
@@ -206,18 +210,10 @@ func (a *Agent) keepAll() error {
 	if err != nil {
 		return err
 	}
-	fd, err := unix.MemfdCreate("probity-about", unix.MFD_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("memfd_create: %w", err)
-	}
-	defer unix.Close(fd)
-	if _, err := unix.Pwrite(fd, text, 0); err != nil {
-		return err
-	}
-	for _, d := range append(list, bpf.Descriptors{Name: keptAbout, FDs: []int{fd}}) {
+	for _, d := range list {
 		a.cfg.Keeper.Keep(d)
 	}
-	return nil
+	return a.keepRecord(keptAbout, text)
 }
 
 // parked are events of a container that an earlier agent armed, and of which no source
@@ -403,7 +399,7 @@ func (a *Agent) keptIsOver(ctx context.Context) error {
 	return nil
 }
 
-// keptNames are those of the descriptors that are the engine's to take over.
+// keptFiles are those of the descriptors that are the engine's to take over.
 func keptFiles(files map[string][]*os.File) map[string][]*os.File {
 	out := map[string][]*os.File{}
 	for name, list := range files {

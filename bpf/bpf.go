@@ -75,6 +75,7 @@ type Objects struct {
 	noExec  bool
 	noMoves bool
 	kept    *Kept        // what was taken over; nil if all is new
+	left    *KeptState   // what it had counted
 	slots   atomic.Int64 // counters that were made
 
 	progs programs
@@ -185,6 +186,11 @@ func Load(o Options) (*Objects, error) {
 	obj.pairs = object{spec: pairs, maps: maps.Clone(coll.Maps), types: o.KernelTypes}
 	obj.lineage = object{spec: lineage, maps: coll.Maps, types: o.KernelTypes}
 	obj.sets.init(coll.Maps, o)
+	if obj.kept != nil {
+		if obj.left, err = obj.readLeft(); err != nil {
+			return nil, errors.Join(err, obj.Close())
+		}
+	}
 	return obj, nil
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // Kept are kernel objects that an earlier process made, and that something held while
@@ -48,6 +49,24 @@ func Layout() string {
 type Descriptors struct {
 	Name string
 	FDs  []int
+}
+
+// Dup returns a descriptor of what f is of, which nobody closes when f is forgotten.
+func Dup(f *os.File) (fd int, err error) { return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3) }
+
+// Record returns a descriptor of a file in memory with this text, which nobody can
+// change any more.
+func Record(text []byte) (fd int, err error) {
+	if fd, err = unix.MemfdCreate("probity-record", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING); err != nil {
+		return -1, fmt.Errorf("memfd_create: %w", err)
+	}
+	if _, err = unix.Pwrite(fd, text, 0); err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+	}
+	if err != nil {
+		return -1, errors.Join(fmt.Errorf("write a record: %w", err), unix.Close(fd))
+	}
+	return fd, nil
 }
 
 // Keep lists what must be kept for counters to go on, besides the links of sites: maps,
@@ -148,7 +167,7 @@ func (k *Kept) take(name string, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	fd, err := dup(f)
+	fd, err := Dup(f)
 	if err != nil {
 		return err
 	}
@@ -176,7 +195,7 @@ func (k *Kept) take(name string, f *os.File) error {
 		}
 		k.lineage = append(k.lineage, l)
 	default:
-		closeFD(fd)
+		_ = unix.Close(fd)
 		return fmt.Errorf("it is %.80q", what)
 	}
 	return nil
@@ -219,12 +238,12 @@ type KeptState struct {
 	Levels uint32              // as SetLevels
 }
 
-// Inherited returns what an earlier process left, or nil if these objects are new. The
-// counters of all of it count as made from then on.
-func (o *Objects) Inherited() (*KeptState, error) {
-	if o.kept == nil {
-		return nil, nil
-	}
+// Inherited returns what an earlier process had left when these objects were loaded, or
+// nil if they are new.
+func (o *Objects) Inherited() *KeptState { return o.left }
+
+// readLeft reads that from the maps. The counters of all of it count as made.
+func (o *Objects) readLeft() (*KeptState, error) {
 	st := &KeptState{Runs: map[uint64][]uint32{}}
 	var id uint64
 	var run probesRun

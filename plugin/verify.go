@@ -134,8 +134,7 @@ func readKeys(keyFile, trustFile string) (sign.Keys, error) {
 	return key, nil
 }
 
-// readCheckpoint reads a signed note, which is small.
-// readCheckpoint reads what somebody kept. In what `evidence ack --received -o json` printed
+// readCheckpoint reads a signed note that somebody kept. In what `evidence ack --received -o json` printed
 // the acknowledgement is one member.
 func readCheckpoint(name string) ([]byte, error) {
 	b, err := readUpTo(name, tlog.MaxCheckpointBytes)

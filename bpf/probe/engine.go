@@ -100,11 +100,7 @@ func NewEngine(obj *bpf.Objects, cfg Config) *Engine {
 	}
 	e := &Engine{obj: obj, cfg: cfg, machine: Host(), kernelSide: hostKernel(Host()), files: map[fileKey]*sharedFile{}, hooks: map[hookKey]*sharedHook{}, nests: map[uint64]*nest{}, handles: map[*Handle]bool{}}
 	e.lineage = obj.AttachLineage()
-	left, err := obj.Inherited()
-	if err != nil {
-		cfg.Log.Error("what an earlier agent counted is not gone on with", "err", err)
-	}
-	if left != nil {
+	if left := obj.Inherited(); left != nil {
 		e.inherit(left, cfg.KeptFiles)
 	} else {
 		for _, list := range cfg.KeptFiles {

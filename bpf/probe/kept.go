@@ -36,9 +36,7 @@ type Keeper interface {
 // this process, and nobody would detach before it is written. Links whose hits are
 // timed are not, nor are probes on the kernel and sets.
 
-const (
-	maxKeptRecord = 16 << 20
-)
+const maxKeptRecord = 16 << 20
 
 // KeptFiles begins the names of what is kept of files.
 const KeptFiles = "file-"
@@ -120,21 +118,15 @@ func (s *sharedFile) descriptors() (d bpf.Descriptors, err error) {
 	if err != nil {
 		return d, err
 	}
-	fd, err := unix.MemfdCreate("probity-links", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	fd, err := bpf.Record(text)
 	if err != nil {
-		return d, fmt.Errorf("memfd_create: %w", err)
+		return d, err
 	}
 	d.FDs = []int{fd}
 	for _, l := range s.att.links {
 		one, lerr := bpf.FD(l)
 		err = errors.Join(err, lerr)
 		d.FDs = append(d.FDs, one)
-	}
-	if err == nil {
-		_, err = unix.Pwrite(fd, text, 0)
-	}
-	if err == nil {
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -202,7 +194,7 @@ func takeFile(list []*os.File) (_ *sharedFile, err error) {
 			}
 			continue
 		}
-		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		fd, err := bpf.Dup(f)
 		if err != nil {
 			return nil, err
 		}
