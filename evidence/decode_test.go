@@ -282,6 +282,7 @@ var changes3 = []change{
 	{"a mark that does not end", "a character of a mark outside of one", 7, "0123456789abcdef\u203A", "0123456789abcdef"},
 	{"a redacted port that is there", "redacted: entry.port is there", 5, "\"address\":\"\u2039redacted:peers\u203A\"", "\"address\":\"\u2039redacted:peers\u203A\",\"port\":443"},
 	{"a member of another kind of line", "is not a member that can be", 7, `"member":"detail"`, `"member":"image"`},
+	{"a refusal of a container that nothing is required of", "refused: only with failPolicyEnforced", 2, `"failPolicyEnforced":true,`, ``},
 	{"redactions not in order", "not in order", 7, `[{"member":"path","rule":"home"},{"member":"detail","rule":"home"}]`, `[{"member":"detail","rule":"home"},{"member":"path","rule":"home"}]`},
 }
 

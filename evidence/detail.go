@@ -161,7 +161,7 @@ var Arches = []string{"x86_64", "i386", "x32", "aarch64", "arm"}
 // FormatOf returns the oldest version of the format that has all that the line
 // says.
 func FormatOf(l Line) string {
-	if Redacted(l) != nil || ofCoalesced(l) {
+	if Redacted(l) != nil || ofCoalesced(l) || ofFailPolicy(l) {
 		return Format3
 	}
 	later := false
@@ -198,6 +198,13 @@ func ofCoalesced(l Line) bool {
 		return v.Reason == GapCoalesced
 	}
 	return false
+}
+
+// ofFailPolicy reports whether a line has the members about the fail policy, which
+// came with version 3, too.
+func ofFailPolicy(l Line) bool {
+	c, ok := l.(*Coverage)
+	return ok && (c.FailPolicyEnforced != nil || c.Refused != "")
 }
 
 // observed reports whether a member is there that only a hit can have.

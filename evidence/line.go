@@ -90,33 +90,37 @@ type ProbeFold struct {
 // Coverage is the line about a run as a whole: who it is, the window, and what
 // was lost.
 type Coverage struct {
-	Kind              string      `json:"kind"`
-	RunID             string      `json:"runId"`
-	ContainerID       string      `json:"containerId"`
-	ContainerName     string      `json:"containerName,omitempty"`
-	Runtime           string      `json:"runtime"`
-	Pod               *Pod        `json:"pod,omitempty"`
-	Image             string      `json:"image,omitempty"`
-	ImageDigest       string      `json:"imageDigest,omitempty"`
-	ImageIndexDigest  string      `json:"imageIndexDigest,omitempty"`
-	ImageConfigDigest string      `json:"imageConfigDigest,omitempty"`
-	ImageDigestReason string      `json:"imageDigestReason,omitempty"`
-	BootID            string      `json:"bootId"`
-	CgroupID          Uint64      `json:"cgroupId"`
-	CgroupPath        string      `json:"cgroupPath,omitempty"`
-	Attribution       string      `json:"attribution"`        // how events are attributed: "cgroup"
-	Source            string      `json:"source"`             // who announced the run
-	FirstExec         Time        `json:"firstExec,omitzero"` // the container's first execve, if seen
-	Started           Time        `json:"started,omitzero"`   // when the source announced the start
-	Ended             Time        `json:"ended,omitzero"`     // when the cgroup was found empty
-	From              Time        `json:"from"`               // the window of all sites without one of their own
-	To                Time        `json:"to"`
-	Final             bool        `json:"final"`
-	Policies          string      `json:"policies,omitempty"` // sha256 of the policy set in force
-	Losses            Losses      `json:"losses"`
-	Probes            []ProbeFold `json:"probes"`
-	GapReasons        []GapReason `json:"gapReasons,omitempty"` // open or closed gaps of this run, each once
-	Redacted          []Redaction `json:"redacted,omitempty"`
+	Kind              string `json:"kind"`
+	RunID             string `json:"runId"`
+	ContainerID       string `json:"containerId"`
+	ContainerName     string `json:"containerName,omitempty"`
+	Runtime           string `json:"runtime"`
+	Pod               *Pod   `json:"pod,omitempty"`
+	Image             string `json:"image,omitempty"`
+	ImageDigest       string `json:"imageDigest,omitempty"`
+	ImageIndexDigest  string `json:"imageIndexDigest,omitempty"`
+	ImageConfigDigest string `json:"imageConfigDigest,omitempty"`
+	ImageDigestReason string `json:"imageDigestReason,omitempty"`
+	BootID            string `json:"bootId"`
+	CgroupID          Uint64 `json:"cgroupId"`
+	CgroupPath        string `json:"cgroupPath,omitempty"`
+	Attribution       string `json:"attribution"`        // how events are attributed: "cgroup"
+	Source            string `json:"source"`             // who announced the run
+	FirstExec         Time   `json:"firstExec,omitzero"` // the container's first execve, if seen
+	Started           Time   `json:"started,omitzero"`   // when the source announced the start
+	Ended             Time   `json:"ended,omitzero"`     // when the cgroup was found empty
+	From              Time   `json:"from"`               // the window of all sites without one of their own
+	To                Time   `json:"to"`
+	Final             bool   `json:"final"`
+	Policies          string `json:"policies,omitempty"` // sha256 of the policy set in force
+	// FailPolicyEnforced is there if a policy requires probes of the container: whether
+	// it could start only with them. Refused says why it did not.
+	FailPolicyEnforced *bool       `json:"failPolicyEnforced,omitempty"`
+	Refused            string      `json:"refused,omitempty"`
+	Losses             Losses      `json:"losses"`
+	Probes             []ProbeFold `json:"probes"`
+	GapReasons         []GapReason `json:"gapReasons,omitempty"` // open or closed gaps of this run, each once
+	Redacted           []Redaction `json:"redacted,omitempty"`
 }
 
 // Process is the process that an event was seen in.

@@ -83,6 +83,7 @@ func (c *Coverage) validate() error {
 		optional("cgroupPath", c.CgroupPath, MaxPath),
 		text("attribution", c.Attribution, MaxID),
 		text("source", c.Source, MaxText),
+		optional("refused", c.Refused, MaxText),
 		window(c.From, c.To),
 		c.Losses.validate(),
 		c.redactions(),
@@ -97,6 +98,9 @@ func (c *Coverage) validate() error {
 	}
 	if c.Policies != "" && !isDigest(c.Policies) {
 		return bad("policies", c.Policies)
+	}
+	if c.Refused != "" && c.FailPolicyEnforced == nil {
+		return errors.New("refused: only with failPolicyEnforced")
 	}
 	if p := c.Pod; p != nil {
 		if err := firstOf(text("pod.name", p.Name, MaxText), text("pod.namespace", p.Namespace, MaxText), optional("pod.uid", p.UID, MaxText)); err != nil {

@@ -15,6 +15,7 @@ func vectorLines3(c evidence.Clock) []evidence.Line {
 	)
 	at := func(ms int64) evidence.Time { return c.Time(int64(c.BootNs) + ms*1e6) }
 	num := func(n uint64) *evidence.Uint64 { u := evidence.Uint64(n); return &u }
+	enforced := true
 	home, token := evidence.Mark("home", ""), evidence.Mark("home", "0123456789abcdef")
 	list := func(items ...string) (out []evidence.Redaction) {
 		for i := 0; i < len(items); i += 2 {
@@ -36,6 +37,7 @@ func vectorLines3(c evidence.Clock) []evidence.Line {
 		&evidence.Coverage{ // 2
 			RunID: run, ContainerID: id, Runtime: "crun", Image: "registry.example/" + evidence.Mark("customers", ""), ImageDigestReason: "the manifest of " + evidence.Mark("customers", "") + " is not here",
 			BootID: "5b1a7f9e-3c0d-4e2a-9b8c-7d6e5f4a3b2c", CgroupID: 77, Attribution: score.AttributionCgroup, Source: "hook", From: at(11), To: at(401),
+			FailPolicyEnforced: &enforced, Refused: "probe open is not armed: fileUnreadable",
 			Probes:   []evidence.ProbeFold{{ProbeID: "open", State: evidence.Hit, Sites: 1, SearchReason: home}, {ProbeID: "set-exec", State: evidence.Hit, Sites: 1, SearchComplete: true}},
 			Redacted: list("image", "customers", "imageDigestReason", "customers", "probes.searchReason", "home"),
 		},

@@ -182,7 +182,7 @@ func TestEntries(t *testing.T) {
 var kept = map[string]string{
 	"Kind": "ours", "RunID": "an id", "ContainerID": "the runtime's id, which says which container it is", "ContainerName": "whose evidence it is", "Runtime": "a closed list", "Pod.Name": "whose evidence it is",
 	"Pod.Namespace": "the same", "Pod.UID": "an id", "ImageDigest": "a digest", "ImageIndexDigest": "a digest", "ImageConfigDigest": "a digest", "BootID": "an id", "CgroupPath": "the runtime's own naming",
-	"Attribution": "ours", "Source": "the node's own configuration", "Policies": "a digest", "Losses.Reason": "ours", "Losses.ByType.ProbeType": "a closed list", "Probes.ProbeID": "the policy's",
+	"Attribution": "ours", "Source": "the node's own configuration", "Policies": "a digest", "Refused": "ours, with the policy's names and closed lists", "Losses.Reason": "ours", "Losses.ByType.ProbeType": "a closed list", "Probes.ProbeID": "the policy's",
 	"Probes.State": "a closed list", "GapReasons": "a closed list", "Redacted.Member": "ours", "Redacted.Rule": "the policy's", "State": "a closed list", "ProbeType": "a closed list", "ProbeID": "the policy's",
 	"RequestedProbeType": "a closed list", "Symbol": "a name in a file's code", "FileDigest": "a digest", "BuildID": "an id", "Origin": "a closed list", "LayerDiffID": "a digest", "SymbolKind": "a closed list",
 	"Inline": "a closed list", "Demangled": "a name in code", "Wanted": "the policy's", "InlinedIn": "a name in code", "InlinedAt.In": "a name in code", "Implements": "a name in code", "Function": "the kernel's",

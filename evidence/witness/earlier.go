@@ -30,6 +30,10 @@ type Earlier struct {
 	// FirstExec and Reasons are from earlier lines.
 	FirstExec int64
 	Reasons   []evidence.GapReason
+	// FailPolicyEnforced and Refused are from earlier lines, too; nil if they say
+	// nothing of it.
+	FailPolicyEnforced *bool
+	Refused            string
 	// Sites are sites of which earlier lines say more than that they were armed: what
 	// was counted stays counted.
 	Sites []evidence.SiteLine

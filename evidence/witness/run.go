@@ -66,6 +66,8 @@ type run struct {
 	apart      map[evidence.GapReason]int // how many of a reason
 	folded     uint64                     // gaps that had no line of their own, since it was last asked
 	spared     *gap                       // says what is left out of its lines now; nil if nothing is
+	enforced   *bool                      // whether its fail policy was; nil if it has none
+	refused    string                     // why it was not to start
 	unwritable uint64                     // lines that no chunk could take
 	unreadable int                        // open gaps of what could not be read
 	gone       []foldedSite               // sites that only earlier lines are about

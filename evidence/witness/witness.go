@@ -219,6 +219,25 @@ func (w *Witness) Publish(runID string, released int64) {
 	w.emit(r, w.cfg.BootTime(), everything)
 }
 
+// FailPolicy says whether the container of a run of which policies require probes
+// could start only with them, and why it was refused, or "". What was said not to be
+// enforced stays so, and why it was refused stays said.
+func (w *Witness) FailPolicy(runID string, enforced bool, refused string) {
+	r := w.run(runID)
+	if r == nil {
+		return
+	}
+	defer r.mu.Unlock()
+	enforced = enforced && (r.enforced == nil || *r.enforced)
+	r.enforced = &enforced
+	if r.refused == "" {
+		r.refused = plain(refused, maxDetail)
+	}
+	if r.public {
+		w.emit(r, w.cfg.BootTime(), changed|coverage)
+	}
+}
+
 // Add takes sites that were armed, or could not be, after the run's start: of a
 // file that appeared, or that the container changed. Their window is the run's,
 // with a gap of the given reason up to now, from from, which is when the file's
