@@ -10,9 +10,10 @@
 // It trusts the kernel and root. A notice that comes with a barrier is
 // answered when the container's sites are proven armed, or when the barrier's
 // deadline is over: then the container starts, arming goes on, and the time in
-// between is signed as lateAttach. No failure of ours fails a container.
+// between is signed as lateAttach. No failure of ours fails a container, unless a
+// policy requires probes of it: then it is refused instead.
 //
-// It is not a control: it observes, and it does not stop anything.
+// It is not a control: what it refuses is what runtimes ask it about.
 package agent
 
 import (
@@ -108,7 +109,7 @@ type Agent struct {
 	held     int                // starts that are held
 	armedIn  map[uint64]*live   // by cgroup id, those that are armed
 	newCalls map[*live]bool     // those that have used a system call for the first time
-	letGo    map[string]int64   // containers let go by their source, and when
+	letGo    map[string]letGo   // what sources told containers whose notice was not looked at
 	busy     int                // notices being carried out, runs being sealed
 	changed  chan struct{}      // closed and replaced when live or busy change
 	sources  map[string]string
@@ -129,7 +130,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, live: map[string]*live{}, armedIn: map[uint64]*live{}, newCalls: map[*live]bool{}, identifying: make(chan setWork, 1024), closing: make(chan struct{}), changed: make(chan struct{}),
-		sources: map[string]string{}, letGo: map[string]int64{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
+		sources: map[string]string{}, letGo: map[string]letGo{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
 		ahead: make(chan container.Notice, 64), adopt: make(chan container.Notice, maxAdopting), left: map[string]*left{}, parked: map[uint64]*parked{}, doubtful: map[uint64]bool{}, heardOf: map[string]bool{}, hashers: newHashers(), catchUp: make(chan struct{}, 1), stacks: make(chan bpf.Event, 256),
 	}
 	defer func() {
@@ -143,6 +144,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	if len(a.policies.Policies) == 0 {
 		a.problem("no policy: nothing is probed (%s has no file *.yaml)", cfg.Policies)
 	}
+	a.checkFailPolicy()
 	if a.bootID, err = cgroup.BootID(); err != nil {
 		return nil, err
 	}

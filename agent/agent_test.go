@@ -389,7 +389,7 @@ func TestLetGo(t *testing.T) {
 			n.notify(context.Background(), c, func() bool { return false })
 		},
 		"late before the notice": func(n *node, c container.Notice) {
-			n.late(c)
+			n.late(c, true)
 			n.notify(context.Background(), c, nil)
 		},
 		"no time": func(n *node, c container.Notice) {
@@ -420,7 +420,7 @@ func TestLetGo(t *testing.T) {
 		n := newNode(t, bpf.Options{})
 		b := newBox(t, 1)
 		old := b.notice("c1")
-		n.late(old)
+		n.late(old, true)
 		n.notify(context.Background(), b.notice("c1"), yes)
 		b.run()
 		b.end()

@@ -210,6 +210,7 @@ func (a *Agent) takeUp(runID string) (e *witness.Earlier, started int64) {
 	e = &witness.Earlier{
 		From: min(x.FromBootNs, since), Since: since, Reason: evidence.GapAgentDown, GapID: x.GapID,
 		Detail: a.nothingKept(), Kept: x.kept, FirstExec: x.FirstExecBootNs, Sites: x.Sites, Changed: x.Coverage.Policies != a.policies.Digest,
+		FailPolicyEnforced: x.Coverage.FailPolicyEnforced, Refused: x.Coverage.Refused,
 	}
 	for _, r := range x.Coverage.GapReasons {
 		if r != evidence.GapAgentDown {

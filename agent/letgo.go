@@ -1,20 +1,15 @@
 package agent
 
 import (
+	"cmp"
 	"time"
 
 	"probity/runtime/cgroup"
 	"probity/runtime/container"
 )
 
-// release notes that a run's container is let go now. It does so before the
-// source answers, so a run that is armed later is known to be late.
-func (a *Agent) release(l *live) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.releaseLocked(l)
-}
-
+// releaseLocked notes that a run's container is let go now. It does so before the
+// source answers, so a run that is armed later is known to be late. With mu held.
 func (a *Agent) releaseLocked(l *live) {
 	select {
 	case <-l.armed: // at the last moment, and before it was let go
@@ -27,36 +22,65 @@ func (a *Agent) releaseLocked(l *live) {
 	}
 }
 
-// late is told by a source that it let a container go for reasons of its own.
-func (a *Agent) late(n container.Notice) {
+// letGo is what a source was told of a container whose notice was not looked at yet.
+type letGo struct {
+	at      int64  // boot time
+	refused string // why it was refused; "" says that it was let go
+}
+
+// late is told by a source that a start does not wait any more for what becomes of
+// its notice. It returns what to tell the container: why it is refused, or "". If it
+// does not wait for that either, it may run, whatever it was told.
+func (a *Agent) late(n container.Notice, waits bool) (refused string) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
+	known := false
+	var unheard []*live
 	for _, l := range a.live {
-		if l.container == n.Identity.ID {
-			a.releaseLocked(l)
+		switch {
+		case l.container != n.Identity.ID || time.Since(l.since) > recentStart: // an earlier life
+		case waits:
+			known, refused = true, cmp.Or(a.answerLocked(l), refused)
+		default:
+			known = true
+			if a.unheardLocked(l) {
+				unheard = append(unheard, l)
+			}
 		}
 	}
-	// The notice itself may still be on its way.
+	if !known && waits && obeys(n) {
+		refused = a.mayRefuse(n.Identity, notInTime)
+	}
+	a.rememberLocked(n.Identity.ID, letGo{cgroup.BootTime(), refused})
+	a.mu.Unlock()
+	for _, l := range unheard {
+		a.witness.FailPolicy(l.id, false, "")
+	}
+	return refused
+}
+
+// rememberLocked keeps what was told until the notice comes, which may still be on
+// its way. With mu held.
+func (a *Agent) rememberLocked(id string, g letGo) {
 	if len(a.letGo) >= maxLetGo {
-		for id, at := range a.letGo {
-			if at < cgroup.BootTime()-int64(time.Minute) { // it has come, or never will
+		for id, g := range a.letGo {
+			if g.at < cgroup.BootTime()-int64(time.Minute) { // it has come, or never will
 				delete(a.letGo, id)
 			}
 		}
 	}
-	a.letGo[n.Identity.ID] = cgroup.BootTime()
+	a.letGo[id] = g
 }
 
 // maxLetGo is how many are remembered before old ones are forgotten.
 const maxLetGo = 1024
 
-// takeLetGo returns when the container was let go, if that was before this
-// notice of it was looked at, and 0 if it still waits. With mu held.
-func (a *Agent) takeLetGo(n container.Notice) int64 {
-	at := a.letGo[n.Identity.ID]
+// takeLetGo returns what the container was told, if that was before this notice of
+// it was looked at, and nothing if it still waits. With mu held.
+func (a *Agent) takeLetGo(n container.Notice) letGo {
+	g := a.letGo[n.Identity.ID]
 	delete(a.letGo, n.Identity.ID)
-	if at < n.At { // an earlier life of it
-		return 0
+	if g.at < n.At { // an earlier life of it
+		return letGo{}
 	}
-	return at
+	return g
 }

@@ -39,13 +39,17 @@ type live struct {
 	ctx     context.Context // ends with stop
 	stop    context.CancelFunc
 
-	// released is when the container was let go before it was armed, or 0.
-	// Guarded by Agent.mu.
+	// released is when the container was let go before it was armed, or 0; refused
+	// why it is not let go at all. Guarded by Agent.mu, as is what follows.
 	released int64
+	refused  string
+	unheard  bool        // nobody knows whether it was told that
+	required bool        // it is refused if what its policies require is not armed in time
 	unsigned atomic.Bool // the next agent would not know since when all counters count
 
 	// Set before armed is closed, and not changed afterwards.
 	handle *probe.Handle // nil if nothing could be armed
+	unmet  string        // which requirement is not met, or ""
 	notice container.Notice
 	probes []policy.Probe
 	// unknown counts processes that were there before, and are not followed.
@@ -91,8 +95,9 @@ func (l *live) isArmed() bool {
 
 // notify applies one notice. For a notice with a barrier it returns when the
 // run is armed or ctx ends, and never later than the barrier's budget allows.
-// held says whether the source's own client still waits, if that can be known.
-func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool) {
+// held says whether the source's own client still waits, if that can be known. It
+// returns why the container must not start, or "".
+func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool) (refused string) {
 	a.begin()
 	defer a.end()
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.Barrier)
@@ -103,14 +108,17 @@ func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool
 	n.Identity.BootID = a.bootID
 	if err := n.Validate(); err != nil {
 		a.problem("a notice of %s was not taken: %v", n.Source, err)
-		return
+		if !obeys(n) {
+			return ""
+		}
+		return a.mayRefuse(unknown, "what is told of it is not valid")
 	}
 	switch n.Kind {
 	case container.Starting:
 		a.mu.Lock()
 		a.held++
 		a.mu.Unlock()
-		a.starting(ctx, n, held)
+		refused = a.starting(ctx, n, held)
 		a.mu.Lock()
 		a.held-- // who gives way is told by end
 		a.mu.Unlock()
@@ -136,10 +144,11 @@ func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool
 			}
 		}
 	}
+	return refused
 }
 
-// starting arms a container that waits.
-func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bool) {
+// starting arms a container that waits, and returns why it must not start, or "".
+func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bool) string {
 	// From here on its pid is its own: what /proc says of it is of this process.
 	init := holdPid(n.Pid)
 	mine := false // whether the run has taken it
@@ -152,13 +161,21 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 	n.Identity.Image = a.identify(context.WithoutCancel(ctx), n)
 	probes := a.policies.Select(n.Identity)
 	a.count(n, len(probes) > 0)
+	if !required(probes) {
+		if why := a.stranger(n); why != "" {
+			return a.refuseStranger(n, why)
+		}
+	}
 	if len(probes) == 0 {
 		a.mu.Lock()
-		a.takeLetGo(n)
+		letGo := a.takeLetGo(n)
 		a.mu.Unlock()
-		return // no policy wants it: no record at all
+		if letGo.refused != "" {
+			a.refuseStranger(n, letGo.refused)
+		}
+		return "" // no policy wants it: no record at all
 	}
-	cgErr := a.complete(&n)
+	cgErr, insist := a.complete(&n), required(probes) && obeys(n)
 
 	a.mu.Lock()
 	letGo := a.takeLetGo(n)
@@ -168,22 +185,32 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 		case lifecycle.Arm:
 			mine = true
 			l = a.beginRun(act.Run, init)
-			l.held, l.released = held, letGo
+			l.held, l.required = held, insist
+			if l.required && letGo.refused != "" {
+				a.refuseLocked(l, notInTime)
+			} else if letGo.refused == "" {
+				l.released = letGo.at
+			}
 			a.work.Go(func() { a.arm(l, act.Run, probes, cgErr) })
 		case lifecycle.Await:
-			l = a.live[act.Run.ID]
+			if l = a.live[act.Run.ID]; l != nil && insist {
+				a.requireLocked(l)
+			}
 		}
 	}
 	a.mu.Unlock()
 	if l == nil {
-		return
+		return ""
 	}
 	select {
 	case <-l.armed:
-		return
 	case <-ctx.Done():
 	}
-	a.release(l)
+	refused := a.answer(l)
+	if refused != "" && !mine { // its lines may be written
+		a.witness.FailPolicy(l.id, true, refused)
+	}
+	return refused
 }
 
 // complete fills in the run's cgroup, from /proc and not from what a source
@@ -210,23 +237,27 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	l.mountNS = mountNSOf(run.Notice.Pid)
 	start := a.armNow(l, run, probes, cgErr)
 	held := l.held == nil || l.earlier != nil || l.held()
+	l.unmet = unmet(probes, start.Sites, start.Searches)
 	a.witness.Armed(start)
+	// Whoever answered the runtime did so by this time at the latest.
+	most := run.Notice.At + int64(a.cfg.Barrier)
 	a.mu.Lock()
 	close(l.armed)
 	if l.handle != nil {
 		a.armedIn[run.Notice.Identity.CgroupID] = l
 	}
 	released := l.released
+	if released == 0 && !held && l.refused == "" {
+		// Who held it has gone, nobody knows when: it may have run all the time.
+		released = run.Notice.At
+	}
+	a.armedLocked(l, start.ArmedAt > most, released)
+	refused := l.refused != ""
 	a.table.Armed(l.id, l.handle != nil)
 	a.mu.Unlock()
 	if l.earlier != nil {
 		released = 0 // it ran all the time, which has a gap of its own
-	} else if released == 0 && !held {
-		// Who held it has gone, nobody knows when: it may have run all the time.
-		released = run.Notice.At
-	}
-	// Whoever answered the runtime did so by this time at the latest.
-	if most := run.Notice.At + int64(a.cfg.Barrier); l.earlier == nil && released == 0 && start.ArmedAt > most {
+	} else if released == 0 && !refused && start.ArmedAt > most {
 		released = most
 	}
 
@@ -238,6 +269,7 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	}
 	// What takes time comes now.
 	a.witness.NotHashed(l.id, a.firstDigests(l, start.Sites))
+	a.tellFailPolicy(l, probes, released)
 	a.witness.Publish(l.id, released)
 	a.signed(l)
 	a.tellDeaf(l)

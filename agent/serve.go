@@ -59,14 +59,8 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 	if a.hooks != nil {
 		srv := handoff.New(a.hooks, handoff.Config{
 			Handle: a.hook, Deadline: a.cfg.Barrier + barrierMargin, Log: a.log.With("in", "hook"),
-			Late: a.hookLate,
-			Rejected: func(p handoff.Peer, err error) handoff.Answer {
-				a.problem("a request on the hook socket was not taken (pid %d, uid %d): %v", p.Pid, p.Uid, err)
-				if p.Uid == 0 { // nobody else can start a container that we are told of
-					a.missed(cgroup.BootTime(), err)
-				}
-				return handoff.Answer{}
-			},
+			Late:     a.hookLate,
+			Rejected: a.hookRejected,
 		})
 		g.Go(func() error { return srv.Run(ctx) })
 		a.source("hook", "listening on "+a.cfg.HookSocket)
@@ -113,8 +107,10 @@ func (a *Agent) nri(ctx context.Context, socket string) error {
 	// start unseen.
 	a.sourceLost(name, cgroup.BootTime(), "not connected yet")
 	src := nri.New(nri.Config{
-		Socket: socket, Barrier: a.cfg.Barrier + barrierMargin, Late: a.late, Log: a.log.With("in", "nri", "socket", socket),
-		Notify: func(ctx context.Context, n container.Notice) error { a.notify(ctx, n, nil); return nil },
+		Socket: socket, Barrier: a.cfg.Barrier + barrierMargin, Log: a.log.With("in", "nri", "socket", socket),
+		Notify: func(ctx context.Context, n container.Notice) error { return refusalOf(a.notify(ctx, n, nil)) },
+		Late:   func(n container.Notice, waits bool) error { return refusalOf(a.late(n, waits)) },
+		Insist: func(n container.Notice) bool { return obeys(n) && a.policies.MayRefuse(n.Identity) != "" },
 		Lost:   func(from, to int64) { a.deaf(name, from, to) },
 		Synced: func() {
 			a.sourceBack(name, cgroup.BootTime())
@@ -124,41 +120,59 @@ func (a *Agent) nri(ctx context.Context, socket string) error {
 	return src.Run(ctx)
 }
 
-// hook answers one OCI hook. Whatever is wrong with the request, the container
-// goes on: the policy is open.
+// hook answers one OCI hook. Whatever is wrong with the request, the container goes
+// on, unless a policy may require probes of it.
 func (a *Agent) hook(ctx context.Context, r handoff.Request) handoff.Answer {
 	at := cgroup.BootTime()
 	n, err := oci.Notice(r.Stage.String(), r.Body, r.Peer.Pid)
 	if err != nil && !errors.Is(err, oci.ErrSharedCgroup) { // that one is signed
 		a.problem("a hook's container was not believed: %v", err)
+		answer := handoff.Answer{Message: "probity: not armed: " + err.Error()}
 		if r.Stage == wire.CreateRuntime {
-			a.missed(at, err)
+			if why := a.missed(at, err); why != "" {
+				answer = refusal(why)
+			}
 		}
-		return handoff.Answer{Message: "probity: not armed: " + err.Error()}
+		return answer
 	}
 	if r.Stage == wire.CreateRuntime && !r.Peer.Alive() {
 		a.missed(at, fmt.Errorf("the hook of container %s did not wait for the answer", n.Identity.ID))
 		return handoff.Answer{}
 	}
-	a.notify(ctx, n, r.Peer.Alive)
-	return handoff.Answer{}
+	return refusal(a.notify(ctx, n, r.Peer.Alive))
 }
 
 // hookLate is told by the hook socket that a hook does not wait any more.
-func (a *Agent) hookLate(r handoff.Request, _ bool) handoff.Answer {
+func (a *Agent) hookLate(r handoff.Request, waits bool) handoff.Answer {
 	if r.Stage != wire.CreateRuntime {
 		return handoff.Answer{}
 	}
-	if st, err := oci.ParseState(r.Body); err == nil {
-		a.late(container.Notice{Identity: container.Identity{ID: st.ID}})
+	st, err := oci.ParseState(r.Body)
+	if err != nil {
+		return refusal(a.mayRefuse(unknown, err.Error()))
 	}
-	return handoff.Answer{}
+	return refusal(a.late(container.Notice{Source: oci.Source, Kind: container.Starting, Identity: container.Identity{ID: st.ID, Cut: true}}, waits))
+}
+
+// hookRejected is told of a request that could not be taken. Nobody but root can
+// start a container that the agent is told of.
+func (a *Agent) hookRejected(p handoff.Peer, err error) handoff.Answer {
+	a.problem("a request on the hook socket was not taken (pid %d, uid %d): %v", p.Pid, p.Uid, err)
+	if p.Uid != 0 {
+		return handoff.Answer{}
+	}
+	return refusal(a.missed(cgroup.BootTime(), err))
 }
 
 // missed signs that the hook told of a container that could not be taken: it
-// started unseen.
-func (a *Agent) missed(from int64, err error) {
-	a.witness.SourceMissed(oci.Source, from, cgroup.BootTime(), err.Error())
+// started unseen, or is refused, and then it returns why.
+func (a *Agent) missed(from int64, err error) (refused string) {
+	detail := err.Error()
+	if refused = a.mayRefuse(unknown, detail); refused != "" {
+		detail = "refused: " + refused
+	}
+	a.witness.SourceMissed(oci.Source, from, cgroup.BootTime(), detail)
+	return refused
 }
 
 func (a *Agent) source(name, state string) {

@@ -51,7 +51,7 @@ func blocks(t *testing.T, file string) (all []block) {
 func TestExamples(t *testing.T) {
 	shown := reflect.New(reflect.TypeFor[policy.Probe]()).Elem() // the fields that some example sets
 	types, n := map[string]bool{}, 0
-	for _, file := range []string{"probes.md", "../README.md"} {
+	for _, file := range []string{"probes.md", "fail-policy.md", "../README.md"} {
 		for _, b := range blocks(t, file) {
 			if b.info != "yaml" {
 				continue

@@ -9,7 +9,7 @@
 //   - an agent that runs as root (or as the hook's own user) answers "refuse",
 //     which it does under a closed policy: 1, and stderr says why;
 //   - no such agent answers in time, or the hook cannot ask it, and the file
-//     /etc/probity/fail-policy says "closed" (see [shut]): 1, and stderr says so.
+//     /etc/probity/fail-policy says "closed" (see wire.Closed): 1, and stderr says so.
 //
 // So no failure of ours fails a container unless an operator wrote that file. The
 // hook is silent when there is no agent, or when the caller may not talk to it
@@ -70,7 +70,7 @@ type options struct {
 // parse reads the command line. What it returns holds the stage, and so whether
 // the container waits, also if the rest is wrong.
 func parse(args []string) (o options, ok bool) {
-	o = options{socket: wire.DefaultPath, failPolicy: defaultFailPolicy}
+	o = options{socket: wire.DefaultPath, failPolicy: wire.DefaultFailPolicy}
 	if len(args) == 0 {
 		return o, false
 	}

@@ -56,6 +56,7 @@ func TestRPM(t *testing.T) {
 		"/usr/share/doc/probity/README.md",
 		"/usr/share/doc/probity/docs",
 		"/usr/share/doc/probity/docs/design.md",
+		"/usr/share/doc/probity/docs/fail-policy.md",
 		"/usr/share/doc/probity/docs/keys.md",
 		"/usr/share/doc/probity/docs/privacy.md",
 		"/usr/share/doc/probity/docs/restart.md",

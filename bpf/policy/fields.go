@@ -16,18 +16,22 @@ const (
 )
 
 func (w *walk) policy(n *yaml.Node) (p Policy, where places) {
-	var name, probes, redact *yaml.Node
+	var name, fail, probes, redact *yaml.Node
 	ok := w.fields(n, "policy", map[string]field{
-		"name":   func(v *yaml.Node) { name, p.Name, where.name = v, w.name(v, "name"), at(v) },
-		"select": func(v *yaml.Node) { p.Select = w.selector(v) },
-		"probes": func(v *yaml.Node) { probes = v; p.Probes, where.ids = w.probes(v) },
-		"redact": func(v *yaml.Node) { redact = v; p.Redact, where.rules = w.redact(v) },
+		"name":       func(v *yaml.Node) { name, p.Name, where.name = v, w.name(v, "name"), at(v) },
+		"select":     func(v *yaml.Node) { p.Select = w.selector(v) },
+		"failPolicy": func(v *yaml.Node) { fail, p.FailPolicy = v, w.oneOf(v, "failPolicy", FailPolicies) },
+		"probes":     func(v *yaml.Node) { probes = v; p.Probes, where.ids = w.probes(v) },
+		"redact":     func(v *yaml.Node) { redact = v; p.Redact, where.rules = w.redact(v) },
 	})
 	if ok && name == nil {
 		w.add(at(n), "policy: no name")
 	}
 	if ok && probes == nil && redact == nil {
 		w.add(at(n), "policy: no probes, and nothing to redact")
+	}
+	if ok && fail != nil {
+		w.requirements(&p, fail)
 	}
 	return p, where
 }

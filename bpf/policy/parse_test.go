@@ -125,7 +125,7 @@ func TestProblems(t *testing.T) {
 		{"unknown alias", "name: *nowhere\n", []string{"1:7: not YAML: unknown anchor"}},
 		{"nested", "name: " + strings.Repeat("[", 100) + "\n", []string{"1:23: not YAML: "}},
 		{"too large", "# " + strings.Repeat("x", MaxFile), []string{"1:1: the file is larger than 1048576 bytes"}},
-		{"unknown key", "nmae: n\n" + demo, []string{"1:1: policy: unknown key \"nmae\"; there are name, probes, redact, select"}},
+		{"unknown key", "nmae: n\n" + demo, []string{"1:1: policy: unknown key \"nmae\"; there are failPolicy, name, probes, redact, select"}},
 		{"key twice", demo + "name: again\n", []string{"19:1: policy: \"name\" is there twice"}},
 		{"number as a key", demo + "7: x\n", []string{"19:1: policy: the key 7 is a number"}},
 		{"list as a key", demo + "? [a]\n: x\n", []string{"19:3: policy: want text as a key, not a list"}},
@@ -292,7 +292,7 @@ func TestAliasBomb(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, seed := range []string{demo, probe("id: b\ntype: uprobe\nfile: /a/{b,c}/[d-e]*\noffsets: [entry]"), sel("images: ['**']"), probe("id: b\ntype: usdt\nlibrary: 'lib*'\nmarkers: ['a:b*']\nstopAfter: 1\nrearmAfter: 5m"), probe("id: b\ntype: kprobe\nsyscalls: [read]\nduration: true"), probe("id: b\nset: files"), redacting, "a: &a [*a]\n", "---\n---\n", "? {a: b}\n: c\n", "\xff"} {
+	for _, seed := range []string{demo, probe("id: b\ntype: uprobe\nfile: /a/{b,c}/[d-e]*\noffsets: [entry]"), sel("images: ['**']"), probe("id: b\ntype: usdt\nlibrary: 'lib*'\nmarkers: ['a:b*']\nstopAfter: 1\nrearmAfter: 5m"), probe("id: b\ntype: kprobe\nsyscalls: [read]\nduration: true"), probe("id: b\nset: files"), redacting, "name: n\nfailPolicy: closed\nprobes: [{id: a, set: exec, requires: armedIfPresent}]\n", "a: &a [*a]\n", "---\n---\n", "? {a: b}\n: c\n", "\xff"} {
 		f.Add([]byte(seed))
 	}
 	id := container.Identity{Runtime: container.Podman, Name: "web-1", Pod: &container.Pod{Namespace: "prod-1"}, Image: container.Image{Name: "localhost/demo:latest"}}
@@ -353,7 +353,7 @@ func wrong(p Probe) string {
 	case p.ID == "":
 		return "no id"
 	case p.Set != "":
-		if !reflect.DeepEqual(p, Probe{ID: p.ID, Set: p.Set}) || !slices.Contains(Sets, p.Set) {
+		if !reflect.DeepEqual(p, Probe{ID: p.ID, Set: p.Set, Quota: p.Quota, Requires: p.Requires}) || !slices.Contains(Sets, p.Set) {
 			return "a set with more than its name"
 		}
 		return ""

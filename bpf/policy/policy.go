@@ -39,8 +39,11 @@ type Policy struct {
 	Name   string
 	File   string // as the file was named to the parser
 	Select Selector
-	Probes []Probe
-	Redact []Rule // what is kept out of the evidence of these containers
+	// FailPolicy is FailOpen or FailClosed (FailOpen): what its probes require that
+	// do not say so themselves, nothing or to be armed.
+	FailPolicy string
+	Probes     []Probe
+	Redact     []Rule // what is kept out of the evidence of these containers
 }
 
 // Selector says which containers a policy is for. All that is given must
@@ -123,6 +126,7 @@ type Probe struct {
 	StopAfter  uint64        // stand down after so many hits; 0: never
 	MaxRate    uint64        // stand down past so many hits per second; 0: the engine's bound
 	RearmAfter time.Duration // arm again so long after standing down; 0: not
+	Requires   string        // one of Requirements, with "" as RequireNothing; see Required
 	Quota      uint64        // of a set but syscalls: entries that a container may have; 0: the set's own bound
 }
 

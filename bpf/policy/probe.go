@@ -38,7 +38,7 @@ type kind struct {
 }
 
 func (k kind) takes(key string) bool {
-	return key == "id" || key == "type" || slices.Contains(k.where, key) || slices.Contains(optionKeys, key) ||
+	return key == "id" || key == "type" || key == "requires" || slices.Contains(k.where, key) || slices.Contains(optionKeys, key) ||
 		k.target && slices.Contains(targetKeys, key) || k.duration && key == "duration"
 }
 
@@ -69,6 +69,7 @@ func (w *walk) probe(n *yaml.Node) (p Probe, id position) {
 		"stack":         func(v *yaml.Node) { p.Stack = w.boolean(v, "stack") },
 		"stopAfter":     func(v *yaml.Node) { p.StopAfter = w.count(v, "stopAfter", MaxStopAfter) },
 		"maxRate":       func(v *yaml.Node) { p.MaxRate = w.count(v, "maxRate", MaxMaxRate) },
+		"requires":      func(v *yaml.Node) { p.Requires = w.oneOf(v, "requires", Requirements) },
 		"quota":         func(v *yaml.Node) { p.Quota = w.count(v, "quota", MaxQuota) },
 		"rearmAfter":    func(v *yaml.Node) { p.RearmAfter = w.duration(v, "rearmAfter", MinRearmAfter, MaxRearmAfter) },
 	}
@@ -92,7 +93,7 @@ func (w *walk) probe(n *yaml.Node) (p Probe, id position) {
 			switch {
 			case key == "quota" && p.Set == SetSyscalls:
 				w.add(at(given[key]), "quota: the set syscalls has none: it cannot be full")
-			case key != "id" && key != "set" && key != "quota":
+			case key != "id" && key != "set" && key != "quota" && key != "requires":
 				w.add(at(given[key]), "%s: a set has none: it is about all that the container does", key)
 			}
 		}

@@ -105,7 +105,7 @@ func TestHangingStartsAreBounded(t *testing.T) {
 	late := make(chan container.Notice, maxStarts+1)
 	s := New(Config{
 		Notify: func(context.Context, container.Notice) error { <-release; finished <- struct{}{}; return nil },
-		Late:   func(n container.Notice) { late <- n },
+		Late:   func(n container.Notice, _ bool) error { late <- n; return nil },
 	})
 	for i := range maxStarts + 1 {
 		s.barrier(context.Background(), container.Notice{}, 0)
@@ -128,7 +128,7 @@ func TestEndLetsGo(t *testing.T) {
 	late := make(chan container.Notice, 1)
 	s := New(Config{
 		Notify: func(context.Context, container.Notice) error { <-release; close(finished); return nil },
-		Late:   func(n container.Notice) { late <- n },
+		Late:   func(n container.Notice, _ bool) error { late <- n; return nil },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()

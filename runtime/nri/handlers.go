@@ -1,6 +1,7 @@
 package nri
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,52 +94,75 @@ func (a *attempt) StartContainer(_ context.Context, p *api.PodSandbox, c *api.Co
 	defer a.s.recovered("start")
 	n, ok := a.notice(container.Starting, p, c, cgroup.BootTime())
 	if !ok {
-		return nil
+		return a.s.callLate(n, true)
 	}
-	a.s.barrier(a.ctx, n, min(time.Duration(a.barrier.Load()), a.s.shared.allowance(begin)))
-	return nil
+	limit := time.Duration(a.barrier.Load())
+	if !a.s.callInsist(n) {
+		limit = min(limit, a.s.shared.allowance(begin))
+	}
+	return a.s.barrier(a.ctx, n, limit)
 }
 
 // barrier notifies of a start and waits, but not longer than limit. When it
 // returns, either Notify has returned or Late has: the container is let go then,
-// and whoever signs that it was must know it first.
-func (s *Source) barrier(ctx context.Context, n container.Notice, limit time.Duration) {
+// unless that is an error, and whoever signs that it was must know it first.
+func (s *Source) barrier(ctx context.Context, n container.Notice, limit time.Duration) error {
 	select {
 	case s.started <- struct{}{}:
 	default: // too many hang already
-		s.callLate(n)
+		err := s.callLate(n, true)
 		s.queue.put(func() { s.notify(ctx, n) })
-		return
+		return err
 	}
-	done := make(chan struct{})
+	done := make(chan error, 1)
+	failed := make(chan struct{}) // Notify panicked
 	go func() {
 		defer func() { <-s.started }()
-		defer close(done)
-		s.notify(ctx, n)
+		err, ok := s.notify(ctx, n)
+		if ok {
+			done <- err
+		} else {
+			close(failed)
+		}
 	}()
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
-	case <-done:
-		return
+	case err := <-done:
+		return err
+	case <-failed:
 	case <-timer.C:
 	case <-ctx.Done(): // the agent stops: the container does not wait for that
+		return cmp.Or(s.callLate(n, false), s.stopping(n))
 	}
 	select {
-	case <-done: // at the last moment
+	case err := <-done: // at the last moment
+		return err
 	default:
-		s.cfg.Log.Warn("a start was let go before it was answered", "container", n.Identity.ID, "after", limit)
-		s.callLate(n)
+		s.cfg.Log.Warn("a start was not answered", "container", n.Identity.ID, "after", limit)
+		return s.callLate(n, true)
 	}
 }
 
-// notify calls Notify. What comes of it is the agent's: the runtime is not
-// told.
-func (s *Source) notify(ctx context.Context, n container.Notice) {
-	defer s.recovered("notify")
-	if err := s.cfg.Notify(ctx, n); err != nil && ctx.Err() == nil {
-		s.cfg.Log.Warn("notice", "kind", n.Kind, "container", n.Identity.ID, "error", err)
+// stopping refuses what would have been waited for, if the runtime still hears it.
+func (s *Source) stopping(n container.Notice) error {
+	if s.callInsist(n) {
+		return fmt.Errorf("probity: %w: the agent stops", ErrRefused)
 	}
+	return nil
+}
+
+// notify calls Notify and returns what the runtime is told of what comes of it. It
+// is not ok if there is no answer.
+func (s *Source) notify(ctx context.Context, n container.Notice) (err error, ok bool) {
+	defer s.recovered("notify")
+	err = s.cfg.Notify(ctx, n)
+	if ctx.Err() == nil || errors.Is(err, ErrRefused) {
+		err = s.refused(n, err)
+	} else {
+		err = nil
+	}
+	return err, true
 }
 
 // notice makes the notice, or says in the log why there is none.

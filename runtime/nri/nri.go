@@ -7,12 +7,13 @@
 // instruction when Notify returns, or when Config.Barrier is over. Everything
 // else is only queued while the runtime waits, since all of a node's NRI events
 // share one lock; what is held of that lock is bounded, by Barrier for one
-// start and by a fifth of any ten seconds for all together. A start that could
-// not be waited for is told to Config.Late.
+// start and by a fifth of any ten seconds for all together, but for those that
+// Config.Insist is for. A start that could not be waited for is told to Config.Late.
 //
 // It trusts the runtime for who a container is, and the kernel for who listens
-// on the socket: root, or the agent's own user. No error and no panic of a
-// callback reaches the runtime, and no container is changed.
+// on the socket: root, or the agent's own user. No error of a callback reaches the
+// runtime but one that wraps [ErrRefused], which fails the start (CRI-O only logs
+// it), and no panic. No container is changed.
 //
 // When Run returns nothing is connected, and of the callbacks only a Notify that
 // was late, whose context has ended, may still be running.
@@ -50,18 +51,24 @@ type Config struct {
 
 	// Notify takes a notice. Those of starts come concurrently, each from
 	// its own goroutine; all others one after the other. For Starting it
-	// blocks until the container may run. Its context ends with Run, not at
+	// blocks until the container may run, or returns ErrRefused. Its context ends with Run, not at
 	// the barrier: what came late is worth finishing. Required.
 	Notify func(context.Context, container.Notice) error
 	// Barrier is how long a start waits for Notify. Default 1.5 s; never
 	// more than three quarters of the runtime's own timeout, after which it
 	// would cut the plugin off.
 	Barrier time.Duration
-	// Late is told of a start that is let go before Notify has returned: past
-	// the barrier, past the budget, or because Run ends. The container starts
-	// when Late returns and not before, so it must be quick. It may come
-	// before Notify has been entered, and concurrently with others.
-	Late func(container.Notice)
+	// Late is told of a start that does not wait for Notify to return: past the
+	// barrier, past the budget, because Run ends, or because the notice could not
+	// be made or Notify panicked. The container starts when Late returns, unless
+	// that is ErrRefused, and not before, so it must be quick. It may come
+	// before Notify has been entered, and concurrently with others. If it does not
+	// wait (Run ends, and the connection with it), nobody knows whether an answer
+	// reaches the runtime: the container may start in any case.
+	Late func(n container.Notice, waits bool) error
+	// Insist says of a start that it waits until Barrier, whatever the budget: it
+	// would have to be refused otherwise, because of what others have spent.
+	Insist func(container.Notice) bool
 	// Lost says that nothing could be heard from boot time from (in ns) on:
 	// with to 0 when that begins, and again with its end.
 	Lost func(from, to int64)
@@ -80,6 +87,10 @@ type Source struct {
 	started chan struct{} // one token for each Notify of a start that runs
 	lost    atomic.Int64  // boot time since when nothing is heard, or 0
 }
+
+// ErrRefused is wrapped by what Notify and Late return of a container that must not
+// start. The whole error is what the runtime is told.
+var ErrRefused = errors.New("refused")
 
 // maxStarts bounds the starts that are being notified, those let go included.
 // Past it a start is let go at once and queued.
@@ -211,11 +222,26 @@ func (s *Source) callSynced() {
 	}
 }
 
-func (s *Source) callLate(n container.Notice) {
+func (s *Source) callLate(n container.Notice, waits bool) error {
 	defer s.recovered("late")
 	if s.cfg.Late != nil {
-		s.cfg.Late(n)
+		return s.refused(n, s.cfg.Late(n, waits))
 	}
+	return nil
+}
+
+// refused is what the runtime is told of an error: nothing, unless it is ErrRefused.
+func (s *Source) refused(n container.Notice, err error) error {
+	if err == nil || errors.Is(err, ErrRefused) {
+		return err
+	}
+	s.cfg.Log.Warn("notice", "kind", n.Kind, "container", n.Identity.ID, "error", err)
+	return nil
+}
+
+func (s *Source) callInsist(n container.Notice) bool {
+	defer s.recovered("insist")
+	return s.cfg.Insist != nil && s.cfg.Insist(n)
 }
 
 // overflow is told by the queue from when to when it took nothing: a window in

@@ -128,7 +128,7 @@ func listen(t *testing.T, cfg Config) (*heard, *Source) {
 	if notify := cfg.Notify; notify == nil {
 		cfg.Notify = func(_ context.Context, n container.Notice) error { h.notices <- n; return nil }
 	}
-	cfg.Late = func(n container.Notice) { h.late <- n }
+	cfg.Late = func(n container.Notice, _ bool) error { h.late <- n; return nil }
 	cfg.Lost = func(from, to int64) { h.lost <- [2]int64{from, to} }
 	cfg.Synced = func() { h.synced <- struct{}{} }
 	s := New(cfg)
