@@ -143,12 +143,16 @@ var rules = map[string]rule{
 		},
 		modules: []string{"github.com/cilium/ebpf/ringbuf", "go.yaml.in/yaml/", "golang.org/x/sync/errgroup", "golang.org/x/sys/unix"},
 	},
+	"agent/pins": { // the kernel holds what it counts with
+		ours:    []string{"bpf"},
+		modules: []string{"github.com/cilium/ebpf", "golang.org/x/sys/unix"},
+	},
 	"agent/fdstore": { // the service manager holds what the kernel counts with
 		ours:    []string{"bpf"},
 		modules: []string{"golang.org/x/sys/unix"},
 	},
 	"plugin": {
-		ours:    []string{"agent", "agent/fdstore", "bpf/kernel", "bpf/policy", "evidence", "evidence/delivery", "evidence/export", "evidence/nodekey", "evidence/sign", "evidence/spool", "evidence/tlog", "evidence/trust", "evidence/verify", "evidence/witness"},
+		ours:    []string{"agent", "agent/fdstore", "agent/pins", "bpf/kernel", "bpf/policy", "evidence", "evidence/delivery", "evidence/export", "evidence/nodekey", "evidence/sign", "evidence/spool", "evidence/tlog", "evidence/trust", "evidence/verify", "evidence/witness"},
 		modules: []string{"github.com/coreos/go-systemd/v22/activation", "github.com/coreos/go-systemd/v22/daemon", "github.com/spf13/cobra", "golang.org/x/sys/unix"},
 	},
 }

@@ -284,7 +284,7 @@ func (a *Agent) listen() (err error) {
 		a.log.Warn("the hook socket that was kept is not gone on with", "err", err)
 		a.cfg.Keeper.Unkeep(keptHook)
 	}
-	if a.hooks, err = open(a.cfg.HookSocket); err != nil || a.cfg.Keeper == nil {
+	if a.hooks, err = open(a.cfg.HookSocket); err != nil || !a.cfg.KeepsSockets {
 		return err
 	}
 	return a.keepHook()

@@ -77,6 +77,9 @@ type Config struct {
 	BTF string `yaml:"btf"`
 	// Linger is how long links stay after their last container (30s).
 	Linger time.Duration `yaml:"linger"`
+	// KeepIn is a directory below a BPF file system: what counts is pinned there for
+	// the next agent, instead of with the service manager. Empty: not.
+	KeepIn string `yaml:"keepIn"`
 
 	// BPF sizes the kernel's maps.
 	BPF bpf.Options `yaml:"-"`
@@ -93,6 +96,8 @@ type Config struct {
 	// it held until now, by name. New takes it over.
 	Keeper probe.Keeper          `yaml:"-"`
 	Kept   map[string][]*os.File `yaml:"-"`
+	// KeepsSockets: the keeper can hold sockets, too.
+	KeepsSockets bool `yaml:"-"`
 	// Alive is called at every turn of the agent's own loop, for a watchdog.
 	Alive func()       `yaml:"-"`
 	Log   *slog.Logger `yaml:"-"`

@@ -14,13 +14,11 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"probity/agent"
-	"probity/agent/fdstore"
 	"probity/bpf/kernel"
 	"probity/evidence/spool"
 	"probity/evidence/verify"
@@ -61,8 +59,8 @@ if it is the default one.`,
 				return exitError{exitUsage, fmt.Errorf("--log-level: %w", err)}
 			}
 			cfg.Reread = read
-			hangup, stop := hangups()
-			defer stop()
+			hangup, deaf := hangups()
+			defer deaf()
 			cfg.Hangup = hangup
 			cfg.Version = versionString()
 			cfg.Log = slog.New(slog.NewTextHandler(c.errOut, &slog.HandlerOptions{Level: lvl}))
@@ -76,17 +74,17 @@ if it is the default one.`,
 			if interval, err := daemon.SdWatchdogEnabled(false); err == nil && interval > 0 {
 				cfg.Alive = func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog) }
 			}
-			if s := fdstore.FromEnv(cfg.Log.With("in", "fdstore")); s != nil {
-				cfg.Keeper, cfg.Kept = s, map[string][]*os.File{}
-				for _, f := range activation.Files(true) {
-					cfg.Kept[f.Name()] = append(cfg.Kept[f.Name()], f)
-				}
-			}
-			a, err := agent.New(cfg)
+			ended, err := keepFor(&cfg)
 			if err != nil {
 				return blind(err)
 			}
-			return blind(a.Run(cmd.Context()))
+			ctx, another, stop := replaced(cmd.Context())
+			defer stop()
+			a, err := agent.New(cfg)
+			if err == nil {
+				err = a.Run(ctx)
+			}
+			return blind(errors.Join(err, ended(err == nil && !another())))
 		},
 	}
 	f := cmd.Flags()
@@ -102,6 +100,7 @@ if it is the default one.`,
 	f.StringArrayVar(&flags.RuntimeStates, "runtime-state", nil, "`directory` with the states of runc's or crun's containers, or none; may be repeated (default /run/runc and /run/crun)")
 	f.StringVar(&flags.ContainerdAddress, "containerd-address", "", "`path` of containerd's socket (default /run/containerd/containerd.sock)")
 	f.StringVar(&flags.PodmanRoot, "podman-root", "", "`directory` of podman's storage (default /var/lib/containers/storage)")
+	f.StringVar(&flags.KeepIn, "keep-in", "", "`directory` below a BPF file system where what counts is pinned for the next agent, where no service manager holds it")
 	f.StringVar(&flags.BTF, "btf", "", "`file` with kernel types, or directory of archives, for kernels without /sys/kernel/btf/vmlinux")
 	f.DurationVar(&flags.Barrier, "barrier", 0, "hold a container's start at most this long (default 1.2s)")
 	f.DurationVar(&flags.Linger, "linger", 0, "keep probes of an image this long after its last container (default 30s)")
@@ -134,7 +133,7 @@ func override(cfg, flags agent.Config) agent.Config {
 	for _, p := range []struct{ into, from *string }{
 		{&cfg.Node, &flags.Node}, {&cfg.State, &flags.State}, {&cfg.Spool, &flags.Spool}, {&cfg.Policies, &flags.Policies},
 		{&cfg.HookSocket, &flags.HookSocket}, {&cfg.AdminSocket, &flags.AdminSocket},
-		{&cfg.ContainerdAddress, &flags.ContainerdAddress}, {&cfg.PodmanRoot, &flags.PodmanRoot}, {&cfg.BTF, &flags.BTF},
+		{&cfg.ContainerdAddress, &flags.ContainerdAddress}, {&cfg.PodmanRoot, &flags.PodmanRoot}, {&cfg.BTF, &flags.BTF}, {&cfg.KeepIn, &flags.KeepIn},
 	} {
 		if *p.from != "" {
 			*p.into = *p.from

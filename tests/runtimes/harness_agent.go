@@ -172,7 +172,13 @@ func (a *Agent) Kill(t T) {
 // Stop ends the agent with SIGTERM; it must exit 0.
 func (a *Agent) Stop(t T) {
 	t.Helper()
-	if err := a.server.stop(syscall.SIGTERM); err != nil {
+	a.End(t, syscall.SIGTERM)
+}
+
+// End ends the agent with a signal; it must exit 0.
+func (a *Agent) End(t T, signal syscall.Signal) {
+	t.Helper()
+	if err := a.server.stop(signal); err != nil {
 		t.Fatalf("%v\n%s", err, a.server.tail())
 	}
 	if a.server.err != nil {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,54 +17,102 @@ import (
 // The agent is killed, and what counts is held: what the program does before, while
 // there is no agent, and after, is all counted, and there is no gap.
 func TestKeptOverAKill(t *testing.T) {
-	const k = 40
-	orders := slices.Repeat([]string{"hello"}, k)
 	underEach(t, AgentOptions{Policies: []string{targetPolicy}, Store: true}, func(t *testing.T, d driver, a *Agent) {
-		targetImage(t, d)
-		c := d.start(t, targetName, "kept", slices.Concat(orders, []string{"wait", "goodbye"})...)
-		counted := func(n int) {
-			t.Helper()
-			a.WaitLine(t, func(e Evidence) bool {
-				o := e.Latest(c.id(), "fn", "hello")
-				return o != nil && o.State == evidence.Hit && int(*o.Count) == n
-			})
-		}
-		counted(k)
-		a.Kill(t)
-		c.exec(t, append([]string{"/bin/target"}, orders...)...)
-		a.Start(t)
-		d.attach(t, a)
-		counted(2 * k)
-		// And once more, after an end in order, as of a restart.
-		a.Stop(t)
-		c.exec(t, append([]string{"/bin/target"}, orders...)...)
-		a.Start(t)
-		d.attach(t, a)
-		counted(3 * k)
-		c.goOn(t, orders...)
-		if code := c.wait(t); code != 0 {
-			t.Errorf("exit code %d", code)
-		}
-		e := settled(t, a)
-		hello := want(t, e, c.id(), "fn", "hello", evidence.Hit, "", 4*k)
-		if !hello.Complete || !hello.Final || len(hello.Gaps) != 0 {
-			t.Errorf("%+v", hello)
-		}
-		want(t, e, c.id(), "fn", "goodbye", evidence.Hit, "", 1)
-		if never := want(t, e, c.id(), "fn", "never", evidence.ArmedNoHit, "", 0); !never.Complete || len(never.Gaps) != 0 {
-			t.Errorf("%+v", never)
-		}
-		if g := runGaps(e.GapsOf(c.id(), evidence.GapAgentDown)); len(g) != 0 {
-			t.Errorf("gaps of the run: %+v", g)
-		}
-		if cover := e.Cover(c.id()); !cover.Final || len(cover.GapReasons) != 0 {
-			t.Errorf("%+v", cover)
-		}
+		keptOverAKill(t, d, a, syscall.SIGTERM)
 		if names := strings.Join(a.store.names(), " "); !strings.Contains(names, "map-slots") || !strings.Contains(names, "file-") {
 			t.Errorf("held: %s", names)
 		}
-		a.Verify(t)
 	})
+}
+
+// The same where no service manager holds anything, and the kernel does. The end is told
+// apart: after SIGUSR2 another agent goes on, after SIGTERM nothing is left.
+func TestPinnedOverAKill(t *testing.T) {
+	d := drivers["podman"](t)
+	fs := d.scratch().mkdir(t, "bpf")
+	if err := syscall.Mount("bpf", fs, "bpf", 0, "mode=0700"); err != nil {
+		t.Fatalf("mount a BPF file system: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(fs, 0); err != nil {
+			t.Errorf("unmount %s: %v", fs, err)
+		}
+	})
+	pins := filepath.Join(fs, "probity")
+	a := StartAgent(t, d.agent(AgentOptions{Policies: []string{targetPolicy}, Args: []string{"--keep-in", pins}}))
+	d.attach(t, a)
+	keptOverAKill(t, d, a, syscall.SIGUSR2)
+	var names []string
+	for _, entry := range entries(t, pins) {
+		if entry.Name() == "hook" {
+			t.Error("a socket is pinned")
+		}
+		names = append(names, entry.Name())
+	}
+	if all := strings.Join(names, " "); !strings.Contains(all, "about") || !strings.Contains(all, "map-slots") || !strings.Contains(all, "file-") {
+		t.Errorf("pinned: %s", all)
+	}
+	a.Stop(t)
+	if left := entries(t, pins); len(left) != 0 {
+		t.Errorf("after the stop there is %v", left)
+	}
+	a.Start(t)
+}
+
+func entries(t *testing.T, dir string) []os.DirEntry {
+	t.Helper()
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// keptOverAKill has one container outlive two agents: one is killed, and one is ended.
+func keptOverAKill(t *testing.T, d driver, a *Agent, end syscall.Signal) {
+	const k = 40
+	orders := slices.Repeat([]string{"hello"}, k)
+	targetImage(t, d)
+	c := d.start(t, targetName, "kept", slices.Concat(orders, []string{"wait", "goodbye"})...)
+	counted := func(n int) {
+		t.Helper()
+		a.WaitLine(t, func(e Evidence) bool {
+			o := e.Latest(c.id(), "fn", "hello")
+			return o != nil && o.State == evidence.Hit && int(*o.Count) == n
+		})
+	}
+	counted(k)
+	a.Kill(t)
+	c.exec(t, append([]string{"/bin/target"}, orders...)...)
+	a.Start(t)
+	d.attach(t, a)
+	counted(2 * k)
+	// And once more, after an end in order, as of a restart.
+	a.End(t, end)
+	c.exec(t, append([]string{"/bin/target"}, orders...)...)
+	a.Start(t)
+	d.attach(t, a)
+	counted(3 * k)
+	c.goOn(t, orders...)
+	if code := c.wait(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	e := settled(t, a)
+	hello := want(t, e, c.id(), "fn", "hello", evidence.Hit, "", 4*k)
+	if !hello.Complete || !hello.Final || len(hello.Gaps) != 0 {
+		t.Errorf("%+v", hello)
+	}
+	want(t, e, c.id(), "fn", "goodbye", evidence.Hit, "", 1)
+	if never := want(t, e, c.id(), "fn", "never", evidence.ArmedNoHit, "", 0); !never.Complete || len(never.Gaps) != 0 {
+		t.Errorf("%+v", never)
+	}
+	if g := runGaps(e.GapsOf(c.id(), evidence.GapAgentDown)); len(g) != 0 {
+		t.Errorf("gaps of the run: %+v", g)
+	}
+	if cover := e.Cover(c.id()); !cover.Final || len(cover.GapReasons) != 0 {
+		t.Errorf("%+v", cover)
+	}
+	a.Verify(t)
 }
 
 // What was kept is let go of where it is not what the next agent would make, or nobody
