@@ -46,6 +46,7 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 		g.Go(func() error { return a.sweep(ctx) })
 	}
 	g.Go(func() error { return a.keptIsOver(ctx) })
+	g.Go(func() error { return a.pulse(ctx) })
 	g.Go(func() error { return a.health(ctx) })
 	g.Go(func() error { return a.patrol(ctx) })
 	g.Go(func() error { return a.catchingUp(ctx) })
