@@ -46,6 +46,16 @@ func (c *Containerd) Run(t T, spec Spec) *Container {
 // Create makes a pod and a container in it.
 func (c *Containerd) Create(t T, spec Spec) *Container {
 	t.Helper()
+	x, err := c.TryCreate(t, spec)
+	if err != nil {
+		t.Fatalf("create container %s: %v\n%s", spec.Name, err, c.server.tail())
+	}
+	return x
+}
+
+// TryCreate is Create for containers that may be refused.
+func (c *Containerd) TryCreate(t T, spec Spec) (*Container, error) {
+	t.Helper()
 	c.pods++
 	if spec.Namespace == "" {
 		spec.Namespace = "default"
@@ -93,9 +103,9 @@ func (c *Containerd) Create(t T, spec Spec) *Container {
 		},
 	})
 	if err != nil {
-		t.Fatalf("create container %s: %v\n%s", spec.Name, err, c.server.tail())
+		return nil, err
 	}
-	return &Container{ID: made.ContainerId, PodID: p.PodSandboxId, Spec: spec, c: c, log: filepath.Join(logs, "log")}
+	return &Container{ID: made.ContainerId, PodID: p.PodSandboxId, Spec: spec, c: c, log: filepath.Join(logs, "log")}, nil
 }
 
 // TryStart starts the container and returns the runtime's answer.

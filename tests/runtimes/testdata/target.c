@@ -3,6 +3,7 @@
  * a function to call, or
  *	wait		until the file /go is there
  *	go		make it
+ *	say		"said"
  *	touch		this program's own file
  *	copy		this program's file to /tool, and to /fast/tool where there is a /fast
  *	sparse		make /odd/sparse
@@ -134,6 +135,10 @@ int main(int argc, char **argv)
 			goodbye();
 		else if (!strcmp(argv[i], "locked"))
 			locked();
+		else if (!strcmp(argv[i], "say")) {
+			if (write(1, "said\n", 5) != 5)
+				return 1;
+		}
 		else if (!strcmp(argv[i], "wait"))
 			wait_for_go();
 		else if (!strcmp(argv[i], "touch"))
