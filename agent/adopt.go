@@ -258,15 +258,19 @@ type scanner struct {
 
 // state is a container's directory in a runtime's.
 type state struct {
+	dir     string // the runtime's
 	saved   oci.Saved
-	settled bool // told of, or nothing to tell: it is not looked at again
-	failed  bool // told that it can't be adopted
+	claim   *oci.Claim // nil: it could not be read
+	settled bool       // told of, or nothing to tell: it is not looked at again
+	failed  bool       // told that it can't be adopted
 }
 
 // look tells of each container that was not told of before: of those that were there at
-// the last look already, or of all.
+// the last look already, or of all. All states are read before any is believed.
 func (s *scanner) look(ctx context.Context, all bool) {
 	found := make(map[string]*state, len(s.seen))
+	var todo []*state
+	var claims []*oci.Claim
 	for _, dir := range s.a.cfg.RuntimeStates {
 		at := cgroup.BootTime()
 		states, err := oci.States(dir)
@@ -280,20 +284,36 @@ func (s *scanner) look(ctx context.Context, all bool) {
 			known := s.seen[path]
 			again := known != nil && known.saved == saved
 			if !again {
-				known = &state{saved: saved}
+				known = &state{dir: dir, saved: saved}
+			}
+			if known.claim == nil { // it could not be read yet
+				known.claim, _ = oci.ReadClaim(dir, saved.ID)
+			}
+			if known.claim != nil {
+				claims = append(claims, known.claim)
 			}
 			found[path] = known
-			if (all || again) && !known.settled && ctx.Err() == nil {
-				s.a.scan(ctx, dir, known)
+			if (all || again) && !known.settled {
+				todo = append(todo, known)
 			}
 		}
 	}
 	s.seen = found
+	if len(todo) == 0 {
+		return
+	}
+	held := oci.NewClaims(s.a.cfg.RuntimeStates, claims)
+	for _, x := range todo {
+		if ctx.Err() != nil {
+			return
+		}
+		s.a.scan(ctx, x, held)
+	}
 }
 
-func (a *Agent) scan(ctx context.Context, dir string, s *state) {
+func (a *Agent) scan(ctx context.Context, s *state, claims *oci.Claims) {
 	at := cgroup.BootTime()
-	n, err := oci.Existing(dir, s.saved.ID)
+	n, err := oci.Existing(s.dir, s.saved.ID, claims)
 	switch {
 	case err == nil || errors.Is(err, cgroup.ErrShared): // which is signed
 		s.settled = true
@@ -305,6 +325,6 @@ func (a *Agent) scan(ctx context.Context, dir string, s *state) {
 	case !s.failed:
 		s.failed = true
 		a.problem("a container that runs already is not adopted: %v", err)
-		a.witness.SourceMissed(oci.SourceOf(dir), at, cgroup.BootTime(), err.Error())
+		a.witness.SourceMissed(oci.SourceOf(s.dir), at, cgroup.BootTime(), err.Error())
 	}
 }

@@ -94,12 +94,14 @@ func States(dir string) ([]Saved, error) {
 //   - it was in the saved cgroup or below it, which is neither the root nor one
 //     that this process is in: that cgroup is the container's, also where init
 //     has moved further down since;
-//   - the bundle was as [Notice] wants it.
+//   - the bundle was as [Notice] wants it, and in no state directory;
+//   - no other state among the claims had that process or, of a container that was
+//     alive, that cgroup, one around it or one in it: who is whose would be a guess.
 //
 // Containers of engines that tell of them by other ways (containerd, CRI-O and
 // docker, whose daemons know the pod and the image) are [ErrNotHere].
-func Existing(dir, id string) (container.Notice, error) {
-	n, err := existing(dir, id)
+func Existing(dir, id string, claims *Claims) (container.Notice, error) {
+	n, err := existing(dir, id, claims)
 	if err != nil && !errors.Is(err, ErrSharedCgroup) {
 		return container.Notice{}, fmt.Errorf("container %s of %s: %w", id, dir, err)
 	}
@@ -115,7 +117,7 @@ func Existing(dir, id string) (container.Notice, error) {
 // ErrNotHere: another source tells of the container.
 var ErrNotHere = errors.New("another source tells of the container")
 
-func existing(dir, id string) (n container.Notice, err error) {
+func existing(dir, id string, claims *Claims) (n container.Notice, err error) {
 	d, err := openTrusted(path.Join(dir, id))
 	if err != nil {
 		return n, err
@@ -144,6 +146,9 @@ func existing(dir, id string) (n container.Notice, err error) {
 		return n, fmt.Errorf("%w: %w", ErrBundle, err)
 	}
 	defer bundle.Close()
+	if claims.holds(bundle.Name()) { // where names are containers', and not root's choice
+		return n, fmt.Errorf("%w: %s is in a state directory", ErrBundle, bundle.Name())
+	}
 	c, err := readConfig(bundle)
 	if err != nil {
 		return n, fmt.Errorf("%w: %w", ErrBundle, err)
@@ -164,8 +169,15 @@ func existing(dir, id string) (n container.Notice, err error) {
 	if err != nil {
 		return n, err
 	}
-	n.Identity.CgroupPath, n.Identity.CgroupID, err = fs.OfPidIn(s.pid, strings.TrimPrefix(s.cgroup, fs.Root))
+	if err := claims.check(d.Name(), s, fs.Root); err != nil {
+		return n, err
+	}
+	within := s.in(fs.Root)
+	n.Identity.CgroupPath, n.Identity.CgroupID, err = fs.OfPidIn(s.pid, within)
 	if errors.Is(err, ErrSharedCgroup) {
+		if _, _, own := fs.OfPid(s.pid); own == nil { // it shares none, but the one that is claimed is the agent's too
+			return container.Notice{}, fmt.Errorf("%w: its saved cgroup %s is around the agent too, and not the one that it is in", ErrPid, within)
+		}
 		n.Identity.CgroupPath, n.Identity.CgroupID, n.Identity.InitStart = "", 0, s.start
 	} else if err != nil {
 		return n, fmt.Errorf("%w: %w", ErrPid, err)

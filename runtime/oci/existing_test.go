@@ -79,7 +79,7 @@ func TestExisting(t *testing.T) {
 		if err != nil || !slices.Equal(ids(states), []string{"web"}) {
 			t.Fatalf("%s: %v, %v", runtime, states, err)
 		}
-		n, err := Existing(dir, "web")
+		n, err := Existing(dir, "web", nil)
 		if !errors.Is(err, ErrSharedCgroup) {
 			t.Fatal(err)
 		}
@@ -144,7 +144,7 @@ func TestExistingLies(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			dir := t.TempDir()
 			saveRunc(t, dir, s.Entered, s.bundle, test.change)
-			n, err := Existing(dir, "web")
+			n, err := Existing(dir, "web", nil)
 			if err == nil || test.want != errAny && !errors.Is(err, test.want) || test.want == errAny && errors.Is(err, ErrSharedCgroup) {
 				t.Errorf("error %v, want %v", err, test.want)
 			}
@@ -175,7 +175,7 @@ func TestExistingLies(t *testing.T) {
 		if err := c.change(); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Existing(dir, "web"); err == nil || errors.Is(err, ErrSharedCgroup) {
+		if _, err := Existing(dir, "web", nil); err == nil || errors.Is(err, ErrSharedCgroup) {
 			t.Errorf("a state that is %s: %v", c.what, err)
 		}
 	}
@@ -218,19 +218,19 @@ func TestExistingInItsCgroup(t *testing.T) {
 	for _, in := range []string{name, name + "/init.scope"} {
 		move(in)
 		for _, dir := range []string{dir, crun} {
-			n, err := Existing(dir, "web")
+			n, err := Existing(dir, "web", nil)
 			if err != nil || n.Identity.CgroupPath != name || n.Identity.CgroupID != st.Ino || n.Identity.InitStart != 0 {
 				t.Errorf("init in %s: cgroup %q, %d, %v; want %q, %d", in, n.Identity.CgroupPath, n.Identity.CgroupID, err, name, st.Ino)
 			}
 		}
 	}
 	saveRunc(t, dir, s.Entered, s.bundle, map[string]any{"cgroup_paths": map[string]string{"": mount + name + "/init"}})
-	if _, err := Existing(dir, "web"); !errors.Is(err, ErrPid) {
+	if _, err := Existing(dir, "web", nil); !errors.Is(err, ErrPid) {
 		t.Errorf("a cgroup whose name only begins alike: %v", err)
 	}
 	move(home)
 	saveRunc(t, dir, s.Entered, s.bundle, map[string]any{"cgroup_paths": map[string]string{"": mount + name}})
-	if n, err := Existing(dir, "web"); err == nil {
+	if n, err := Existing(dir, "web", nil); err == nil {
 		t.Errorf("init has left its cgroup: %+v", n)
 	}
 }

@@ -1,0 +1,64 @@
+package agent
+
+import (
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"probity/bpf"
+	"probity/evidence"
+	"probity/runtime/oci"
+	"probity/tests/need"
+)
+
+// saveState writes the state of a box as crun does, with a bundle beside it.
+func saveState(t *testing.T, b *box, dir, id string, pid int, cgroup string) {
+	t.Helper()
+	start, err := oci.StartTicks(pid)
+	must(t, err)
+	bundle := b.dir + "/bundle-" + id
+	must(t, os.MkdirAll(bundle, 0o755))
+	must(t, os.WriteFile(bundle+"/config.json", []byte(`{"ociVersion":"1.0.2","root":{"path":"rootfs"},"process":{"args":["target"],"cwd":"/"}}`), 0o644))
+	state, err := json.Marshal(map[string]any{"pid": pid, "process-start-time": start, "cgroup-path": cgroup, "bundle": bundle})
+	must(t, err)
+	must(t, os.MkdirAll(dir+"/"+id, 0o711))
+	must(t, os.WriteFile(dir+"/"+id+"/status", state, 0o600))
+}
+
+// All states are read before one is believed: of those that claim one process or one
+// cgroup, or one around another's, none is adopted, and it is signed. The others are.
+func TestContestedStates(t *testing.T) {
+	mount := need.Cgroup2(t)
+	in := func(b *box) string { return strings.TrimPrefix(b.cgroup, mount) }
+	dir, more := t.TempDir(), t.TempDir()
+	wide, inner, twin, alone := newBox(t, 1), newBox(t, 2), newBox(t, 1), newBox(t, 1)
+	pid := func(b *box) int { return b.cmd.Process.Pid }
+	// The one that is told of first in either directory is no more believed.
+	saveState(t, inner, dir, "b-inner", pid(inner), in(inner))
+	saveState(t, inner, more, "a-wide", pid(inner), in(inner)[:strings.LastIndex(in(inner), "/")])
+	saveState(t, wide, dir, "alone2", pid(wide), in(wide))
+	saveState(t, twin, dir, "twin", pid(twin), in(twin))
+	saveState(t, twin, more, "another-name", pid(twin), in(twin))
+	saveState(t, alone, dir, "alone", pid(alone), in(alone))
+	n := newNodeWith(t, Config{BPF: bpf.Options{}, RuntimeStates: []string{dir, more}}, wanted)
+	must(t, n.waitAdopted())
+	armed := map[string]bool{}
+	for _, l := range n.runs() {
+		armed[l.container] = true
+	}
+	if len(armed) != 2 || !armed["alone"] || !armed["alone2"] {
+		t.Errorf("adopted: %v", armed)
+	}
+	missed := map[string]bool{}
+	for _, g := range n.gapsOf(evidence.ScopeSource) {
+		for _, id := range []string{"b-inner", "a-wide", "twin", "another-name"} {
+			if g.Reason == evidence.GapRuntimeDisconnected && strings.Contains(g.Detail, "container "+id+" of ") && strings.Contains(g.Detail, "another container's saved state says so too") {
+				missed[id] = true
+			}
+		}
+	}
+	if len(missed) != 4 {
+		t.Errorf("signed: %v", missed)
+	}
+}
