@@ -55,10 +55,41 @@ func (a *Agent) adopting(ctx context.Context) error {
 			return nil
 		case n := <-a.adopt:
 			a.giveWay(ctx, mostGivenWay)
-			a.adoptOne(ctx, n)
-			a.end()
+			a.adoptWithin(ctx, n, turnFor)
 		}
 	}
+}
+
+// adoptWithin adopts a container, and returns after most at the latest: stores and root
+// file systems may never answer, which must cost the next one nothing. It goes on by
+// itself then. If that takes very long, or the agent stops before, it is signed that the
+// container runs unseen.
+func (a *Agent) adoptWithin(ctx context.Context, n container.Notice, most time.Duration) {
+	done := make(chan struct{})
+	go func() {
+		defer a.end()
+		defer close(done)
+		a.adoptOne(ctx, n)
+	}()
+	limit := time.NewTimer(most)
+	defer limit.Stop()
+	select {
+	case <-done:
+		return
+	case <-limit.C:
+	}
+	a.log.Warn("a container that ran already is not adopted yet", "container", n.Identity.ID, "after", most)
+	a.work.Go(func() {
+		late := time.NewTimer(stuckAfter)
+		defer late.Stop()
+		select {
+		case <-done:
+			return
+		case <-late.C:
+		case <-ctx.Done():
+		}
+		a.witness.SourceMissed(n.Source, n.At, cgroup.BootTime(), fmt.Sprintf("container %s, which ran already, was not adopted in all this time: its image or its files could not be read", n.Identity.ID))
+	})
 }
 
 // giveWay returns when no start is held, or after most.

@@ -13,7 +13,9 @@ import (
 	"probity/bpf"
 	"probity/evidence"
 	"probity/runtime/container"
+	"probity/runtime/image"
 	"probity/runtime/oci"
+	"probity/tests/need"
 )
 
 // existing is the notice of a box that a source finds running.
@@ -207,6 +209,29 @@ func TestStartBesideAdoptions(t *testing.T) {
 	obs, gaps := n.lines("c1")
 	if o := obs["hello"]; o.State != evidence.Hit || !o.Complete || len(gaps) != 0 {
 		t.Errorf("%+v, gaps %+v", o, gaps)
+	}
+}
+
+// A store that never answers costs the others little, and it is signed that its
+// container was not adopted.
+func TestAdoptionThatDoesNotComeBack(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	store := t.TempDir() // what is mounted in it is podman's affair
+	must(t, os.Mkdir(store+"/overlay-containers", 0o755))
+	need.DeadFUSE(t, store+"/overlay-containers")
+	n.finder = image.New(image.Config{ContainerdAddress: store + "/no.sock", PodmanRoot: store})
+	hung, other := newBox(t, 1), newBox(t, 1)
+	x := hung.existing("hung")
+	x.Identity.Runtime = container.Podman
+	n.notify(context.Background(), x, nil)
+	n.notify(context.Background(), other.existing("other"), nil)
+	until(t, func() bool {
+		l := n.runs()
+		return len(l) == 1 && l[0].container == "other" && l[0].isArmed()
+	})
+	gaps := n.gapsOf(evidence.ScopeSource)
+	if len(gaps) != 1 || gaps[0].Source != x.Source || !strings.Contains(gaps[0].Detail, "container hung, which ran already, was not adopted") {
+		t.Errorf("signed: %+v", gaps)
 	}
 }
 
