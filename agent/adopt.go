@@ -134,7 +134,7 @@ func (a *Agent) adoptOne(ctx context.Context, n container.Notice) {
 	}
 	if err != nil {
 		a.mu.Lock()
-		known := a.table.Known(n.Identity.ID)
+		known := a.table.Known(n.Identity.ID, n.Pid)
 		a.mu.Unlock()
 		if known {
 			return // who armed it watches it, and has seen its end if that is what it is

@@ -415,6 +415,25 @@ func TestLetGo(t *testing.T) {
 			}
 		})
 	}
+	// What one source's container was told is not taken for another's of the same id, and
+	// that one does not take it away.
+	t.Run("another container has the id", func(t *testing.T) {
+		n := newNode(t, bpf.Options{})
+		b, other := newBox(t, 1), newBox(t, 1)
+		c, x := b.notice("c1"), other.notice("c1")
+		x.Source = "nri:test"
+		n.late(c, true)
+		n.notify(context.Background(), x, yes)
+		n.notify(context.Background(), c, nil)
+		for _, l := range n.runs() {
+			<-l.armed
+			n.mu.Lock()
+			if letGo := l.released != 0; letGo != (l.notice.Source == c.Source) {
+				t.Errorf("of %s: let go %v", l.notice.Source, letGo)
+			}
+			n.mu.Unlock()
+		}
+	})
 	// An earlier life that was let go says nothing about this one.
 	t.Run("an earlier life", func(t *testing.T) {
 		n := newNode(t, bpf.Options{})

@@ -87,7 +87,7 @@ func (a *Agent) identify(ctx context.Context, n container.Notice) container.Imag
 	return a.finder.Identify(ctx, n)
 }
 
-// imageKey is a container as one source names it.
+// imageKey is a container as one source names it: another has others with its id.
 type imageKey struct{ source, id string }
 
 // maxKnown bounds the images that are remembered as looked at.

@@ -50,7 +50,7 @@ func (a *Agent) late(n container.Notice, waits bool) (refused string) {
 	if !known && waits && obeys(n) {
 		refused = a.mayRefuse(n.Identity, notInTime)
 	}
-	a.rememberLocked(n.Identity.ID, letGo{cgroup.BootTime(), refused})
+	a.rememberLocked(imageKey{n.Source, n.Identity.ID}, letGo{cgroup.BootTime(), refused})
 	a.mu.Unlock()
 	for _, l := range unheard {
 		a.witness.FailPolicy(l.id, false, "")
@@ -60,7 +60,7 @@ func (a *Agent) late(n container.Notice, waits bool) (refused string) {
 
 // rememberLocked keeps what was told until the notice comes, which may still be on
 // its way. With mu held.
-func (a *Agent) rememberLocked(id string, g letGo) {
+func (a *Agent) rememberLocked(of imageKey, g letGo) {
 	if len(a.letGo) >= maxLetGo {
 		for id, g := range a.letGo {
 			if g.at < cgroup.BootTime()-int64(time.Minute) { // it has come, or never will
@@ -68,7 +68,7 @@ func (a *Agent) rememberLocked(id string, g letGo) {
 			}
 		}
 	}
-	a.letGo[id] = g
+	a.letGo[of] = g
 }
 
 // maxLetGo is how many are remembered before old ones are forgotten.
@@ -77,8 +77,9 @@ const maxLetGo = 1024
 // takeLetGo returns what the container was told, if that was before this notice of
 // it was looked at, and nothing if it still waits. With mu held.
 func (a *Agent) takeLetGo(n container.Notice) letGo {
-	g := a.letGo[n.Identity.ID]
-	delete(a.letGo, n.Identity.ID)
+	of := imageKey{n.Source, n.Identity.ID}
+	g := a.letGo[of]
+	delete(a.letGo, of)
 	if g.at < n.At { // an earlier life of it
 		return letGo{}
 	}

@@ -9,7 +9,8 @@
 // nothing; it is not safe for concurrent use.
 //
 // It trusts the identity: two notices with one boot id, container id and
-// cgroup id are one run, whatever their sources call the runtime. Everything
+// cgroup id are one run, whatever their sources call the runtime; without a cgroup of
+// its own, those with one run id are. Everything
 // else about a notice it expects to be wrong: sources send them twice, late,
 // out of order or never, and the table ends in the same state. The end of a
 // run is never a notice; it is CgroupEmpty.

@@ -17,6 +17,7 @@ type Table struct {
 	order   []string          // ids in created, oldest first
 	sealed  recent[key]       // runs that have ended
 	removed recent[string]    // containers removed that were not created
+	ended   recent[process]   // of runs that have ended
 	lost    map[string]int64  // sources that are away, since when
 	stopped bool
 }
@@ -30,21 +31,30 @@ type entry struct {
 // key tells runs apart. A cgroup id is never used again while the machine
 // runs, so it needs no runtime beside it, and two sources that call the
 // runtime by two names speak of one run. Without a cgroup of its own the
-// runtime and init's pid must do.
+// run's id must do, which has when init started; init's pid if that is not known.
 type key struct {
 	boot, id string
 	cgroup   uint64
-	runtime  container.Runtime
+	run      string
 	pid      int
 }
 
-func keyOf(n container.Notice) key {
+func keyOf(run string, n container.Notice) key {
 	id := n.Identity
 	k := key{boot: id.BootID, id: id.ID, cgroup: id.CgroupID}
 	if k.cgroup == 0 {
-		k.runtime, k.pid = id.Runtime, n.Pid
+		k.run = run
+		if id.InitStart == 0 {
+			k.pid = n.Pid
+		}
 	}
 	return k
+}
+
+// process is a container's first process, of any life; 0 where it is not known.
+type process struct {
+	id  string
+	pid int
 }
 
 // Apply takes a notice.
@@ -96,7 +106,7 @@ func (t *Table) uncreate(id string) *Run {
 }
 
 func (t *Table) start(n container.Notice) []Action {
-	id, k := n.Identity.ID, keyOf(n)
+	id, k := n.Identity.ID, keyOf(n.Identity.RunID(), n)
 	e := t.byKey[k]
 	if e == nil {
 		// The same without a cgroup: it has no name of its own as a run.
@@ -141,7 +151,7 @@ func (t *Table) put(e *entry) {
 // asked to look finds out.
 func (t *Table) Left(runID string, id container.Identity, source string) []Action {
 	e := &entry{Run: Run{ID: runID, State: Left, Left: true, Notice: container.Notice{Source: source, Kind: container.Existing, Identity: id}}}
-	e.key = keyOf(e.Notice)
+	e.key = keyOf(runID, e.Notice)
 	if t.stopped || t.runs[runID] != nil || t.byKey[e.key] != nil || t.sealed.has(e.key) {
 		return nil
 	}
@@ -223,6 +233,7 @@ func (t *Table) seal(e *entry) []Action {
 	t.drop(e)
 	t.sealed.add(e.key, MaxSealed)
 	t.removed.add(e.key.id, MaxSealed) // what still comes about it is late
+	t.ended.add(process{e.key.id, e.Notice.Pid}, MaxSealed)
 	e.State = Sealed
 	return []Action{Seal{Run: e.Run, Final: true, At: e.Ended}, Forget{Run: e.Run}}
 }
@@ -292,9 +303,17 @@ func (t *Table) Stopping(at int64) []Action {
 	return actions
 }
 
-// Known reports whether the table has a run of the container, or had one not long
-// ago.
-func (t *Table) Known(id string) bool { return len(t.byID[id]) > 0 || t.removed.has(id) }
+// Known reports whether the table has a run of the container with that first process,
+// or had one not long ago. The id alone does not say so: others may have it, in another
+// namespace of containerd's or another state directory, and earlier lives had it.
+func (t *Table) Known(id string, pid int) bool {
+	for _, k := range t.byID[id] {
+		if p := t.byKey[*k].Notice.Pid; p == pid || p == 0 { // 0: an earlier agent's
+			return true
+		}
+	}
+	return t.ended.has(process{id, pid}) || t.ended.has(process{id, 0})
+}
 
 // Run returns the run with that id, if it is in the table.
 func (t *Table) Run(runID string) (Run, bool) {

@@ -291,6 +291,62 @@ func TestRunCarriesWhatArmedSaid(t *testing.T) {
 	}
 }
 
+// Of runs without a cgroup of their own an earlier agent may have left several of one
+// container: each is told apart, and has its own end.
+func TestLeftInASharedCgroup(t *testing.T) {
+	life := func(start uint64) container.Notice {
+		n := notice(container.Existing, "a", 0)
+		n.Identity.InitStart = start
+		return n
+	}
+	var table Table
+	for start := range uint64(3) {
+		id := life(start + 1).Identity
+		run := id.RunID()
+		id.InitStart = 0 // lines do not say it
+		if got := words(table.Left(run, id, "nri")); got != "look a/0" {
+			t.Errorf("life %d: %q", start+1, got)
+		}
+	}
+	if got := words(table.CgroupEmpty(life(1).Identity.RunID(), 9)); got != "seal a/0 final=true at=9, forget a/0" {
+		t.Errorf("the end of the first: %q", got)
+	}
+	if got := words(table.Apply(life(1))); got != "" {
+		t.Errorf("told of after its end: %q", got)
+	}
+	if got := words(table.Apply(life(2))); got != "look a/0, arm a/0" {
+		t.Errorf("the second runs on: %q", got)
+	}
+	if n := len(table.Runs()); n != 2 {
+		t.Errorf("%d in the table", n)
+	}
+}
+
+// Who has a container's id is not that container: another namespace has one too, or
+// it is another life of it.
+func TestKnown(t *testing.T) {
+	var table Table
+	known := func(pid int, want bool) {
+		t.Helper()
+		if table.Known("a", pid) != want || table.Known("b", pid) {
+			t.Errorf("pid %d: known %v", pid, !want)
+		}
+	}
+	table.Apply(notice(container.Removed, "a", 0)) // of one that nobody has armed
+	known(7, false)
+	table.Apply(notice(container.Starting, "a", 1))
+	known(7, true)
+	known(8, false)
+	table.Armed(runID("a", 1), true)
+	table.CgroupEmpty(runID("a", 1), 9)
+	known(7, true)
+	known(8, false)
+	table.Left(runID("a", 2), notice(container.Existing, "a", 2).Identity, "nri") // nobody knows its process
+	known(8, true)
+	table.CgroupEmpty(runID("a", 2), 10)
+	known(8, true)
+}
+
 func TestCreatedIsBounded(t *testing.T) {
 	var table Table
 	for i := range 3 * MaxCreated {
@@ -311,8 +367,8 @@ func TestMemoryOfTheEndIsBounded(t *testing.T) {
 		table.CgroupEmpty(runID(id, i+1), 1)
 		table.Apply(notice(container.Removed, id, 0))
 	}
-	if n, m := len(table.sealed.at), len(table.removed.at); n != MaxSealed || m != MaxSealed {
-		t.Errorf("%d sealed, %d removed are remembered", n, m)
+	if n, m := len(table.sealed.at), len(table.removed.at); n != MaxSealed || m != MaxSealed || len(table.ended.at) != MaxSealed {
+		t.Errorf("%d sealed, %d removed, %d ended are remembered", n, m, len(table.ended.at))
 	}
 	if n := len(table.runs) + len(table.byKey) + len(table.byID) + len(table.created) + len(table.order); n != 0 {
 		t.Errorf("%d entries left", n)
