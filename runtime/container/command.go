@@ -7,7 +7,7 @@ import "strings"
 // be secrets. The zero value knows nothing.
 type Command struct {
 	Arg0 string // a path, or a name for $PATH
-	Path string // the container's $PATH; "" also where it has several, or none
+	Path string // the container's $PATH; "" also where it has none
 	Dir  string // the working directory
 }
 
@@ -15,22 +15,17 @@ type Command struct {
 const MaxPATH = 16 << 10
 
 // CommandOf takes what is needed of a process's arguments and environment. What
-// is past the bounds, or could mean two things, is left out: whoever starts a
-// container does not get it out of sight by giving it a long command.
+// is past the bounds is left out: whoever starts a container does not get it out
+// of sight by giving it a long command. Of several $PATHs the last is taken, as
+// runc and crun do; CRI-O gives each container two, its own and the image's.
 func CommandOf(args, env []string, dir string) (c Command) {
 	if len(args) > 0 {
 		c.Arg0 = bounded(args[0], MaxPath)
 	}
 	c.Dir = bounded(dir, MaxPath)
-	found := false
 	for _, e := range env {
-		v, ok := strings.CutPrefix(e, "PATH=")
-		if ok && found && v != c.Path {
-			c.Path = "" // runtimes differ in which of them they take
-			break
-		}
-		if ok {
-			c.Path, found = bounded(v, MaxPATH), true
+		if v, ok := strings.CutPrefix(e, "PATH="); ok {
+			c.Path = bounded(v, MaxPATH)
 		}
 	}
 	return c

@@ -156,7 +156,7 @@ func TestAdoptedPlainRunc(t *testing.T) {
 	states, bundle := s.mkdir(t, "runc"), s.mkdir(t, "bundle")
 	s.mkdir(t, "bundle/rootfs/bin")
 	Compile(t, s.Path("bundle/rootfs/bin/target"), "-static", "-O2", "testdata/target.c")
-	s.write(t, "bundle/config.json", fmt.Sprintf(`{"ociVersion":"1.0.2","process":{"user":{"uid":0,"gid":0},"args":["/bin/target","hello","wait","hello","goodbye"],"env":["PATH=/bin"],"cwd":"/"},
+	s.write(t, "bundle/config.json", fmt.Sprintf(`{"ociVersion":"1.0.2","process":{"user":{"uid":0,"gid":0},"args":["target","hello","wait","hello","goodbye"],"env":["PATH=/sbin","PATH=/bin"],"cwd":"/"},
 "root":{"path":"rootfs"},"annotations":{"bundle":"/of/an/annotation"},"mounts":[{"destination":"/proc","type":"proc","source":"proc"}],
 "linux":{"cgroupsPath":%q,"namespaces":[{"type":"mount"},{"type":"pid"},{"type":"ipc"}]}}`, s.Cgroup+"/plain"))
 	try := func(args ...string) error {
@@ -183,7 +183,7 @@ func TestAdoptedPlainRunc(t *testing.T) {
 	t.Cleanup(func() { _ = try("delete", "--force", "plain") })
 	a := StartAgent(t, AgentOptions{Policies: []string{strings.Replace(targetPolicy, `select:
   images: ["localhost/target*"]
-`, "", 1)}, States: []string{states}})
+`, "", 1) + "  - {id: named, type: uprobe, program: target, symbols: [hello]}\n"}, States: []string{states}})
 	a.WaitLine(t, func(e Evidence) bool {
 		return slices.ContainsFunc(e.GapsOf("plain", evidence.GapAdopted), func(g *evidence.Gap) bool { return !g.To.IsZero() })
 	})
@@ -193,6 +193,13 @@ func TestAdoptedPlainRunc(t *testing.T) {
 	want(t, e, "plain", "fn", "hello", evidence.Hit, "", 1)
 	want(t, e, "plain", "fn", "goodbye", evidence.Hit, "", 1)
 	want(t, e, "plain", "fn", "never", evidence.Partial, "", 0)
+	// Of two $PATHs, as CRI-O gives each container, the last: so did runc find it.
+	want(t, e, "plain", "named", "hello", evidence.Hit, "", 1)
+	for _, p := range e.Cover("plain").Probes {
+		if p.ProbeID == "named" && !p.SearchComplete {
+			t.Errorf("%+v", p)
+		}
+	}
 	if c := e.Cover("plain"); !c.Final || c.Runtime != "runc" || c.ContainerName != "plain" || c.Source != "state:"+states || c.CgroupPath != s.Cgroup+"/plain" {
 		t.Errorf("coverage %+v", c)
 	}
