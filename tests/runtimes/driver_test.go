@@ -93,10 +93,31 @@ func (r criRan) goOn(t *testing.T, orders ...string) {
 	}
 }
 
+type crioDriver struct{ *CRIO }
+
+func (d crioDriver) agent(o AgentOptions) AgentOptions {
+	o.NRISockets, o.PodmanRoot, o.States = []string{d.NRISocket}, d.Root, []string{d.States}
+	return o
+}
+func (d crioDriver) attach(t *testing.T, a *Agent)     { a.WaitSources(t) }
+func (d crioDriver) scratch() *Scratch                 { return d.Scratch }
+func (d crioDriver) load(t *testing.T, archive string) { d.Load(t, archive) }
+func (d crioDriver) runtime() string                   { return "cri-o" }
+
+func (d crioDriver) start(t *testing.T, image, name string, args ...string) ran {
+	return criRan{d.Run(t, Spec{Image: image, Name: name, Args: args, PodLabels: map[string]string{"app": "probity-test"}})}
+}
+
 // drivers are the runtimes that every scenario runs under.
 var drivers = map[string]func(*testing.T) driver{
 	"podman":     func(t *testing.T) driver { return podmanDriver{NewPodman(t)} },
 	"containerd": func(t *testing.T) driver { return containerdDriver{StartContainerd(t)} },
+}
+
+func init() {
+	if hasCRIO() {
+		drivers["cri-o"] = func(t *testing.T) driver { return crioDriver{StartCRIO(t)} }
+	}
 }
 
 // underEach runs a scenario under each runtime, with an agent and its policy.

@@ -1,18 +1,13 @@
 package runtimes
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"probity/tests/need"
@@ -25,17 +20,10 @@ const pauseImage = "localhost/probity-pause:latest"
 // Containerd is a containerd of our own: its root, state, sockets and
 // configuration are in the scratch directory.
 type Containerd struct {
-	Scratch   *Scratch
-	Address   string // of the containerd and CRI socket
-	NRISocket string
+	criServer
 
-	tools   need.ContainerdTools
-	config  string
-	server  *process
-	conn    *grpc.ClientConn
-	runtime cri.RuntimeServiceClient
-	images  cri.ImageServiceClient
-	pods    int
+	tools  need.ContainerdTools
+	config string
 }
 
 // StartContainerd starts one for a test, which needs root, runc and a built
@@ -51,29 +39,26 @@ func StartContainerd(t testing.TB) *Containerd {
 func OpenContainerd(t T, s *Scratch, tools need.ContainerdTools, pause string) *Containerd {
 	t.Helper()
 	dir := s.mkdir(t, "containerd")
-	c := &Containerd{
-		Scratch:   s,
-		Address:   filepath.Join(dir, "containerd.sock"),
-		NRISocket: filepath.Join(s.mkdir(t, "nri"), "nri.sock"),
-		tools:     tools,
-	}
+	c := &Containerd{tools: tools}
+	c.criServer = newCRIServer(t, s, "containerd", filepath.Join(dir, "containerd.sock"))
 	c.config = s.write(t, "containerd.toml", c.toml(dir))
-	conn, err := grpc.NewClient("unix:"+c.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatalf("containerd: %v", err)
+	c.program = func() *exec.Cmd {
+		cmd := exec.Command(tools.Containerd, "--config", c.config)
+		// The shim is looked for in PATH, and asks for runc there.
+		cmd.Env = append(os.Environ(), "PATH="+tools.Dir+":"+filepath.Dir(runc())+":"+os.Getenv("PATH"))
+		return cmd
 	}
-	c.conn, c.runtime, c.images = conn, cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
-	t.Cleanup(func() {
-		if err := c.close(); err != nil {
-			t.Errorf("containerd: %v", err)
-		}
-	})
-	c.start(t)
+	c.begin(t)
+	c.Load(t, pauseArchive(t, s, pause))
+	return c
+}
 
+// pauseArchive makes the sandbox image of a C file.
+func pauseArchive(t T, s *Scratch, pause string) string {
+	t.Helper()
 	Compile(t, s.Path("pause"), "-static", "-s", pause)
 	archive, _ := BuildImage(t, s, pauseImage, []string{"/pause"}, HostFile(t, s.Path("pause"), "/pause"))
-	c.Load(t, archive)
-	return c
+	return archive
 }
 
 // toml is the configuration: nothing outside dir, no CNI, and what a
@@ -138,68 +123,6 @@ func runc() string {
 	return "runc"
 }
 
-// start starts the server and waits until CRI answers.
-func (c *Containerd) start(t T) {
-	t.Helper()
-	cmd := exec.Command(c.tools.Containerd, "--config", c.config)
-	// The shim is looked for in PATH, and asks for runc there.
-	cmd.Env = append(os.Environ(), "PATH="+c.tools.Dir+":"+filepath.Dir(runc())+":"+os.Getenv("PATH"))
-	server, err := start("containerd", c.Scratch.Path("containerd.log"), cmd)
-	if err != nil {
-		t.Fatalf("%v", err)
-	}
-	c.server = server
-	ctx, cancel := within(t, Patience)
-	defer cancel()
-	for ctx.Err() == nil {
-		try, done := context.WithTimeout(ctx, time.Second)
-		_, err = c.runtime.Version(try, &cri.VersionRequest{}, grpc.WaitForReady(true))
-		done()
-		if err == nil {
-			return
-		}
-		select {
-		case <-server.done:
-			t.Fatalf("containerd ended: %v\n%s", server.err, server.tail())
-		default:
-		}
-		c.conn.ResetConnectBackoff()
-	}
-	t.Fatalf("containerd does not answer: %v\n%s", err, server.tail())
-}
-
-// Restart stops and starts the server; containers keep running meanwhile.
-func (c *Containerd) Restart(t T) {
-	t.Helper()
-	c.Stop(t)
-	c.start(t)
-}
-
-// Stop stops the server alone; Start brings it back.
-func (c *Containerd) Stop(t T) {
-	t.Helper()
-	if err := c.server.stop(syscall.SIGTERM); err != nil {
-		t.Fatalf("%v\n%s", err, c.server.tail())
-	}
-}
-
-// Kill ends the server with SIGKILL; containers and shims stay.
-func (c *Containerd) Kill(t T) {
-	t.Helper()
-	if err := c.server.stop(syscall.SIGKILL); err != nil {
-		t.Fatalf("%v", err)
-	}
-}
-
-// Start starts the server after Stop or Kill.
-func (c *Containerd) Start(t T) {
-	t.Helper()
-	c.start(t)
-}
-
-// Log returns the path of the server's log.
-func (c *Containerd) Log() string { return c.server.log }
-
 // Ctr runs the ctr tool in CRI's namespace and returns its output.
 func (c *Containerd) Ctr(t T, args ...string) string {
 	t.Helper()
@@ -243,33 +166,4 @@ func (c *Containerd) Digest(t T, name string) string {
 	}
 	t.Fatalf("containerd has no image %s", name)
 	return ""
-}
-
-// close removes all pods and stops the server.
-func (c *Containerd) close() error {
-	if c.server == nil {
-		return c.conn.Close()
-	}
-	defer c.conn.Close()
-	ctx, cancel := within(nil, Patience)
-	defer cancel()
-	select {
-	case <-c.server.done: // a test left it stopped: sweep ends the rest
-		return nil
-	default:
-	}
-	list, err := c.runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
-	if err == nil {
-		for _, pod := range list.Items {
-			if _, e := c.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: pod.Id}); e != nil {
-				err = fmt.Errorf("stop pod %s: %w", pod.Id, e)
-			} else if _, e := c.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod.Id}); e != nil {
-				err = fmt.Errorf("remove pod %s: %w", pod.Id, e)
-			}
-		}
-	}
-	if e := c.server.stop(syscall.SIGTERM); e != nil {
-		err = e
-	}
-	return err
 }

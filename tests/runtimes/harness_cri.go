@@ -31,12 +31,12 @@ type Container struct {
 	PodID string
 	Spec  Spec
 
-	c   *Containerd
+	c   *criServer
 	log string
 }
 
 // Run makes a pod and a container in it, and starts the container.
-func (c *Containerd) Run(t T, spec Spec) *Container {
+func (c *criServer) Run(t T, spec Spec) *Container {
 	t.Helper()
 	x := c.Create(t, spec)
 	x.Start(t)
@@ -44,7 +44,7 @@ func (c *Containerd) Run(t T, spec Spec) *Container {
 }
 
 // Create makes a pod and a container in it.
-func (c *Containerd) Create(t T, spec Spec) *Container {
+func (c *criServer) Create(t T, spec Spec) *Container {
 	t.Helper()
 	x, err := c.TryCreate(t, spec)
 	if err != nil {
@@ -75,7 +75,7 @@ func (c *Containerd) TryCreate(t T, spec Spec) (*Container, error) {
 		LogDirectory: logs,
 		Labels:       spec.PodLabels,
 		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent:    c.Scratch.Cgroup,
+			CgroupParent:    c.parent,
 			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: ns},
 		},
 	}
@@ -90,12 +90,16 @@ func (c *Containerd) TryCreate(t T, spec Spec) (*Container, error) {
 		SandboxConfig: pod,
 		Config: &cri.ContainerConfig{
 			Metadata:    &cri.ContainerMetadata{Name: spec.Name},
-			Image:       &cri.ImageSpec{Image: spec.Image},
+			Image:       &cri.ImageSpec{Image: spec.Image, UserSpecifiedImage: spec.Image},
 			Command:     spec.Command,
 			Args:        spec.Args,
 			Mounts:      spec.Mounts,
 			Annotations: spec.Annotations,
 			LogPath:     "log",
+			Labels: map[string]string{ // as the kubelet has them
+				"io.kubernetes.container.name": spec.Name,
+				"io.kubernetes.pod.name":       pod.Metadata.Name, "io.kubernetes.pod.namespace": spec.Namespace, "io.kubernetes.pod.uid": spec.UID,
+			},
 			Linux: &cri.LinuxContainerConfig{
 				Resources:       &cri.LinuxContainerResources{},
 				SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: ns},
