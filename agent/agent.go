@@ -328,7 +328,11 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	} else {
 		keeping <- nil
 	}
-	a.recover()
+	if rerr := a.recover(ctx); rerr != nil {
+		a.log.Info("ended before it was ready", "err", rerr)
+		stopSpool()
+		return errors.Join(<-spoolDone, <-keeping, a.Close())
+	}
 
 	g, gctx := errgroup.WithContext(ctx)
 	a.serve(g, gctx)

@@ -88,6 +88,9 @@ type Config struct {
 	Version string `yaml:"-"`
 	// Ready is called once every source has been started.
 	Ready func() `yaml:"-"`
+	// Starting is called at least once for each chunk of the spool that is read before
+	// Ready, of which there may be many.
+	Starting func() `yaml:"-"`
 	// Reread reads the configuration again, for a reload.
 	Reread func() (Config, error) `yaml:"-"`
 	// Hangup asks for a reload, as SIGHUP does.
@@ -223,7 +226,7 @@ func (c Config) WithDefaults() (Config, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	for _, f := range []*func(){&c.Ready, &c.Alive} {
+	for _, f := range []*func(){&c.Ready, &c.Starting, &c.Alive} {
 		if *f == nil {
 			*f = func() {}
 		}

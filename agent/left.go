@@ -81,8 +81,9 @@ func (a *Agent) leave(r spool.OpenRun) (endedKept *left) {
 	return nil
 }
 
-// endKeptRuns seals runs that have ended while what counts was kept.
-func (a *Agent) endKeptRuns(ended ...*left) {
+// endKeptRuns seals runs that have ended while what counts was kept. If ctx ends before
+// their last lines are read it leaves them to the next agent.
+func (a *Agent) endKeptRuns(ctx context.Context, progress func(), ended ...*left) {
 	if len(ended) == 0 {
 		return
 	}
@@ -90,7 +91,10 @@ func (a *Agent) endKeptRuns(ended ...*left) {
 	for _, x := range ended {
 		runs[x.Coverage.RunID] = true
 	}
-	last, err := spool.LastLines(a.cfg.Spool, a.key(), runs)
+	last, err := spool.LastLines(ctx, a.cfg.Spool, a.key(), runs, progress)
+	if err != nil && ctx.Err() != nil {
+		return
+	}
 	if err != nil {
 		a.problem("what was counted while there was no agent is not in lines: %v", err)
 	}
@@ -111,7 +115,7 @@ func (a *Agent) watchLeft(x *left) {
 		kept := x.kept
 		a.mu.Unlock()
 		if kept {
-			a.endKeptRuns(x)
+			a.endKeptRuns(x.ctx, nil, x)
 		} else {
 			a.endLeft(x, nil, cgroup.BootTime())
 		}

@@ -20,6 +20,12 @@ import (
 // The machine stopped without warning while an agent ran: what it had kept is
 // published, and from then on until the next agent there is a gap.
 func TestPowerLoss(t *testing.T) {
+	t.Run("and then an agent", func(t *testing.T) { powerLoss(t, false) })
+	// One that is stopped while it reads the spool takes nothing away from the next.
+	t.Run("and then one that is not let start", func(t *testing.T) { powerLoss(t, true) })
+}
+
+func powerLoss(t *testing.T, stopped bool) {
 	need.BPF(t)
 	dir := t.TempDir()
 	state, before, after := dir+"/before", evidence.TimeOf(time.Now()), dir+"/after"
@@ -46,18 +52,25 @@ func TestPowerLoss(t *testing.T) {
 	must(t, s.Close())
 
 	must(t, os.Mkdir(dir+"/policies.d", 0o755))
-	ready := make(chan struct{})
-	a, err := New(Config{
-		Node: "test", State: after, Spool: after + "/spool", Policies: dir + "/policies.d", HookSocket: "none", AdminSocket: dir + "/admin.sock",
-		NRISockets: []string{"none"}, ContainerdAddress: dir + "/no.sock", PodmanRoot: dir + "/no", Version: "test", Ready: func() { close(ready) },
-	})
-	must(t, err)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- a.Run(ctx) }()
-	<-ready
-	cancel()
-	must(t, <-done)
+	run := func(starting, ready func(stop func())) {
+		t.Helper()
+		ctx, stop := context.WithCancel(context.Background())
+		defer stop()
+		a, err := New(Config{
+			Node: "test", State: after, Spool: after + "/spool", Policies: dir + "/policies.d", HookSocket: "none", AdminSocket: dir + "/admin.sock",
+			NRISockets: []string{"none"}, ContainerdAddress: dir + "/no.sock", PodmanRoot: dir + "/no", Version: "test",
+			Starting: func() { starting(stop) }, Ready: func() { ready(stop) },
+		})
+		must(t, err)
+		must(t, a.Run(ctx))
+	}
+	if stopped {
+		run(func(stop func()) { stop() }, func(stop func()) {
+			stop()
+			t.Error("it was ready")
+		})
+	}
+	run(func(func()) {}, func(stop func()) { stop() })
 	rep, err := verify.Path(t.Context(), []string{filepath.Join(after, "spool")}, signer.Public(), verify.Options{})
 	must(t, err)
 	if !rep.Sound() {
@@ -65,17 +78,23 @@ func TestPowerLoss(t *testing.T) {
 	}
 	schemas.Spool(t, filepath.Join(after, "spool"))
 	found := map[string]bool{}
-	var power []verify.GapRow
+	var power, down []verify.GapRow
 	for _, g := range rep.Gaps {
 		found[g.GapID] = true
 		if g.Reason == evidence.GapPowerLoss {
 			power = append(power, g)
+		}
+		if g.Reason == evidence.GapAgentDown && g.Scope == evidence.ScopeNode && !g.To.IsZero() {
+			down = append(down, g)
 		}
 	}
 	if !found["published"] || !found["kept"] || found["lost"] {
 		t.Errorf("gaps %v", found)
 	}
 	if len(power) != 1 || power[0].Scope != evidence.ScopeNode || !power[0].Count.Unknowable || power[0].From.Std().After(kept.Std()) || power[0].From.Std().Before(before.Std()) || !power[0].To.Std().After(kept.Std()) {
-		t.Errorf("powerLoss: %+v; kept until %v", power, kept)
+		t.Fatalf("powerLoss: %+v; kept until %v", power, kept)
+	}
+	if len(down) != 1 || down[0].From.Std().After(power[0].To.Std()) {
+		t.Errorf("agentDown: %+v, which leaves a time out after %+v", down, power)
 	}
 }

@@ -296,9 +296,14 @@ func (a *Agent) sweep(ctx context.Context) error {
 
 // recover signs what the spool of an earlier agent leaves open: nothing is
 // known of those runs since their last line, and of containers that lived
-// wholly in the time without an agent nothing at all.
-func (a *Agent) recover() {
-	found, err := spool.Recover(a.cfg.Spool, a.key())
+// wholly in the time without an agent nothing at all. If ctx ends before the spool is
+// read it signs what the next agent could not find, and returns that error.
+func (a *Agent) recover(ctx context.Context) error {
+	found, err := spool.Recover(ctx, a.cfg.Spool, a.key(), a.cfg.Starting)
+	if err != nil && ctx.Err() != nil {
+		a.signPowerLoss() // the next agent would not know of it
+		return err
+	}
 	if err != nil {
 		a.problem("the spool that was found: %v", err)
 	}
@@ -325,12 +330,7 @@ func (a *Agent) recover() {
 		}
 		a.signNode(gap, func(g *evidence.Gap, now evidence.Time) { g.To = later(g.From, now) })
 	}
-	if from, lost := a.spool.PowerLoss(); lost {
-		a.signNode(&evidence.Gap{
-			GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapPowerLoss, From: from, Count: evidence.Loss{Unknowable: true},
-			Detail: "the last agent was in another boot and did not end in order: what it had not written yet went with the machine",
-		}, func(g *evidence.Gap, now evidence.Time) { g.To = later(g.From, now) })
-	}
+	a.signPowerLoss()
 	defer a.spool.Seal() // this must not wait for more
 	var ended []*left
 	for _, r := range found.Runs {
@@ -342,8 +342,19 @@ func (a *Agent) recover() {
 			ended = append(ended, x)
 		}
 	}
-	a.endKeptRuns(ended...)
+	a.endKeptRuns(ctx, a.cfg.Starting, ended...)
 	a.unmark()
+	return nil
+}
+
+// signPowerLoss signs what went with the machine, if an earlier agent did.
+func (a *Agent) signPowerLoss() {
+	if from, lost := a.spool.PowerLoss(); lost {
+		a.signNode(&evidence.Gap{
+			GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapPowerLoss, From: from, Count: evidence.Loss{Unknowable: true},
+			Detail: "the last agent was in another boot and did not end in order: what it had not written yet went with the machine",
+		}, func(g *evidence.Gap, now evidence.Time) { g.To = later(g.From, now) })
+	}
 }
 
 // signNode hands a gap of the node to the spool, completed with the time.

@@ -71,6 +71,7 @@ if it is the default one.`,
 					cfg.Log.Warn("the service manager was not told", "err", err)
 				}
 			}
+			cfg.Starting = extend()
 			if interval, err := daemon.SdWatchdogEnabled(false); err == nil && interval > 0 {
 				cfg.Alive = func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog) }
 			}
@@ -151,6 +152,18 @@ func override(cfg, flags agent.Config) agent.Config {
 		}
 	}
 	return cfg
+}
+
+// extend returns what asks the service manager for more time to start, once a second at
+// most: it ends one that takes longer than TimeoutStartSec=.
+func extend() func() {
+	var last time.Time
+	return func() {
+		if now := time.Now(); now.Sub(last) >= time.Second {
+			last = now
+			_, _ = daemon.SdNotify(false, "EXTEND_TIMEOUT_USEC=30000000")
+		}
+	}
 }
 
 func (c *cli) status() *cobra.Command {

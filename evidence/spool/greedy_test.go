@@ -48,7 +48,7 @@ func TestGreedyGoesFirst(t *testing.T) {
 				if restart && i == rounds/2 {
 					must(t, s.Close())
 					s = n.open(t)
-					found, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+					found, err := spool.Recover(t.Context(), n.cfg.Dir, n.signer.Public(), nil)
 					must(t, err)
 					s.Account(found)
 				}

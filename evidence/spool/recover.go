@@ -3,6 +3,7 @@ package spool
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -76,7 +77,32 @@ type Found struct {
 // that do not, or that could not be read, and leaves the rest of the result valid;
 // with any other error the spool could not be listed. A spool that is not there
 // yet has nothing.
-func Recover(dir string, keys sign.Keys) (Found, error) {
+//
+// It reads the whole spool, which may take long: progress is called for each chunk, if
+// it is not nil. If ctx ends before, nothing is found, and the error is ctx's.
+func Recover(ctx context.Context, dir string, keys sign.Keys, progress func()) (Found, error) {
+	r := newRecovery()
+	var bad []error
+	err := eachChunk(ctx, dir, keys, progress, func(c *verify.Chunk) error {
+		r.reach(c.Header.Clock.Wall)
+		r.hold(c)
+		for _, l := range c.Lines {
+			r.see(c.Header, l)
+		}
+		r.letGo()
+		return nil
+	}, func(err error) { bad = append(bad, fmt.Errorf("%w: %w", ErrUnsound, err)) })
+	if err != nil {
+		return Found{}, fmt.Errorf("recover spool: %w", err)
+	}
+	return Found{Runs: r.open(), Until: r.until, Stopped: r.stopped, held: r.held}, errors.Join(bad...)
+}
+
+// eachChunk reads the chunks of a spool, oldest first, and hands over those that are
+// sound and under their own names; unsound is told why another is not, or could not be
+// read. A spool that is not there has none, nor has it those that a shipper removes
+// meanwhile. An error is ctx's, of the listing, or sound's.
+func eachChunk(ctx context.Context, dir string, keys sign.Keys, progress func(), sound func(*verify.Chunk) error, unsound func(error)) error {
 	ready := filepath.Join(dir, ReadyDir)
 	var names []string
 	err := filepath.WalkDir(ready, func(path string, e fs.DirEntry, err error) error {
@@ -88,40 +114,41 @@ func Recover(dir string, keys sign.Keys) (Found, error) {
 		case e.Type().IsRegular():
 			names = append(names, path)
 		}
-		return nil
+		return ctx.Err()
 	})
 	if err != nil {
-		return Found{}, fmt.Errorf("recover spool: %w", err)
+		return err
 	}
 	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(filepath.Base(a), filepath.Base(b)) })
-	r := newRecovery()
-	var unsound []error
 	for _, path := range names {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if progress != nil {
+			progress()
+		}
 		data, err := readBounded(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // a shipper removed it
 		}
 		if err != nil {
-			unsound = append(unsound, fmt.Errorf("%w: %w", ErrUnsound, err))
+			unsound(err)
 			continue
 		}
 		c, findings := verify.Bytes(path, data, keys)
 		if c == nil {
-			unsound = append(unsound, fmt.Errorf("%w: %s", ErrUnsound, findings[0]))
+			unsound(fmt.Errorf("%s", findings[0]))
 			continue
 		}
 		if path != filepath.Join(ready, filepath.FromSlash(evidence.ChunkPath(c.Header.Chunk))) {
-			unsound = append(unsound, fmt.Errorf("%w: %s: not the name of its chunk, %s", ErrUnsound, path, c.Header.Chunk))
+			unsound(fmt.Errorf("%s: not the name of its chunk, %s", path, c.Header.Chunk))
 			continue
 		}
-		r.reach(c.Header.Clock.Wall)
-		r.hold(c)
-		for _, l := range c.Lines {
-			r.see(c.Header, l)
+		if err := sound(c); err != nil {
+			return err
 		}
-		r.letGo()
 	}
-	return Found{Runs: r.open(), Until: r.until, Stopped: r.stopped, held: r.held}, errors.Join(unsound...)
+	return nil
 }
 
 // ErrUnsound is wrapped for each chunk in the spool that does not count.

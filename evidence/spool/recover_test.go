@@ -1,6 +1,7 @@
 package spool_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -20,7 +21,7 @@ func agentDown(run int, id string, from evidence.Time, to evidence.Time) func(ev
 
 func TestRecover(t *testing.T) {
 	n := newNode(t)
-	if f, err := spool.Recover(n.cfg.Dir, n.signer.Public()); err != nil || len(f.Runs) != 0 || !f.Until.IsZero() {
+	if f, err := spool.Recover(t.Context(), n.cfg.Dir, n.signer.Public(), nil); err != nil || len(f.Runs) != 0 || !f.Until.IsZero() {
 		t.Fatalf("a spool that is not there: %+v, %v", f, err)
 	}
 	s := n.open(t)
@@ -32,7 +33,7 @@ func TestRecover(t *testing.T) {
 	}
 	recovered := func() map[string]spool.OpenRun {
 		t.Helper()
-		found, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+		found, err := spool.Recover(t.Context(), n.cfg.Dir, n.signer.Public(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -97,7 +98,7 @@ func TestRecoverUnsound(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	found, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+	found, err := spool.Recover(t.Context(), n.cfg.Dir, n.signer.Public(), nil)
 	if !errors.Is(err, spool.ErrUnsound) || len(found.Runs) != 2 {
 		t.Fatalf("%+v, %v", found, err)
 	}
@@ -128,7 +129,7 @@ func TestRecoverNames(t *testing.T) {
 	if err := os.WriteFile(place(evidence.ChunkName(99, instance)), b, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	found, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+	found, err := spool.Recover(t.Context(), n.cfg.Dir, n.signer.Public(), nil)
 	if !errors.Is(err, spool.ErrUnsound) || len(found.Runs) != 1 || found.Runs[0].Coverage.RunID != runID(2) {
 		t.Fatalf("%+v, %v", found, err)
 	}
@@ -151,7 +152,7 @@ func TestRecoverNode(t *testing.T) {
 	}
 	found := func() spool.Found {
 		t.Helper()
-		f, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+		f, err := spool.Recover(t.Context(), n.cfg.Dir, n.signer.Public(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -199,7 +200,7 @@ func TestRecoverSites(t *testing.T) {
 	if err := errors.Join(s.Append(runID(2), coverage(2, true)), s.Flush(t.Context())); err != nil {
 		t.Fatal(err)
 	}
-	found, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+	found, err := spool.Recover(t.Context(), n.cfg.Dir, n.signer.Public(), nil)
 	if err != nil || len(found.Runs) != 1 {
 		t.Fatalf("%+v, %v", found, err)
 	}
@@ -220,7 +221,7 @@ func TestLastLines(t *testing.T) {
 	n := newNode(t)
 	s := n.open(t)
 	must(t, errors.Join(s.Append(runID(1), sites(1, 3, 10)), s.Flush(t.Context()), s.Append(runID(2), sites(2, 2, 10)), s.Append(runID(1), sites(1, 2, 10)), s.Flush(t.Context()), s.Close()))
-	got, err := spool.LastLines(n.cfg.Dir, n.cfg.Signer, map[string]bool{runID(1): true, runID(7): true})
+	got, err := spool.LastLines(t.Context(), n.cfg.Dir, n.cfg.Signer, map[string]bool{runID(1): true, runID(7): true}, nil)
 	if err != nil || len(got) != 1 || len(got[runID(1)]) != 3 {
 		t.Fatalf("%d runs, %d sites, %v", len(got), len(got[runID(1)]), err)
 	}
@@ -235,6 +236,62 @@ func TestLastLines(t *testing.T) {
 	}
 	if second != 2 { // of the later chunk
 		t.Errorf("%d lines are the later ones", second)
+	}
+}
+
+// A chunk under another name than its own says nothing, for LastLines as for Recover:
+// it may say again what is long over.
+func TestLastLinesOfOthersNames(t *testing.T) {
+	n := newNode(t)
+	s := n.open(t)
+	must(t, errors.Join(s.Append(runID(1), sites(1, 3, 10)), s.Flush(t.Context()), s.Close()))
+	chunks, err := filepath.Glob(n.cfg.Dir + "/ready/*/*.ndjson")
+	if err != nil || len(chunks) != 1 {
+		t.Fatalf("%q, %v", chunks, err)
+	}
+	elsewhere := n.cfg.Dir + "/ready/0000000009"
+	must(t, errors.Join(os.Mkdir(elsewhere, 0o755), os.Rename(chunks[0], filepath.Join(elsewhere, filepath.Base(chunks[0])))))
+	got, err := spool.LastLines(t.Context(), n.cfg.Dir, n.cfg.Signer, map[string]bool{runID(1): true}, nil)
+	if err != nil || len(got) != 0 {
+		t.Errorf("%d runs, %v", len(got), err)
+	}
+	if found, err := spool.Recover(t.Context(), n.cfg.Dir, n.signer.Public(), nil); !errors.Is(err, spool.ErrUnsound) || !found.Until.IsZero() {
+		t.Errorf("%+v, %v", found, err)
+	}
+}
+
+// Reading a spool ends with ctx, between two chunks, and what was read until then is
+// not taken for all.
+func TestRecoverEndsWithContext(t *testing.T) {
+	n := newNode(t)
+	s := n.open(t)
+	for run := range 3 {
+		must(t, errors.Join(s.Append(runID(run), coverage(run, false)), s.Append(runID(run), sites(run, 1, 10)), s.Flush(t.Context())))
+	}
+	must(t, s.Close())
+	for name, read := range map[string]func(context.Context, func()) (int, error){
+		"Recover": func(ctx context.Context, progress func()) (int, error) {
+			found, err := spool.Recover(ctx, n.cfg.Dir, n.signer.Public(), progress)
+			return len(found.Runs), err
+		},
+		"LastLines": func(ctx context.Context, progress func()) (int, error) {
+			lines, err := spool.LastLines(ctx, n.cfg.Dir, n.cfg.Signer, map[string]bool{runID(0): true, runID(1): true, runID(2): true}, progress)
+			return len(lines), err
+		},
+	} {
+		for _, after := range []int{1, 2, 4} {
+			ctx, cancel := context.WithCancel(t.Context())
+			chunks := 0
+			got, err := read(ctx, func() {
+				if chunks++; chunks == after {
+					cancel()
+				}
+			})
+			if ended := after < 3; ended && (!errors.Is(err, context.Canceled) || got != 0 || chunks != after) || !ended && (err != nil || got != 3 || chunks != 3) {
+				t.Errorf("%s, ended after %d chunks: %d runs, %d chunks, %v", name, after, got, chunks, err)
+			}
+			cancel()
+		}
 	}
 }
 
@@ -272,7 +329,7 @@ func TestRecoverGreedy(t *testing.T) {
 			hit(1, 3, 10)
 			hit(2, greedy.lines, greedy.size)
 			hit(3, 3, 10)
-			found, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+			found, err := spool.Recover(t.Context(), n.cfg.Dir, n.signer.Public(), nil)
 			if err != nil || len(found.Runs) != 3 {
 				t.Fatalf("%d runs, %v", len(found.Runs), err)
 			}

@@ -125,7 +125,7 @@ func TestNeighbourKeepsItsEvidence(t *testing.T) {
 		}
 		// The next agent counts what is there, and refuses what goes past it.
 		s = n.open(t)
-		found, err := spool.Recover(n.cfg.Dir, n.signer.Public())
+		found, err := spool.Recover(t.Context(), n.cfg.Dir, n.signer.Public(), nil)
 		must(t, err)
 		s.Account(found)
 		s.Account(found)

@@ -95,7 +95,7 @@ func TestWAL(t *testing.T) {
 	if rep := after.verify(t); len(rep.Holes) != 0 || rep.Chunks != 2 || len(after.wals(t)) != 0 {
 		t.Errorf("%d chunks, holes %v, write-ahead files %v", rep.Chunks, rep.Holes, after.wals(t))
 	}
-	found, err := spool.Recover(after.cfg.Dir, after.signer.Public())
+	found, err := spool.Recover(t.Context(), after.cfg.Dir, after.signer.Public(), nil)
 	if err != nil || len(found.Runs) != 3 {
 		t.Errorf("runs left open: %+v, %v", found.Runs, err)
 	}

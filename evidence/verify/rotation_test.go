@@ -91,11 +91,11 @@ func TestRotation(t *testing.T) {
 			}
 		})
 	}
-	found, err := spool.Recover(n.dir, third)
+	found, err := spool.Recover(t.Context(), n.dir, third, nil)
 	if err != nil || len(found.Runs) != 0 || found.Until.IsZero() {
 		t.Errorf("the agent's own view: %+v, %v", found, err)
 	}
-	if _, err := spool.Recover(n.dir, third.Public()); !errors.Is(err, spool.ErrUnsound) {
+	if _, err := spool.Recover(t.Context(), n.dir, third.Public(), nil); !errors.Is(err, spool.ErrUnsound) {
 		t.Errorf("without what it follows: %v", err)
 	}
 }

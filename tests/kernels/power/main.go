@@ -146,7 +146,7 @@ func write(boot string, from int) error {
 	go func() {
 		tell(guest.Line{Kind: guest.Fail, Text: fmt.Sprint(sp.Run(ctx))})
 	}()
-	if _, err := spool.Recover(dir, signer); err != nil {
+	if _, err := spool.Recover(context.Background(), dir, signer, nil); err != nil {
 		return err
 	}
 	if since, lost := sp.PowerLoss(); lost {
