@@ -54,7 +54,7 @@ func (c *criServer) Create(t T, spec Spec) *Container {
 }
 
 // TryCreate is Create for containers that may be refused.
-func (c *Containerd) TryCreate(t T, spec Spec) (*Container, error) {
+func (c *criServer) TryCreate(t T, spec Spec) (*Container, error) {
 	t.Helper()
 	c.pods++
 	if spec.Namespace == "" {
