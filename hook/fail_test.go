@@ -269,6 +269,76 @@ func TestFailPolicyFile(t *testing.T) {
 	}
 }
 
+// stopped reports whether every thread of the process is.
+func stopped(t *testing.T, pid int) bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(threads) == 0 {
+		t.Error("the hook has ended")
+		return true
+	}
+	for _, path := range threads {
+		b, err := os.ReadFile(path)
+		if _, rest, ok := strings.Cut(string(b), ") "); err != nil || !ok || rest[0] != 'T' {
+			return false
+		}
+	}
+	return true
+}
+
+// A hook that was not let run for longer than it has does what it was told, if it was
+// told something. The time itself is what this is about.
+func TestStalled(t *testing.T) {
+	need.Root(t)
+	dir := publicDir(t)
+	closed := file(t, dir+"/closed", "closed", 0o644)
+	stall := func(verdict byte) func(net.Conn) {
+		return func(c net.Conn) {
+			raw, err := c.(*net.UnixConn).SyscallConn()
+			if err != nil {
+				t.Error(err)
+			}
+			raw.Control(func(fd uintptr) {
+				peer, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+				if err == nil {
+					err = syscall.Kill(int(peer.Pid), syscall.SIGSTOP)
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for !stopped(t, int(peer.Pid)) {
+					time.Sleep(time.Millisecond)
+				}
+				c.Write(wire.AppendAnswer(nil, verdict, "so"))
+				<-time.After(lifetime + 500*time.Millisecond)
+				if err := syscall.Kill(int(peer.Pid), syscall.SIGCONT); err != nil {
+					t.Error(err)
+				}
+			})
+			io.Copy(io.Discard, c) // it reads first, and then hangs up
+		}
+	}
+	for _, test := range []struct {
+		name    string
+		verdict byte
+		policy  string
+		code    int
+	}{
+		{"refused, open", wire.Refuse, dir + "/none", 1},
+		{"refused, closed", wire.Refuse, closed, 1},
+		{"let go, open", wire.Proceed, dir + "/none", 0},
+		{"let go, closed", wire.Proceed, closed, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			r := hook(t, strings.NewReader("{}"), "createRuntime", "--socket", listen(t, stall(test.verdict)), "--fail-policy", test.policy)
+			if r.code != test.code {
+				t.Errorf("%+v, want %d", r, test.code)
+			}
+		})
+	}
+}
+
 // Who reads stderr, or does not, or cannot any more, changes nothing.
 func TestStderr(t *testing.T) {
 	need.Root(t)

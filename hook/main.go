@@ -32,27 +32,25 @@ import (
 const (
 	connect  = 200 * time.Millisecond
 	answer   = 1500 * time.Millisecond
-	patience = 1800 * time.Millisecond // until there must be a verdict: stdin has no deadline of its own
-	lifetime = 2 * time.Second         // of the whole process: nor has stderr
+	patience = 1800 * time.Millisecond // until there must be a verdict
+	lifetime = 2 * time.Second         // of the whole process
 )
 
 const usage = "usage: probity-hook createRuntime|poststop [--socket PATH] [--fail-policy PATH]"
 
+// main asks, and decides what it means. Each step that may wait for somebody else
+// has a bound of its own. There is no timer over all of them: when a process that was
+// not let run goes on, what it was told and the end of its time are there at once, and
+// it does what it was told.
 func main() {
-	end := time.AfterFunc(lifetime, func() { os.Exit(0) }) // not even a file could be read
+	begin := time.Now()
 	o, ok := parse(os.Args[1:])
+	d := o.unanswered()
 	v := verdict{message: usage}
 	if ok {
-		asked := make(chan verdict, 1)
-		go func() { asked <- o.ask(os.Stdin) }()
-		select {
-		case v = <-asked:
-		case <-time.After(patience):
-			v.message = "deadline passed"
-		}
+		v = o.ask(os.Stdin, begin.Add(patience))
 	}
-	code, message := o.settle(v)
-	end.Stop()
+	code, message := v.settle(d)
 	if message != "" {
 		time.AfterFunc(lifetime-patience, func() { os.Exit(code) }) // nobody may read it
 		say(message)
@@ -90,14 +88,14 @@ func parse(args []string) (o options, ok bool) {
 	return o, ok
 }
 
-// ask puts the question.
-func (o options) ask(stdin io.Reader) verdict {
-	// One byte more than is taken, to see that there is more.
-	state, err := io.ReadAll(io.LimitReader(stdin, wire.MaxBody+1))
+// ask puts the question, and waits for the answer until end.
+func (o options) ask(stdin io.Reader, end time.Time) verdict {
+	state, err := readBefore(end, stdin)
 	if err != nil {
 		return verdict{message: "read the container's state: " + err.Error()}
 	}
-	a, err := wire.Ask(wire.Question{Path: o.socket, Stage: o.stage, State: state, Connect: connect, Answer: answer})
+	left := max(0, time.Until(end)) // asked at least once, whatever the time
+	a, err := wire.Ask(wire.Question{Path: o.socket, Stage: o.stage, State: state, Connect: min(connect, left), Answer: min(answer, left)})
 	switch {
 	case errors.Is(err, wire.ErrAbsent):
 		return verdict{}
@@ -112,3 +110,25 @@ func (o options) ask(stdin io.Reader) verdict {
 	}
 	return verdict{true, a.Verdict == wire.Refuse, message}
 }
+
+// readBefore reads to the end, but one byte more than is sent at most, which shows
+// that there is more. A pipe has no deadline of its own.
+func readBefore(end time.Time, r io.Reader) (state []byte, err error) {
+	done := make(chan struct{})
+	go func() {
+		state, err = io.ReadAll(io.LimitReader(r, wire.MaxBody+1))
+		close(done)
+	}()
+	for range 2 { // once more: it may just not have been let run
+		select {
+		case <-done:
+			return state, err
+		case <-time.After(time.Until(end)):
+			end = end.Add(moment)
+		}
+	}
+	return nil, wire.ErrTimeout
+}
+
+// moment is how long something may take that waits for nobody.
+const moment = 50 * time.Millisecond

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"syscall"
+	"time"
 
 	"probity/runtime/handoff/wire"
 )
@@ -14,23 +15,42 @@ type verdict struct {
 	message  string
 }
 
-// settle returns the exit status, and what there is to say about it.
-func (o options) settle(v verdict) (code int, message string) {
-	message = v.message
-	if o.stage == wire.CreateRuntime && machineRoot() {
-		switch {
-		case v.refuse:
-			code, message = 1, "refused: "+v.message
-		case !v.answered:
-			closed, err := wire.Closed(o.failPolicy)
-			if closed {
-				code, message = 1, join("refused: no agent answered, and "+o.failPolicy+" says closed", message)
-			} else if err != nil {
-				message = join(err.Error(), message)
-			}
-		}
+// unanswered is what an operator wants done without an answer.
+type unanswered struct {
+	refuse bool
+	able   bool   // whether this hook may refuse at all
+	why    string // of refuse, or what is wrong with what the operator wrote
+}
+
+// unanswered finds that out.
+func (o options) unanswered() (u unanswered) {
+	if o.stage != wire.CreateRuntime || !machineRoot() {
+		return u
 	}
-	return code, message
+	stuck := time.AfterFunc(lifetime, func() { os.Exit(0) }) // on a file system that does not answer
+	defer stuck.Stop()
+	closed, err := wire.Closed(o.failPolicy)
+	switch {
+	case closed:
+		return unanswered{true, true, "refused: no agent answered, and " + o.failPolicy + " says closed"}
+	case err != nil:
+		u.why = err.Error()
+	}
+	u.able = true
+	return u
+}
+
+// settle returns the exit status, and what there is to say about it.
+func (v verdict) settle(u unanswered) (code int, message string) {
+	switch {
+	case v.answered && v.refuse && u.able:
+		return 1, "refused: " + v.message
+	case v.answered:
+		return 0, v.message
+	case u.refuse:
+		code = 1
+	}
+	return code, join(u.why, v.message)
 }
 
 func join(a, b string) string {

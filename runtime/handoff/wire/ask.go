@@ -84,19 +84,21 @@ func Ask(q Question) (Answer, error) {
 
 // conn is a blocking socket whose calls end at a common deadline: before each
 // one the rest of the time becomes the socket's timeout, so that a peer that
-// sends a byte at a time gains nothing. The first call of each kind is made even if the
-// time is over, and gets a moment: whoever was not let run for that long has an agent
-// who can be told all the same.
+// sends a byte at a time gains nothing. One call of each kind is made when the time is
+// over, and gets a moment: whoever was not let run for that long has an agent who can be
+// told all the same, and may have been answered.
 type conn struct {
 	fd  int
 	end time.Time
 }
 
-func (c *conn) timeout(opt int, first bool) error {
+// timeout bounds the next call. over is whether there was one past the end.
+func (c *conn) timeout(opt int, over *bool) error {
 	left := time.Until(c.end)
-	if left <= 0 && !first {
+	if left <= 0 && *over {
 		return ErrTimeout
 	}
+	*over = left <= 0
 	// A zero timeval would mean for ever.
 	tv := syscall.NsecToTimeval(max(left, time.Millisecond).Nanoseconds())
 	return syscall.SetsockoptTimeval(c.fd, syscall.SOL_SOCKET, opt, &tv)
@@ -105,7 +107,7 @@ func (c *conn) timeout(opt int, first bool) error {
 // errno translates what the bounded calls answer.
 func errno(err error) error {
 	switch err {
-	case syscall.EAGAIN, syscall.ETIMEDOUT: // SO_SNDTIMEO, SO_RCVTIMEO
+	case syscall.ETIMEDOUT:
 		return ErrTimeout
 	case syscall.ENOENT, syscall.ENOTDIR, syscall.ECONNREFUSED, syscall.EACCES, syscall.EPERM:
 		return ErrAbsent
@@ -118,12 +120,12 @@ func errno(err error) error {
 // connect waits while the agent's backlog is full: unix(7) connections obey
 // SO_SNDTIMEO.
 func (c *conn) connect(path string) error {
-	for first := true; ; first = false {
-		if err := c.timeout(syscall.SO_SNDTIMEO, first); err != nil {
+	for over := false; ; {
+		if err := c.timeout(syscall.SO_SNDTIMEO, &over); err != nil {
 			return err
 		}
 		err := syscall.Connect(c.fd, &syscall.SockaddrUnix{Name: path})
-		if err == syscall.EINTR { // Go's own preemption signals; a unix socket may simply try again
+		if err == syscall.EINTR || err == syscall.EAGAIN { // Go's own preemption signals; a unix socket may simply try again
 			continue
 		}
 		if err != nil {
@@ -134,15 +136,15 @@ func (c *conn) connect(path string) error {
 }
 
 func (c *conn) write(b []byte) error {
-	for first := true; len(b) > 0; first = false {
-		if err := c.timeout(syscall.SO_SNDTIMEO, first); err != nil {
+	for over := false; len(b) > 0; {
+		if err := c.timeout(syscall.SO_SNDTIMEO, &over); err != nil {
 			return err
 		}
 		n, err := syscall.Write(c.fd, b)
 		if n > 0 {
 			b = b[n:]
 		}
-		if err != nil && err != syscall.EINTR {
+		if err != nil && err != syscall.EINTR && err != syscall.EAGAIN {
 			return errno(err)
 		}
 	}
@@ -150,13 +152,13 @@ func (c *conn) write(b []byte) error {
 }
 
 func (c *conn) read(b []byte) error {
-	for first := true; len(b) > 0; first = false {
-		if err := c.timeout(syscall.SO_RCVTIMEO, first); err != nil {
+	for over := false; len(b) > 0; {
+		if err := c.timeout(syscall.SO_RCVTIMEO, &over); err != nil {
 			return err
 		}
 		n, err := syscall.Read(c.fd, b)
 		switch {
-		case err == syscall.EINTR:
+		case err == syscall.EINTR || err == syscall.EAGAIN: // whether the time is over is for timeout to say
 		case err != nil:
 			return errno(err)
 		case n == 0:
