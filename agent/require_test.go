@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"probity/bpf"
@@ -335,5 +336,39 @@ func TestLateOfAnotherLife(t *testing.T) {
 	must(t, n.waitIdle(context.Background()))
 	if c := n.coverage("c1"); enforced(c) != "yes" || c.Refused != "" {
 		t.Errorf("enforced %q, refused %q", enforced(c), c.Refused)
+	}
+}
+
+// What an earlier agent signed of a start is true of the run for good.
+func TestRequiredBefore(t *testing.T) {
+	n := newNodeWith(t, Config{}, closedOn("hello", "armed"))
+	b := newBox(t, 1)
+	if got := n.notify(context.Background(), b.notice("c1"), yes); got != "" {
+		t.Fatalf("told %q", got)
+	}
+	n.stop()
+	cfg := n.cfg
+	cfg.Barrier = 0
+	// Its policy requires what this container does not have.
+	must(t, os.WriteFile(cfg.Policies+"/test.yaml", []byte(closedOn("absent", "armed")), 0o600))
+	ready := make(chan struct{})
+	cfg.Ready = func() { close(ready) }
+	a, err := New(cfg)
+	must(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	<-ready
+	next := &node{a, t, sync.OnceFunc(func() { cancel(); must(t, <-done) })}
+	t.Cleanup(next.stop)
+	if got := next.notify(context.Background(), b.existing("c1"), nil); got != "" {
+		t.Errorf("told %q", got)
+	}
+	must(t, next.waitAdopted())
+	b.run()
+	b.end()
+	must(t, next.waitIdle(context.Background()))
+	if c := next.coverage("c1"); enforced(c) != "yes" || c.Refused != "" || !c.Final {
+		t.Errorf("enforced %q, refused %q, final %v", enforced(c), c.Refused, c.Final)
 	}
 }

@@ -192,6 +192,15 @@ func (c *cli) showLine(l evidence.Line) error {
 	switch v := l.(type) {
 	case *evidence.Coverage:
 		s = fmt.Sprintf("%s coverage    %s %s image %s %s, from %s, final %v", v.To, v.Runtime, name(v.ContainerID, v.ContainerName), v.Image, v.ImageDigest, v.From, v.Final)
+		switch {
+		case v.FailPolicyEnforced == nil:
+		case v.Refused != "" && *v.FailPolicyEnforced:
+			s += "; refused: " + v.Refused
+		case v.Refused != "":
+			s += "; it may run, and was to be refused: " + v.Refused
+		case !*v.FailPolicyEnforced:
+			s += "; its fail policy was not enforced"
+		}
 		for _, p := range v.Probes {
 			if !p.SearchComplete {
 				s += fmt.Sprintf("; probe %s is %s, not all files were searched: %s", p.ProbeID, p.State, p.SearchReason)

@@ -462,3 +462,47 @@ func TestLaterLinesReachFurther(t *testing.T) {
 		t.Errorf("the first hit's line reached to 8000, the last ones to %v and %v", obs["hello"].To, cov.To)
 	}
 }
+
+// What came of a fail policy is in the next coverage line, and in one of its own once
+// there are lines; that it was not enforced, and why a container was refused, stays.
+func TestFailPolicy(t *testing.T) {
+	st := newStage(t, armed(1, "hello"))
+	st.out.lines = nil
+	said := func() string {
+		lines := take[*evidence.Coverage](st.out)
+		st.out.lines = nil
+		if len(lines) != 1 {
+			return fmt.Sprint(len(lines), " lines")
+		}
+		c := lines[0]
+		if c.FailPolicyEnforced == nil {
+			return "nothing " + c.Refused
+		}
+		return fmt.Sprint(*c.FailPolicyEnforced, " ", c.Refused)
+	}
+	st.FailPolicy(st.id, true, "")
+	if got := said(); got != "0 lines" {
+		t.Errorf("before the first lines: %s", got)
+	}
+	st.Publish(st.id, 0)
+	if got := said(); got != "true " {
+		t.Errorf("the first lines: %s", got)
+	}
+	for _, c := range []struct {
+		enforced bool
+		refused  string
+		want     string
+	}{
+		{true, "late", "true late"}, {false, "", "false late"}, {true, "again", "false late"},
+	} {
+		st.FailPolicy(st.id, c.enforced, c.refused)
+		if got := said(); got != c.want {
+			t.Errorf("%+v: %s", c, got)
+		}
+	}
+	if _, cov := st.final(t, 9000); cov.FailPolicyEnforced == nil || *cov.FailPolicyEnforced || cov.Refused != "late" {
+		t.Errorf("%+v", cov)
+	}
+	st.FailPolicy(st.id, true, "over") // it has ended
+	st.FailPolicy("nobody", true, "")
+}
