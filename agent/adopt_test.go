@@ -12,6 +12,7 @@ import (
 
 	"probity/bpf"
 	"probity/evidence"
+	"probity/evidence/spool"
 	"probity/runtime/container"
 	"probity/runtime/image"
 	"probity/runtime/oci"
@@ -232,6 +233,58 @@ func TestAdoptionThatDoesNotComeBack(t *testing.T) {
 	gaps := n.gapsOf(evidence.ScopeSource)
 	if len(gaps) != 1 || gaps[0].Source != x.Source || !strings.Contains(gaps[0].Detail, "container hung, which ran already, was not adopted") {
 		t.Errorf("signed: %+v", gaps)
+	}
+}
+
+// A run that is taken up again and again has the gaps of each time at all its sites, and
+// the spool is asked for what single sites have of their own only.
+func TestTakenUpAgain(t *testing.T) {
+	b := newBox(t, 1, "hello")
+	n := newNode(t, bpf.Options{})
+	n.notify(context.Background(), b.notice("c1"), yes)
+	for range 3 {
+		for _, l := range n.runs() {
+			<-l.armed
+		}
+		must(t, n.waitAdopted())
+		n.stop()
+		found, err := spool.Recover(t.Context(), n.cfg.Spool, n.key(), nil)
+		must(t, err)
+		if len(found.Runs) != 1 {
+			t.Fatalf("left: %+v", found.Runs)
+		}
+		for _, x := range found.Runs[0].Sites { // who was stopped before it had looked at all leaves unarmedMapping
+			if slices.ContainsFunc(x.Line.Gaps, func(g evidence.SiteGap) bool { return g.Reason == evidence.GapAgentDown }) {
+				t.Errorf("each site has the gaps of the run: %+v", x.Line)
+			}
+		}
+		n = newNodeIn(t, filepath.Dir(n.cfg.State), Config{})
+		n.notify(context.Background(), b.existing("c1"), nil)
+		must(t, n.waitAdopted())
+	}
+	b.run()
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	obs, gaps := n.lines("c1")
+	length := time.Duration(0)
+	closed := map[string]bool{}
+	for _, g := range gaps {
+		if g.Reason == evidence.GapAgentDown && !g.To.IsZero() && !closed[g.GapID] {
+			closed[g.GapID] = true
+			length += g.To.Std().Sub(g.From.Std())
+		}
+	}
+	if len(closed) != 3 {
+		t.Errorf("gaps: %+v", gaps)
+	}
+	for id, want := range map[string]evidence.State{"hello": evidence.Hit, "never": evidence.Partial} {
+		o := obs[id]
+		i := slices.IndexFunc(o.Gaps, func(g evidence.SiteGap) bool { return g.Reason == evidence.GapAgentDown })
+		if o.State != want || i < 0 || o.Gaps[i].Count.N != 3 {
+			t.Errorf("%s: %+v", id, o)
+		} else if off := time.Duration(o.Gaps[i].DurationNs) - length; off.Abs() > time.Second { // the clock is set meanwhile
+			t.Errorf("%s: %v together, its gaps %v", id, time.Duration(o.Gaps[i].DurationNs), length)
+		}
 	}
 }
 

@@ -71,10 +71,16 @@ func newNode(t *testing.T, opts bpf.Options) *node {
 
 func newNodeWith(t testing.TB, cfg Config, policies string) *node {
 	t.Helper()
-	need.BPF(t)
 	dir := t.TempDir()
 	must(t, os.Mkdir(dir+"/policies.d", 0o755))
 	must(t, os.WriteFile(dir+"/policies.d/test.yaml", []byte(policies), 0o600))
+	return newNodeIn(t, dir, cfg)
+}
+
+// newNodeIn is newNodeWith, in a directory that an earlier one may have left.
+func newNodeIn(t testing.TB, dir string, cfg Config) *node {
+	t.Helper()
+	need.BPF(t)
 	ready := make(chan struct{})
 	cfg.Node, cfg.State, cfg.Policies, cfg.HookSocket, cfg.AdminSocket = "test", dir+"/state", dir+"/policies.d", dir+"/hook.sock", dir+"/admin.sock"
 	if cfg.RuntimeStates == nil {

@@ -216,6 +216,9 @@ func (a *Agent) takeUp(runID string) (e *witness.Earlier, started int64) {
 		Detail: a.nothingKept(), Kept: x.kept, FirstExec: x.FirstExecBootNs, Sites: x.Sites, Changed: x.Coverage.Policies != a.policies.Digest,
 		FailPolicyEnforced: x.Coverage.FailPolicyEnforced, Refused: x.Coverage.Refused,
 	}
+	for _, g := range x.Gaps {
+		e.Gaps = append(e.Gaps, witness.EarlierGap(g))
+	}
 	for _, r := range x.Coverage.GapReasons {
 		if r != evidence.GapAgentDown {
 			e.Reasons = append(e.Reasons, r)

@@ -39,11 +39,22 @@ type OpenRun struct {
 	// GapID is that of the run's agentDown gap, from To on, which an agent signed that
 	// did not take the run up either; "" if nobody has.
 	GapID string
-	// Sites are the latest lines about sites that have a hit or gaps: who takes the run
-	// up goes on from them. Cut says that there are none because all runs together had
+	// Gaps are what earlier agents' gaps of the whole run come to: those that each taking
+	// up leaves (adopted, agentDown). In boot time, one for each reason.
+	Gaps []RunGap
+	// Sites are the latest lines about sites that have a hit or gaps of their own, without
+	// Gaps: who takes the run up goes on from them. Cut says that there are none because all runs together had
 	// more than MaxCarried or MaxCarriedBytes, and this one the most.
 	Sites []evidence.SiteLine
 	Cut   bool
+}
+
+// RunGap is several gaps of a whole run that have one reason.
+type RunGap struct {
+	Reason     evidence.GapReason
+	From, To   int64 // boot time: of the first and the last
+	DurationNs int64 // together
+	Count      uint64
 }
 
 // MaxCarried and MaxCarriedBytes bound the lines of sites that Recover keeps, and
@@ -161,8 +172,59 @@ type openRun struct {
 	settled evidence.Time // an agentDown gap says so up to here
 	forGood bool          // an agentDown gap is open
 	gapID   string
+	whole   map[evidence.GapReason]*runGaps
 	sites   map[evidence.SiteID]carriedLine
 	bytes   int // of sites
+}
+
+// runGaps is a RunGap, and what it was without the gap that was added last: a line may
+// be there twice.
+type runGaps struct {
+	RunGap
+	before RunGap
+	last   string // its gapId
+}
+
+// note takes a gap of the whole run that is over.
+func (o *openRun) note(h evidence.Header, v *evidence.Gap) {
+	if v.Reason != evidence.GapAdopted && v.Reason != evidence.GapAgentDown || v.ProbeType != "" || v.Count.Unknowable {
+		return
+	}
+	g := o.whole[v.Reason]
+	switch {
+	case g == nil:
+		if o.whole == nil {
+			o.whole = map[evidence.GapReason]*runGaps{}
+		}
+		g = &runGaps{}
+		o.whole[v.Reason] = g
+	case g.last != v.GapID:
+		g.before = g.RunGap
+	}
+	g.last = strings.Clone(v.GapID)
+	from, to := h.Clock.Boot(v.From), h.Clock.Boot(v.To)
+	g.RunGap = RunGap{Reason: v.Reason, From: from, To: to, DurationNs: to - from, Count: v.Count.N}
+	if b := g.before; b.Count > 0 {
+		g.From, g.To, g.DurationNs, g.Count = min(b.From, from), max(b.To, to), b.DurationNs+to-from, b.Count+v.Count.N
+	}
+}
+
+// ownGaps is a site's gaps without those of the whole run, which each of its sites has.
+func (o *openRun) ownGaps(h evidence.Header, gaps []evidence.SiteGap) (own []evidence.SiteGap) {
+	for _, g := range gaps {
+		run := o.whole[g.Reason]
+		if run != nil && !g.To.IsZero() && !g.Count.Unknowable {
+			duration := int64(g.DurationNs) - run.DurationNs
+			if g.Count.N == run.Count && duration == 0 && h.Clock.Boot(g.From) == run.From && h.Clock.Boot(g.To) == run.To {
+				continue
+			}
+			if g.Count.N > run.Count && duration >= 0 { // some are its own; nobody knows where
+				g.Count.N, g.DurationNs = g.Count.N-run.Count, evidence.Uint64(duration)
+			}
+		}
+		own = append(own, g)
+	}
+	return own
 }
 
 type carriedLine struct {
@@ -240,6 +302,9 @@ func (r *recovery) see(h evidence.Header, l evidence.Line) {
 			}
 			return
 		}
+		if v.Scope == evidence.ScopeRun && v.Reason == evidence.GapAdopted && !v.To.IsZero() {
+			r.run(v.RunID).note(h, v)
+		}
 		if v.Scope != evidence.ScopeRun || v.Reason != evidence.GapAgentDown {
 			return
 		}
@@ -248,6 +313,7 @@ func (r *recovery) see(h evidence.Header, l evidence.Line) {
 		case v.To.IsZero():
 			run.forGood, run.gapID = true, strings.Clone(v.GapID)
 		default:
+			run.note(h, v)
 			if v.GapID == run.gapID {
 				run.forGood = false // closed: an agent took the run over
 			}
@@ -285,10 +351,12 @@ func (r *recovery) carry(run *openRun, h evidence.Header, o *evidence.Observatio
 		delete(run.sites, id) // its key is a part of that line
 		r.weigh(run, -1, -was.bytes)
 	}
-	if o.State == evidence.NotArmed || o.State != evidence.Hit && len(o.Gaps) == 0 {
+	own := *o
+	own.Gaps = run.ownGaps(h, o.Gaps)
+	if o.State == evidence.NotArmed || o.State != evidence.Hit && len(own.Gaps) == 0 {
 		return
 	}
-	line, bytes := detached(o)
+	line, bytes := detached(&own)
 	if run.sites == nil {
 		run.sites = map[evidence.SiteID]carriedLine{}
 	}
@@ -370,6 +438,9 @@ func (r *recovery) open() []OpenRun {
 		out[i] = run.OpenRun
 		if run.forGood {
 			out[i].GapID = run.gapID
+		}
+		for _, reason := range slices.Sorted(maps.Keys(run.whole)) {
+			out[i].Gaps = append(out[i].Gaps, run.whole[reason].RunGap)
 		}
 		for _, id := range slices.SortedFunc(maps.Keys(run.sites), evidence.SiteID.Compare) {
 			out[i].Sites = append(out[i].Sites, run.sites[id].SiteLine)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -236,6 +237,76 @@ func TestLastLines(t *testing.T) {
 	}
 	if second != 2 { // of the later chunk
 		t.Errorf("%d lines are the later ones", second)
+	}
+}
+
+// A gap that a whole run has because it was taken up is kept once, and not with each of
+// its sites: those have what is their own.
+func TestRecoverGapsOfTheRun(t *testing.T) {
+	n := newNode(t)
+	s := n.open(t)
+	gap := func(id string, reason evidence.GapReason, from, to int64) func(evidence.Clock) []redact.Line {
+		return func(c evidence.Clock) []redact.Line {
+			at := func(n int64) evidence.Time { return c.Time(int64(c.BootNs) - 100 + n) }
+			g := &evidence.Gap{GapID: id, Scope: evidence.ScopeRun, Reason: reason, From: at(from), To: at(to), Count: evidence.Loss{N: 1}, RunID: runID(1), ContainerID: "container-1"}
+			return noRules.Lines(g)
+		}
+	}
+	var first int64 // the first moment of the run, as the first chunk's clock has it
+	observe := func(gaps ...[]evidence.SiteGap) func(evidence.Clock) []redact.Line {
+		return func(c evidence.Clock) []redact.Line {
+			lines := sites(1, len(gaps), 10)(c)
+			for i, l := range lines {
+				o := l.Evidence().(*evidence.Observation)
+				if o.Gaps = gaps[i]; len(o.Gaps) > 0 {
+					o.State, o.Complete = evidence.Partial, false
+				}
+			}
+			return lines
+		}
+	}
+	all := func(build ...func(evidence.Clock) []redact.Line) func(evidence.Clock) []redact.Line {
+		return func(c evidence.Clock) (lines []redact.Line) {
+			first = int64(c.BootNs) - 100
+			for _, b := range build {
+				lines = append(lines, b(c)...)
+			}
+			return lines
+		}
+	}
+	var clock evidence.Clock
+	entry := func(reason evidence.GapReason, from, to, duration int64, count uint64) evidence.SiteGap {
+		return evidence.SiteGap{Reason: reason, From: clock.Time(first + from), To: clock.Time(first + to), DurationNs: evidence.Uint64(duration), Count: evidence.Loss{N: count}}
+	}
+	must(t, s.Append(runID(1), all(func(c evidence.Clock) []redact.Line {
+		clock, first = c, int64(c.BootNs)-100
+		adopted, down := entry(evidence.GapAdopted, 0, 10, 10, 1), entry(evidence.GapAgentDown, 20, 60, 20, 2)
+		own := entry(evidence.GapAgentDown, 20, 70, 25, 3)
+		unarmed := entry(evidence.GapUnarmedMapping, 30, 31, 1, 1)
+		return all(coverage(1, false), gap("a", evidence.GapAdopted, 0, 10), gap("d1", evidence.GapAgentDown, 20, 30), gap("d2", evidence.GapAgentDown, 50, 60), gap("d2", evidence.GapAgentDown, 50, 60),
+			observe(nil, []evidence.SiteGap{adopted, down}, []evidence.SiteGap{adopted, own}, []evidence.SiteGap{adopted, down, unarmed}))(c)
+	})))
+	must(t, errors.Join(s.Flush(t.Context()), s.Close()))
+	found, err := spool.Recover(t.Context(), n.cfg.Dir, n.signer.Public(), nil)
+	if err != nil || len(found.Runs) != 1 {
+		t.Fatalf("%d runs, %v", len(found.Runs), err)
+	}
+	want := []spool.RunGap{
+		{Reason: evidence.GapAdopted, From: first, To: first + 10, DurationNs: 10, Count: 1},
+		{Reason: evidence.GapAgentDown, From: first + 20, To: first + 60, DurationNs: 20, Count: 2},
+	}
+	if got := found.Runs[0].Gaps; !slices.Equal(got, want) {
+		t.Errorf("of the run: %+v, want %+v", got, want)
+	}
+	left := found.Runs[0].Sites
+	if len(left) != 2 {
+		t.Fatalf("%d sites", len(left))
+	}
+	if g := left[0].Line.Gaps; len(g) != 1 || g[0].Reason != evidence.GapAgentDown || g[0].Count.N != 1 || g[0].DurationNs != 5 {
+		t.Errorf("what is its own: %+v", g)
+	}
+	if g := left[1].Line.Gaps; len(g) != 1 || g[0].Reason != evidence.GapUnarmedMapping {
+		t.Errorf("what is its own: %+v", g)
 	}
 }
 

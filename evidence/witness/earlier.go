@@ -34,9 +34,19 @@ type Earlier struct {
 	// nothing of it.
 	FailPolicyEnforced *bool
 	Refused            string
-	// Sites are sites of which earlier lines say more than that they were armed: what
-	// was counted stays counted.
+	// Gaps are earlier ones of the whole run, of which there are lines.
+	Gaps []EarlierGap
+	// Sites are sites of which earlier lines say more than that they were armed, and that
+	// they had Gaps: what was counted stays counted.
 	Sites []evidence.SiteLine
+}
+
+// EarlierGap is one or several gaps of one reason, in boot time.
+type EarlierGap struct {
+	Reason     evidence.GapReason
+	From, To   int64
+	DurationNs int64 // together
+	Count      uint64
 }
 
 // foldedSite is the state of a site of which this run has no line.
@@ -56,6 +66,15 @@ func (r *run) takeUp(log *slog.Logger) {
 		r.knowReason(reason)
 	}
 	r.carry(e, log)
+	for _, x := range e.Gaps {
+		r.knowReason(x.Reason)
+		g := &gap{selector: wholeRun, id: NewGapID(), reason: x.Reason, from: max(x.From, r.first), to: x.To, count: x.Count, told: true}
+		g.to = max(g.to, g.from)
+		if x.DurationNs < g.to-g.from { // several
+			g.folded = max(1, x.DurationNs)
+		}
+		r.gaps = append(r.gaps, g)
+	}
 	if e.Changed {
 		r.close(r.addGap(&gap{selector: wholeRun, reason: evidence.GapPolicyChanged, from: r.first, count: 1, detail: "the agent that armed it before had other policies"}), r.armedAt)
 	}

@@ -131,6 +131,41 @@ func TestTakenUp(t *testing.T) {
 	}
 }
 
+// Earlier gaps of the whole run are every site's, as often as they were, and have no
+// lines again.
+func TestTakenUpTwice(t *testing.T) {
+	e := &Earlier{
+		From: armedAt - 4000, Since: armedAt - 1000, Reason: evidence.GapAgentDown, GapID: "0123456789abcdef",
+		Gaps: []EarlierGap{
+			{Reason: evidence.GapAdopted, From: armedAt - 4000, To: armedAt - 3500, DurationNs: 500, Count: 1},
+			{Reason: evidence.GapAgentDown, From: armedAt - 3000, To: armedAt - 2000, DurationNs: 300, Count: 2},
+		},
+	}
+	st := newEarlier(t, e, armed(1, "hello"), armed(2, "bye"))
+	st.Publish(st.id, 0)
+	for _, g := range take[*evidence.Gap](st.out) {
+		if g.GapID != e.GapID {
+			t.Errorf("a line again: %+v", g)
+		}
+	}
+	obs, cov := st.final(t, 9000)
+	for name, o := range obs {
+		if o.State != evidence.Partial || len(o.Gaps) != 2 {
+			t.Fatalf("%s: %+v", name, o)
+		}
+		a, d := o.Gaps[0], o.Gaps[1]
+		if a.Reason != evidence.GapAdopted || a.From != clock.Time(armedAt-4000) || a.To != clock.Time(armedAt-3500) || a.DurationNs != 500 || a.Count.N != 1 {
+			t.Errorf("%s: %+v", name, a)
+		}
+		if d.Reason != evidence.GapAgentDown || d.From != clock.Time(armedAt-3000) || d.To != clock.Time(armedAt) || d.DurationNs != 1300 || d.Count.N != 3 {
+			t.Errorf("%s: %+v", name, d)
+		}
+	}
+	if len(obs) != 2 || !slices.Contains(cov.GapReasons, evidence.GapAdopted) {
+		t.Errorf("%d sites, coverage %+v", len(obs), cov)
+	}
+}
+
 // What could not be armed again has its gap until its end, and takes nothing back.
 func TestTakenUpAndNotArmed(t *testing.T) {
 	st := newEarlier(t, nil)
