@@ -197,6 +197,7 @@ func TestStranger(t *testing.T) {
 		{"containerd, another namespace", "{images: [shop/*], namespaces: [pay]}", func(n *container.Notice) { n.Source, n.Identity.Runtime = "nri:/test", container.Containerd }, false},
 		{"runc has no images", "{images: [shop/*]}", func(*container.Notice) {}, false},
 		{"CRI-O would not do it", "{images: [shop/*]}", func(n *container.Notice) { n.Source, n.Identity.Runtime = "nri:/test", container.CRIO }, false},
+		{"a hook of CRI-O is never told", "{images: [shop/*]}", func(n *container.Notice) { n.Identity.Runtime = container.CRIO }, false},
 		{"that it ended", "{images: [shop/*]}", func(n *container.Notice) { n.Kind, n.Identity.Runtime = container.Stopped, container.Podman }, false},
 	} {
 		t.Run(strings.ReplaceAll(test.name, ",", ""), func(t *testing.T) {

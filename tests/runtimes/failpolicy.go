@@ -87,5 +87,5 @@ func (r FailPolicyRow) evidence() string {
 
 // caption says on what the table was made.
 func (f FailPolicy) caption() string {
-	return fmt.Sprintf("Linux %s, containerd %s, podman %s, runc %s.\n\n", f.Kernel, f.Versions["containerd (CRI)"], f.Versions["podman"], f.Versions["runc"])
+	return fmt.Sprintf("Linux %s, containerd %s, podman %s, runc %s, CRI-O %s.\n\n", f.Kernel, f.Versions["containerd (CRI)"], f.Versions["podman"], f.Versions["runc"], f.Versions["CRI-O (NRI)"])
 }
