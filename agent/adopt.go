@@ -264,7 +264,7 @@ func (a *Agent) whatRuns(l *live) {
 // scanStates tells of the containers that the runtimes' state directories have, as long
 // as ctx lasts.
 func (a *Agent) scanStates(ctx context.Context) error {
-	s := &scanner{a: a, seen: map[string]*state{}, failed: map[string]bool{}}
+	s := &scanner{a: a, dirs: a.cfg.RuntimeStates, seen: map[string]*state{}, failed: map[string]bool{}}
 	s.look(ctx, true)
 	a.heard(oci.Source)
 	a.end() // the begin of serve
@@ -283,6 +283,7 @@ func (a *Agent) scanStates(ctx context.Context) error {
 // scanner remembers what it has found in the state directories.
 type scanner struct {
 	a      *Agent
+	dirs   []string
 	seen   map[string]*state // by path
 	failed map[string]bool   // directories of which it was told that they cannot be listed
 }
@@ -294,6 +295,8 @@ type state struct {
 	claim   *oci.Claim // nil: it could not be read
 	settled bool       // told of, or nothing to tell: it is not looked at again
 	failed  bool       // told that it can't be adopted
+	// outlived: its first process had ended at the last look, and others had not.
+	outlived bool
 }
 
 // look tells of each container that was not told of before: of those that were there at
@@ -302,7 +305,7 @@ func (s *scanner) look(ctx context.Context, all bool) {
 	found := make(map[string]*state, len(s.seen))
 	var todo []*state
 	var claims []*oci.Claim
-	for _, dir := range s.a.cfg.RuntimeStates {
+	for _, dir := range s.dirs {
 		at := cgroup.BootTime()
 		states, err := oci.States(dir)
 		if err != nil && !s.failed[dir] {
@@ -333,13 +336,20 @@ func (s *scanner) look(ctx context.Context, all bool) {
 	if len(todo) == 0 {
 		return
 	}
-	held := oci.NewClaims(s.a.cfg.RuntimeStates, claims)
+	held := oci.NewClaims(s.dirs, claims)
 	for _, x := range todo {
 		if ctx.Err() != nil {
 			return
 		}
 		s.a.scan(ctx, x, held)
 	}
+}
+
+// watches reports whether there is a run of the container.
+func (a *Agent) watches(s *state) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return s.claim != nil && a.table.Known(s.saved.ID, s.claim.Pid())
 }
 
 func (a *Agent) scan(ctx context.Context, s *state, claims *oci.Claims) {
@@ -353,6 +363,8 @@ func (a *Agent) scan(ctx context.Context, s *state, claims *oci.Claims) {
 		s.settled = true // nothing runs, and nothing will in this; or another source tells of it
 	case errors.Is(err, os.ErrNotExist) && !errors.Is(err, oci.ErrBundle):
 		// It is being made or removed.
+	case errors.Is(err, oci.ErrOutlived) && (!s.outlived || a.watches(s)):
+		s.outlived = true // it may be ending; or who armed it sees its end
 	case !s.failed:
 		s.failed = true
 		a.problem("a container that runs already is not adopted: %v", err)

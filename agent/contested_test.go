@@ -62,3 +62,35 @@ func TestContestedStates(t *testing.T) {
 		t.Errorf("signed: %v", missed)
 	}
 }
+
+// A container whose first process has ended while others run on, and that nobody has
+// armed, is signed once it is not just ending; one that is watched is not.
+func TestOutlivedState(t *testing.T) {
+	mount := need.Cgroup2(t)
+	dir := t.TempDir()
+	b := newBox(t, 1)
+	saveState(t, b, dir, "outlived", b.cmd.Process.Pid, strings.TrimPrefix(b.cgroup, mount))
+	path := dir + "/outlived/status"
+	text, err := os.ReadFile(path)
+	must(t, err)
+	var m map[string]any
+	must(t, json.Unmarshal(text, &m))
+	m["process-start-time"] = 1
+	text, err = json.Marshal(m)
+	must(t, err)
+	must(t, os.WriteFile(path, text, 0o600))
+	for _, armed := range []bool{true, false} {
+		n := newNodeWith(t, Config{}, wanted)
+		if armed {
+			n.notify(t.Context(), b.notice("outlived"), yes)
+		}
+		s := &scanner{a: n.Agent, dirs: []string{dir}, seen: map[string]*state{}, failed: map[string]bool{}}
+		s.look(t.Context(), true)
+		s.look(t.Context(), false)
+		s.look(t.Context(), false)
+		told := n.gapsOf(evidence.ScopeSource)
+		if want := !armed; (len(told) == 1) != want || len(told) > 1 || want && !strings.Contains(told[0].Detail, "others run on in its cgroup") {
+			t.Errorf("armed %v: %+v", armed, told)
+		}
+	}
+}

@@ -33,6 +33,9 @@ func ReadClaim(dir, id string) (*Claim, error) {
 	return &Claim{d.Name(), s}, nil
 }
 
+// Pid is the container's first process, as the state says.
+func (c *Claim) Pid() int { return c.pid }
+
 // Claims are those of all containers of all state directories: what one says of
 // itself is held against what the others do. Nil are none.
 type Claims struct {

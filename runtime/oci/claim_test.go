@@ -3,6 +3,8 @@ package oci
 import (
 	"errors"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -152,6 +154,57 @@ func TestBlinding(t *testing.T) {
 	if n, err := Existing(dir, "web", nil); !errors.Is(err, ErrSharedCgroup) {
 		t.Errorf("%+v, %v", n, err)
 	}
+}
+
+// A container whose first process has ended has not, if others run on in its cgroup:
+// nobody would tell of them. What is left of one that has ended, in a cgroup that is
+// another's by now, has.
+func TestOutlived(t *testing.T) {
+	need.Root(t)
+	mount := need.Cgroup2(t)
+	s := play(t, t.TempDir(), "runc")
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, home, _ := strings.Cut(string(own), "0::")
+	home, _, _ = strings.Cut(home, "\n")
+	top := "/probity-outlived-" + strconv.Itoa(s.Entered)
+	if err := os.Mkdir(mount+top, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Rmdir(mount + top) })
+	move := func(to string) {
+		if err := os.WriteFile(mount+to+"/cgroup.procs", []byte(strconv.Itoa(s.Entered)), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone := exec.Command("true")
+	if err := gone.Run(); err != nil {
+		t.Fatal(err)
+	}
+	kubernetes := filepath.Join(t.TempDir(), "io.containerd.runtime.v2.task", "k8s.io", "web")
+	if err := os.MkdirAll(kubernetes, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeConfig(t, kubernetes, trueConfig)
+	dir, more := t.TempDir(), t.TempDir()
+	look := func(what string, pid int, bundle string, want error) {
+		t.Helper()
+		saveRunc(t, dir, s.Entered, bundle, map[string]any{"init_process_pid": pid, "init_process_start": 1, "cgroup_paths": map[string]string{"": mount + top}})
+		if _, err := Existing(dir, "web", claimsOf(t, dir, more)); !errors.Is(err, want) || errors.Is(err, ErrOutlived) != (want == ErrOutlived) {
+			t.Errorf("%s: %v, want %v", what, err, want)
+		}
+	}
+	look("nobody is there", gone.Process.Pid, s.bundle, ErrEnded)
+	move(top)
+	t.Cleanup(func() { move(home) })
+	look("its pid is nobody's", gone.Process.Pid, s.bundle, ErrOutlived)
+	look("its pid is another's", s.Entered, s.bundle, ErrOutlived)
+	look("containerd's", gone.Process.Pid, kubernetes, ErrEnded)
+	saveRunc(t, more, s.Entered, s.bundle, map[string]any{"cgroup_paths": map[string]string{"": mount + top}})
+	rename(t, more, "other")
+	look("the cgroup is another's", gone.Process.Pid, s.bundle, ErrEnded)
 }
 
 // A bundle in a state directory is none: what is there is called as containers are.

@@ -31,6 +31,10 @@ const (
 // ErrEnded: the saved state is of a container whose init has ended.
 var ErrEnded = errors.New("the container has ended")
 
+// ErrOutlived: the container's init has ended, and others run on in its cgroup, of
+// whom nobody knows any more who they are.
+var ErrOutlived = errors.New("its first process has ended, and others run on in its cgroup")
+
 // SourceOf is the source of the notices of a state directory.
 func SourceOf(dir string) string { return "state:" + dir }
 
@@ -132,13 +136,15 @@ func existing(dir, id string, claims *Claims) (n container.Notice, err error) {
 	}
 	init, err := hold(s.pid)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, ErrEnded) {
-		return n, ErrEnded
+		return n, ended(d.Name(), id, s, claims)
 	}
 	if err != nil {
 		return n, fmt.Errorf("%w: %w", ErrPid, err)
 	}
 	defer init.release()
-	if err := checkRunning(init, s.start); err != nil {
+	if err := checkRunning(init, s.start); errors.Is(err, ErrEnded) {
+		return n, ended(d.Name(), id, s, claims)
+	} else if err != nil {
 		return n, err
 	}
 	bundle, err := openTrusted(s.bundle)
@@ -184,9 +190,34 @@ func existing(dir, id string, claims *Claims) (n container.Notice, err error) {
 	}
 	// Last: what was read above was its own if it still lives.
 	if !init.alive() {
-		return n, ErrEnded
+		return container.Notice{}, ended(d.Name(), id, s, claims)
 	}
 	return n, err
+}
+
+// ended tells a container of which nothing runs from one that init's end did not end,
+// as it does not where the process namespace is shared. A cgroup that another one's
+// state claims, or a container that another source tells of, is not looked at.
+func ended(own, id string, s saved, claims *Claims) error {
+	fs, err := cgroup.Find()
+	if err != nil {
+		return ErrEnded
+	}
+	in := s.in(fs.Root)
+	if in == "" || claims.check(own, s, fs.Root) != nil {
+		return ErrEnded
+	}
+	if alive, err := fs.Populated(in); err != nil || !alive {
+		return ErrEnded
+	}
+	if bundle, err := openTrusted(s.bundle); err == nil {
+		defer bundle.Close()
+		c, err := readConfig(bundle)
+		if r := storageRuntime(id, bundle.Name(), c.annotations); err == nil && r != "" && r != container.Podman {
+			return ErrEnded
+		}
+	}
+	return fmt.Errorf("%w (%s)", ErrOutlived, in)
 }
 
 // checkRunning checks that a process can be the init of a container that has been
