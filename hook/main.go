@@ -32,7 +32,7 @@ import (
 const (
 	connect  = 200 * time.Millisecond
 	answer   = 1500 * time.Millisecond
-	patience = 1800 * time.Millisecond // until there must be a verdict
+	patience = 1750 * time.Millisecond // until there must be a verdict, but for a moment
 	lifetime = 2 * time.Second         // of the whole process
 )
 
@@ -52,7 +52,7 @@ func main() {
 	}
 	code, message := v.settle(d)
 	if message != "" {
-		time.AfterFunc(lifetime-patience, func() { os.Exit(code) }) // nobody may read it
+		time.AfterFunc(lifetime-patience-moment, func() { os.Exit(code) }) // nobody may read it
 		say(message)
 	}
 	os.Exit(code)
