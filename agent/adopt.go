@@ -297,6 +297,7 @@ type state struct {
 	failed  bool       // told that it can't be adopted
 	// outlived: its first process had ended at the last look, and others had not.
 	outlived bool
+	looking  chan looked // somebody looks at it, and has not come back
 }
 
 // look tells of each container that was not told of before: of those that were there at
@@ -352,9 +353,49 @@ func (a *Agent) watches(s *state) bool {
 	return s.claim != nil && a.table.Known(s.saved.ID, s.claim.Pid())
 }
 
+// looked is what oci.Existing returned.
+type looked struct {
+	n   container.Notice
+	err error
+}
+
+// existing is oci.Existing, which may never come back if the bundle is on a file system
+// that does not answer: it is waited for once, and asked for at later looks.
+func (s *state) existing(ctx context.Context, claims *oci.Claims) (_ looked, ok bool) {
+	most := time.Duration(0)
+	if s.looking == nil {
+		c := make(chan looked, 1)
+		s.looking, most = c, turnFor
+		go func() {
+			n, err := oci.Existing(s.dir, s.saved.ID, claims)
+			c <- looked{n, err}
+		}()
+	}
+	limit := time.NewTimer(most)
+	defer limit.Stop()
+	select {
+	case r := <-s.looking:
+		s.looking = nil
+		return r, true
+	case <-limit.C:
+	case <-ctx.Done():
+	}
+	return looked{}, false
+}
+
+// errSlow says that it did not come back.
+var errSlow = errors.New("its bundle could not be read in time")
+
 func (a *Agent) scan(ctx context.Context, s *state, claims *oci.Claims) {
 	at := cgroup.BootTime()
-	n, err := oci.Existing(s.dir, s.saved.ID, claims)
+	r, ok := s.existing(ctx, claims)
+	n, err := r.n, r.err
+	if !ok {
+		if ctx.Err() != nil {
+			return
+		}
+		err = fmt.Errorf("container %s of %s: %w", s.saved.ID, s.dir, errSlow)
+	}
 	switch {
 	case err == nil || errors.Is(err, cgroup.ErrShared): // which is signed
 		s.settled = true

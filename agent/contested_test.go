@@ -94,3 +94,23 @@ func TestOutlivedState(t *testing.T) {
 		}
 	}
 }
+
+// A bundle on a file system that never answers keeps nobody else from being adopted.
+func TestBundleThatDoesNotAnswer(t *testing.T) {
+	mount := need.Cgroup2(t)
+	dir := t.TempDir()
+	hung, other := newBox(t, 1), newBox(t, 1)
+	for id, b := range map[string]*box{"a-hung": hung, "b-other": other} {
+		saveState(t, b, dir, id, b.cmd.Process.Pid, strings.TrimPrefix(b.cgroup, mount))
+	}
+	need.DeadFUSE(t, hung.dir+"/bundle-a-hung")
+	n := newNodeWith(t, Config{RuntimeStates: []string{dir}}, wanted)
+	until(t, func() bool {
+		l := n.runs()
+		return len(l) == 1 && l[0].container == "b-other" && l[0].isArmed()
+	})
+	told := n.gapsOf(evidence.ScopeSource)
+	if len(told) != 1 || !strings.Contains(told[0].Detail, "container a-hung of "+dir+": its bundle could not be read in time") {
+		t.Errorf("%+v", told)
+	}
+}
