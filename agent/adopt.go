@@ -174,9 +174,8 @@ func (a *Agent) adoptOne(ctx context.Context, n container.Notice) {
 func (a *Agent) has(n container.Notice) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	id := n.Identity.RunID()
-	r, ok := a.table.Run(id)
-	return ok && (r.State != lifecycle.Left || a.left[id] != nil && a.left[id].Cut)
+	r, ok := a.table.Of(n)
+	return ok && (r.State != lifecycle.Left || a.left[r.ID] != nil && a.left[r.ID].Cut)
 }
 
 // errEnded says that the container that a source tells of has ended.

@@ -288,6 +288,29 @@ func TestTakenUpAgain(t *testing.T) {
 	}
 }
 
+// A run whose earlier lines could not all be kept is not taken up, whatever the source
+// calls its runtime: a later line would take back what they say.
+func TestCutIsNotTakenUp(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	b := newBox(t, 1)
+	x := b.existing("c1")
+	path, cgroup, err := n.cgroups.OfPid(b.cmd.Process.Pid)
+	must(t, err)
+	id := x.Identity
+	id.BootID, id.CgroupID, id.CgroupPath = n.bootID, cgroup, path
+	n.leave(spool.OpenRun{Cut: true, GapID: "0123456789abcdef", Coverage: evidence.Coverage{
+		RunID: id.RunID(), ContainerID: id.ID, Runtime: string(id.Runtime), BootID: id.BootID, CgroupID: evidence.Uint64(cgroup), CgroupPath: path, Source: "hook",
+	}})
+	for _, runtime := range []container.Runtime{container.Runc, container.Docker} {
+		x.Identity.Runtime = runtime
+		n.notify(context.Background(), x, nil)
+		must(t, n.waitAdopted())
+		if l := n.runs(); len(l) != 0 {
+			t.Errorf("as %s: taken up", runtime)
+		}
+	}
+}
+
 // More than can wait are signed.
 func TestTooManyToAdopt(t *testing.T) {
 	n := newNode(t, bpf.Options{})

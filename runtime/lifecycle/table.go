@@ -107,11 +107,7 @@ func (t *Table) uncreate(id string) *Run {
 
 func (t *Table) start(n container.Notice) []Action {
 	id, k := n.Identity.ID, keyOf(n.Identity.RunID(), n)
-	e := t.byKey[k]
-	if e == nil {
-		// The same without a cgroup: it has no name of its own as a run.
-		e = t.runs[n.Identity.RunID()]
-	}
+	e := t.of(n)
 	if e != nil && e.State == Left {
 		// It runs on. From here on it is like any other, under the name that its
 		// evidence has.
@@ -136,6 +132,15 @@ func (t *Table) start(n container.Notice) []Action {
 	e = &entry{Run: Run{ID: n.Identity.RunID(), State: Armed, Notice: n}, key: k}
 	t.put(e)
 	return append(actions, Arm{Run: e.Run})
+}
+
+// of returns what a notice with a process is about, or nil.
+func (t *Table) of(n container.Notice) *entry {
+	if e := t.byKey[keyOf(n.Identity.RunID(), n)]; e != nil {
+		return e
+	}
+	// The same without a cgroup: it has no name of its own as a run.
+	return t.runs[n.Identity.RunID()]
 }
 
 func (t *Table) put(e *entry) {
@@ -313,6 +318,15 @@ func (t *Table) Known(id string, pid int) bool {
 		}
 	}
 	return t.ended.has(process{id, pid}) || t.ended.has(process{id, 0})
+}
+
+// Of returns the run that a notice with a process is about, whatever its source calls
+// the runtime, if it is in the table.
+func (t *Table) Of(n container.Notice) (Run, bool) {
+	if e := t.of(n); e != nil {
+		return e.Run, true
+	}
+	return Run{}, false
 }
 
 // Run returns the run with that id, if it is in the table.
