@@ -81,6 +81,8 @@ type Agent struct {
 	engine *probe.Engine
 	ring   *ring
 
+	healthTurns, sweepTurns turns
+
 	admin *handoff.Listener
 	hooks *handoff.Listener
 

@@ -101,9 +101,11 @@ type Config struct {
 	Kept   map[string][]*os.File `yaml:"-"`
 	// KeepsSockets: the keeper can hold sockets, too.
 	KeepsSockets bool `yaml:"-"`
-	// Alive is called at every turn of the agent's own loop, for a watchdog.
-	Alive func()       `yaml:"-"`
-	Log   *slog.Logger `yaml:"-"`
+	// Alive is called every AliveEvery (default 5 s), for a watchdog that waits three
+	// times as long, unless a loop of the agent hangs.
+	Alive      func()        `yaml:"-"`
+	AliveEvery time.Duration `yaml:"-"`
+	Log        *slog.Logger  `yaml:"-"`
 }
 
 // maxConfig bounds a configuration file.
@@ -216,6 +218,7 @@ func (c Config) WithDefaults() (Config, error) {
 	}
 	duration(&c.Barrier, 1200*time.Millisecond)
 	duration(&c.Health, 5*time.Second)
+	duration(&c.AliveEvery, aliveEvery)
 	duration(&c.Linger, 30*time.Second)
 	if c.Barrier < 0 || c.Barrier > 1300*time.Millisecond {
 		return c, fmt.Errorf("barrier: %v; want 0 to 1.3s: a runtime waits 2s and then cuts the agent off", c.Barrier)

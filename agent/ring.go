@@ -22,6 +22,8 @@ type ring struct {
 	bad    func(error) // takes why a record could not be decoded
 	log    *slog.Logger
 
+	turns turns
+
 	mu      sync.Mutex
 	waiting []chan struct{} // drains that have not been served
 	closed  bool
@@ -45,6 +47,7 @@ func (r *ring) run() error {
 	}()
 	for {
 		err := r.reader.ReadInto(&rec)
+		r.turns.begin()
 		switch {
 		case errors.Is(err, ringbuf.ErrFlushed):
 			// A drain may have been asked for after this flush had read the
@@ -80,6 +83,7 @@ func (r *ring) run() error {
 				r.idle()
 			}
 		}
+		r.turns.end()
 	}
 }
 

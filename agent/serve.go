@@ -48,6 +48,7 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 	g.Go(func() error { return a.keptIsOver(ctx) })
 	g.Go(func() error { return a.pulse(ctx) })
 	g.Go(func() error { return a.health(ctx) })
+	g.Go(func() error { return a.living(ctx) })
 	g.Go(func() error { return a.patrol(ctx) })
 	g.Go(func() error { return a.catchingUp(ctx) })
 	g.Go(func() error { return a.stacking(ctx) })
@@ -224,35 +225,38 @@ func (a *Agent) sourceBack(name string, at int64) {
 // believed is how long one proof of what containers share stands for all of them.
 const believed = time.Second
 
-// health proves every few seconds that what was armed still is, and is the
-// agent's own heartbeat.
+// health proves every few seconds that what was armed still is.
 func (a *Agent) health(ctx context.Context) error {
 	tick := time.NewTicker(a.cfg.Health)
 	defer tick.Stop()
 	hour := time.NewTicker(time.Hour)
 	defer hour.Stop()
 	for {
-		a.cfg.Alive()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			a.healthTurns.begin()
 			// What containers share is proven once for all of them, but for who
 			// comes so late that it says little about him.
 			asOf := cgroup.BootTime()
 			for _, l := range a.runs() {
-				a.cfg.Alive()
+				a.healthTurns.further()
 				if now := cgroup.BootTime(); now-asOf > int64(believed) {
 					asOf = now
 				}
 				a.checkAsOf(l, 0, patience, asOf)
 				a.tellLosses(l)
 			}
+			a.healthTurns.end()
 		case <-hour.C:
+			a.healthTurns.begin()
 			for _, l := range a.runs() {
+				a.healthTurns.further()
 				a.sweepSets(l)
 			}
 			a.witness.Hourly()
+			a.healthTurns.end()
 		}
 	}
 }
@@ -270,12 +274,14 @@ func (a *Agent) sweep(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		a.sweepTurns.begin()
 		switch n, err := a.obj.Stood(); {
 		case err != nil:
 			return err
 		case n != stood:
 			stood = n
 			for _, l := range a.runs() {
+				a.sweepTurns.further()
 				a.standings(l)
 			}
 		}
@@ -291,6 +297,7 @@ func (a *Agent) sweep(ctx context.Context) error {
 		if behind {
 			behind = a.sweepDropped()
 		}
+		a.sweepTurns.end()
 	}
 }
 

@@ -260,6 +260,7 @@ const sweepShare = 19
 // were last read, and reports whether it is to be called again for some of them.
 func (a *Agent) sweepDropped() (behind bool) {
 	for _, l := range a.runs() {
+		a.sweepTurns.further()
 		if !hasSets(l) {
 			continue
 		}

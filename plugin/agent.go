@@ -73,6 +73,7 @@ if it is the default one.`,
 			}
 			cfg.Starting = extend()
 			if interval, err := daemon.SdWatchdogEnabled(false); err == nil && interval > 0 {
+				cfg.AliveEvery = interval / 3
 				cfg.Alive = func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog) }
 			}
 			ended, err := keepFor(&cfg)
