@@ -20,6 +20,7 @@ import (
 
 	"probity/agent"
 	"probity/bpf/kernel"
+	"probity/evidence/nodekey"
 	"probity/evidence/spool"
 	"probity/evidence/verify"
 	"probity/evidence/witness"
@@ -86,7 +87,11 @@ if it is the default one.`,
 			if err == nil {
 				err = a.Run(ctx)
 			}
-			return blind(errors.Join(err, ended(err == nil && !another())))
+			err = errors.Join(err, ended(err == nil && !another()))
+			if errors.Is(err, nodekey.ErrPIN) {
+				return exitError{exitPIN, err}
+			}
+			return blind(err)
 		},
 	}
 	f := cmd.Flags()

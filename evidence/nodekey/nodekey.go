@@ -334,6 +334,10 @@ func read(path string) ([]byte, error) {
 // ErrExists is wrapped by Init where the node has a key.
 var ErrExists = errors.New("the node has a key already")
 
+// ErrPIN is wrapped where a token refused the PIN. Tried again a few times, it locks
+// itself.
+var ErrPIN = pkcs11.ErrPIN
+
 // ErrRunning is wrapped where an agent has the state directory.
 var ErrRunning = errors.New("an agent is running")
 
