@@ -42,11 +42,6 @@ var rules = map[string]rule{
 		ours:    []string{"runtime/container", "runtime/cgroup"},
 		modules: []string{"golang.org/x/sys/unix", "github.com/containerd/nri/pkg/", "github.com/containerd/ttrpc"},
 	},
-	// Task events: containerd's messages, and nothing that connects.
-	"runtime/events": {
-		ours:    []string{"runtime/container"},
-		modules: []string{"github.com/containerd/containerd/api/types", "google.golang.org/protobuf/encoding/protowire"},
-	},
 	// The hook's half must stay tiny: 2 MB and 1.5 ms are its promise.
 	"runtime/handoff/wire": {std: []string{"errors", "syscall", "time", "unicode/utf8"}},
 	"runtime/handoff": {
