@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -17,6 +18,7 @@ import (
 	"probity/agent"
 	"probity/bpf/kernel"
 	"probity/evidence/verify"
+	"probity/runtime/handoff/wire"
 )
 
 // The results of a check.
@@ -47,14 +49,14 @@ agent's sockets, and says of each whether it is well and what to do if not. It
 changes nothing and needs no agent. It does not look at NRI, which status shows
 of a running agent.
 
-It exits with 0 if nothing fails (a warning is no failure), and with 1 if
-something does.`,
+It exits with 0 if all is well, and with 1 if something is to be done: after a
+warning as after a failure.`,
 		Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, first := checkConfig(file, cmd.Flags().Changed("config"))
 			checks := append([]check{first}, checkKernel()...)
 			_, err := exec.LookPath("podman")
-			checks = append(checks, checkHooks(hooks, err == nil)...)
+			checks = append(checks, checkHooks(hooks, err == nil, cfg.HookSocket)...)
 			if cfg.HookSocket != "none" {
 				checks = append(checks, checkSocket("hook socket", cfg.HookSocket))
 			}
@@ -63,7 +65,7 @@ something does.`,
 				return err
 			}
 			for _, ch := range checks {
-				if ch.Result == checkFail {
+				if ch.Result != checkOK {
 					return exitError{code: exitFinding}
 				}
 			}
@@ -123,19 +125,21 @@ func checkKernel() []check {
 }
 
 // checkHooks looks at every file of the directory, since one that is not JSON
-// breaks every podman run, and at the program that ours names.
-func checkHooks(dir string, podman bool) []check {
+// breaks every podman run, at the program that ours names, and at the socket where
+// that asks. socket is the agent's.
+func checkHooks(dir string, podman bool, socket string) []check {
 	const what = "podman hooks"
 	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
 	if err != nil {
 		return []check{{what, checkFail, err.Error(), "name the directory with --hooks-dir"}}
 	}
 	var out []check
-	program := ""
+	program, asks := "", ""
 	for _, name := range files {
 		var h struct {
 			Hook struct {
-				Path string `json:"path"`
+				Path string   `json:"path"`
+				Args []string `json:"args"`
 			} `json:"hook"`
 		}
 		data, err := readHook(name)
@@ -147,7 +151,7 @@ func checkHooks(dir string, podman bool) []check {
 			continue
 		}
 		if filepath.Base(name) == "probity-create.json" {
-			program = h.Hook.Path
+			program, asks = h.Hook.Path, socketOf(h.Hook.Args)
 		}
 	}
 	switch {
@@ -158,7 +162,28 @@ func checkHooks(dir string, podman bool) []check {
 	case program == "":
 		return []check{{what, checkFail, dir + " has no probity-create.json: podman's containers are not armed", "install packaging/hooks/*.json there"}}
 	}
-	return []check{{what, checkOK, filepath.Join(dir, "probity-create.json"), ""}, checkProgram(program)}
+	file := filepath.Join(dir, "probity-create.json")
+	well := check{what, checkOK, file, ""}
+	switch {
+	case socket == "none":
+		well = check{what, checkWarn, file + " is there, and the agent has no hook socket (hookSocket: none)", "remove " + dir + "/probity-*.json, or take hookSocket: none out of the configuration"}
+	case asks != socket:
+		well = check{what, checkFail, fmt.Sprintf("the hook of %s asks on %s, the agent listens on %s: podman's containers are not armed", file, asks, socket),
+			fmt.Sprintf(`end the args of %s/probity-*.json with "--socket", "%s"`, dir, socket)}
+	}
+	return []check{well, checkProgram(program)}
+}
+
+// socketOf returns where a hook with these arguments asks: its own name, the stage,
+// and pairs of an option and its value.
+func socketOf(args []string) string {
+	socket := wire.DefaultPath
+	for i := 2; i+1 < len(args); i += 2 {
+		if args[i] == "--socket" {
+			socket = args[i+1]
+		}
+	}
+	return socket
 }
 
 // maxHook bounds a file of the hooks directory.
@@ -227,5 +252,44 @@ func checkSocket(what, path string) check {
 	if st.Uid != 0 || dir.Uid != 0 || dir.Mode&0o022 != 0 {
 		return check{what, checkFail, path + ": others than root may replace it", "chown root and chmod 0755 " + filepath.Dir(path) + ", then systemctl restart probity"}
 	}
+	switch is, err := listening(path); {
+	case err != nil:
+		return check{what, checkWarn, "find who listens on " + path + ": " + err.Error(), "mount /proc, and look again"}
+	case !is:
+		return check{what, checkFail, path + " is there and nobody listens: the agent does not run", "systemctl start probity"}
+	}
 	return check{what, checkOK, fmt.Sprintf("%s, mode %04o", path, st.Mode&0o777), ""}
+}
+
+// listening reports whether somebody listens on a socket file. It does not connect,
+// which whoever listens would have to answer. What listens in another network
+// namespace is not seen.
+func listening(path string) (bool, error) {
+	// It lists the name that was bound: its directory need not be spelled as the
+	// configuration does, and the agent binds PATH.new and renames it (handoff.Listen).
+	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return false, err
+	}
+	table, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		return false, err
+	}
+	real := filepath.Join(dir, filepath.Base(path))
+	for line := range strings.Lines(string(table)) {
+		// Num RefCount Protocol Flags Type St Inode Path; 00010000 is __SO_ACCEPTCON.
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 8)
+		if len(f) < 8 || f[3] != "00010000" {
+			continue
+		}
+		_, bound, ok := strings.Cut(strings.TrimLeft(f[6]+" "+f[7], " "), " ")
+		if !ok {
+			continue
+		}
+		in, err := filepath.EvalSymlinks(filepath.Dir(bound))
+		if err == nil && filepath.Join(in, strings.TrimSuffix(filepath.Base(bound), ".new")) == real {
+			return true, nil
+		}
+	}
+	return false, nil
 }
