@@ -1,6 +1,7 @@
 package runtimes
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -170,13 +171,47 @@ probes:
 func TestMain(m *testing.M) { os.Exit(schemas.Done("tests/runtimes", true, m.Run())) }
 
 // settled waits until every container is sealed, verifies the spool, holds its lines
-// to the schemas, and returns what it says.
+// to the schemas, sees that each run was sealed exactly once, and returns what it says.
 func settled(t *testing.T, a *Agent) Evidence {
 	t.Helper()
 	a.WaitIdle(t)
 	a.Verify(t)
 	schemas.Spool(t, a.Spool)
-	return a.Evidence(t)
+	e := a.Evidence(t)
+	sealedOnce(t, e)
+	return e
+}
+
+// sealedOnce checks that each run has one last coverage line, and no site two last ones.
+func sealedOnce(t *testing.T, e Evidence) {
+	t.Helper()
+	runs := map[string]int{}
+	for _, c := range e.Coverage {
+		if runs[c.RunID] += 0; c.Final {
+			runs[c.RunID]++
+		}
+	}
+	for run, n := range runs {
+		if n != 1 {
+			t.Errorf("run %s has %d last coverage lines", run, n)
+		}
+	}
+	sites := map[string]int{}
+	for _, o := range e.Observations {
+		if !o.Final || o.Set != "" { // a set has a line for each entry
+			continue
+		}
+		offset := "-"
+		if o.Offset != nil {
+			offset = fmt.Sprint(*o.Offset)
+		}
+		sites[strings.Join([]string{o.RunID, o.ProbeID, string(o.ProbeType), o.Symbol, offset, o.Path, o.FileDigest, o.Origin}, " ")]++
+	}
+	for site, n := range sites {
+		if n > 1 {
+			t.Errorf("site %s has %d last lines", site, n)
+		}
+	}
 }
 
 // want compares one site's latest observation.

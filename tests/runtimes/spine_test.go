@@ -409,7 +409,7 @@ func TestRuntimeAbsent(t *testing.T) {
 	}
 }
 
-// An agent that is killed keeps nothing in the kernel yet: what a run did since
+// Of an agent that is killed, and of which nobody holds anything: what a run did since
 // its last line is a signed gap. The run ended meanwhile: the next agent seals it.
 func TestAgentKilled(t *testing.T) {
 	underEach(t, AgentOptions{Policies: []string{targetPolicy}}, func(t *testing.T, d driver, a *Agent) {
