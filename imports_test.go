@@ -52,6 +52,9 @@ var rules = map[string]rule{
 		ours: []string{"runtime/handoff/wire"},
 		std:  []string{"errors", "io", "os", "syscall", "time"},
 	},
+	"wrapper": { // it runs before every command of docker's runtime
+		std: []string{"bytes", "encoding/json", "errors", "fmt", "io", "os", "path/filepath", "slices", "strings", "syscall"},
+	},
 	"runtime/image": {
 		ours: []string{"runtime/container"},
 		modules: []string{

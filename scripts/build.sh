@@ -12,6 +12,7 @@ out=${1:-bin}
 mkdir -p "$out"
 CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(version)" -o "$out/probity" ./plugin
 CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o "$out/probity-hook" ./hook
+CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o "$out/probity-runtime" ./wrapper
 if command -v "${CC:-gcc}" >/dev/null; then
 	CGO_ENABLED=1 go build -trimpath -ldflags "-s -w" -o "$out/probity-pkcs11" ./token
 fi
