@@ -95,8 +95,8 @@ func newPodman(t *testing.T, socket string) *podman {
 }
 
 // hookFiles makes the hooks' configurations from those that are shipped: only
-// the program and the socket differ.
-func hookFiles(t *testing.T, dir, socket string) {
+// the program, the socket and further arguments differ.
+func hookFiles(t *testing.T, dir, socket string, args ...any) {
 	t.Helper()
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -116,7 +116,7 @@ func hookFiles(t *testing.T, dir, socket string) {
 		}
 		hook := config["hook"].(map[string]any)
 		hook["path"] = program(t)
-		hook["args"] = append(hook["args"].([]any), "--socket", socket)
+		hook["args"] = append(append(hook["args"].([]any), "--socket", socket), args...)
 		if b, err = json.Marshal(config); err != nil {
 			t.Fatal(err)
 		}
