@@ -41,6 +41,7 @@ func (r *ring) run() error {
 	defer func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		r.turns.end() // it ends while it is at something
 		r.closed = true
 		serveAll(append(serving, r.waiting...))
 		r.waiting = nil
