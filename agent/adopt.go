@@ -32,9 +32,9 @@ const ticks = int64(time.Second) / 100
 
 // rescan is how often the state directories are looked at. A container whose hook
 // found no socket yet, or gave up before the agent could listen to it, is told of by
-// nobody else. One that has come since the last look is left to its hook, which has less
-// time than this (2 s).
-const rescan = 3 * time.Second
+// nobody else. One that has come since the last look is left to its hook, which has 2 s
+// from when it is started.
+const rescan = 5 * time.Second
 
 // toAdopt has a container adopted that runs already.
 func (a *Agent) toAdopt(n container.Notice) {
