@@ -122,28 +122,24 @@ func Existing(dir, id string, claims *Claims) (container.Notice, error) {
 var ErrNotHere = errors.New("another source tells of the container")
 
 func existing(dir, id string, claims *Claims) (n container.Notice, err error) {
-	d, err := openTrusted(path.Join(dir, id))
+	own, err := ReadClaim(dir, id)
 	if err != nil {
 		return n, err
 	}
-	defer d.Close()
-	s, err := readSaved(d)
-	if err != nil {
-		return n, err
-	}
+	s := own.saved
 	if s.id != "" && s.id != id {
 		return n, fmt.Errorf("%w: it is of container %.64q", ErrState, s.id)
 	}
 	init, err := hold(s.pid)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, ErrEnded) {
-		return n, ended(d.Name(), id, s, claims)
+		return n, ended(own.path, id, s, claims)
 	}
 	if err != nil {
 		return n, fmt.Errorf("%w: %w", ErrPid, err)
 	}
 	defer init.release()
 	if err := checkRunning(init, s.start); errors.Is(err, ErrEnded) {
-		return n, ended(d.Name(), id, s, claims)
+		return n, ended(own.path, id, s, claims)
 	} else if err != nil {
 		return n, err
 	}
@@ -175,7 +171,7 @@ func existing(dir, id string, claims *Claims) (n container.Notice, err error) {
 	if err != nil {
 		return n, err
 	}
-	if err := claims.check(d.Name(), s, fs.Root); err != nil {
+	if err := claims.check(own.path, s, fs.Root); err != nil {
 		return n, err
 	}
 	within := s.in(fs.Root)
@@ -190,7 +186,7 @@ func existing(dir, id string, claims *Claims) (n container.Notice, err error) {
 	}
 	// Last: what was read above was its own if it still lives.
 	if !init.alive() {
-		return container.Notice{}, ended(d.Name(), id, s, claims)
+		return container.Notice{}, ended(own.path, id, s, claims)
 	}
 	return n, err
 }
