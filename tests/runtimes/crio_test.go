@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"flag"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -84,16 +83,11 @@ func recordCRIO(t *testing.T, dir string) {
 	if err := unix.Uname(&uts); err != nil {
 		t.Fatal(err)
 	}
-	said, err := output(exec.Command(need.Runc(t), "--version"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	said, _, _ = strings.Cut(said, "\n")
 	key, err := os.ReadFile(a.Key())
 	if err != nil {
 		t.Fatal(err)
 	}
-	run, err := json.MarshalIndent(crioRun{version.RuntimeVersion, strings.TrimPrefix(said, "runc version "), string(bytes.TrimRight(uts.Release[:], "\x00"))}, "", "\t")
+	run, err := json.MarshalIndent(crioRun{version.RuntimeVersion, runcVersion(t, need.Runc(t)), string(bytes.TrimRight(uts.Release[:], "\x00"))}, "", "\t")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package runtimes
 
 import (
-	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -78,7 +77,12 @@ func (d containerdDriver) load(t *testing.T, archive string) { d.Load(t, archive
 func (d containerdDriver) runtime() string                   { return "containerd" }
 
 func (d containerdDriver) start(t *testing.T, image, name string, args ...string) ran {
-	return criRan{d.Run(t, Spec{Image: image, Name: name, Args: args, PodLabels: map[string]string{"app": "probity-test"}})}
+	return startCRI(t, &d.criServer, image, name, args)
+}
+
+func startCRI(t *testing.T, c *criServer, image, name string, args []string) ran {
+	t.Helper()
+	return criRan{c.Run(t, Spec{Image: image, Name: name, Args: args, PodLabels: map[string]string{"app": "probity-test"}})}
 }
 
 type criRan struct{ c *Container }
@@ -106,7 +110,7 @@ func (d crioDriver) load(t *testing.T, archive string) { d.Load(t, archive) }
 func (d crioDriver) runtime() string                   { return "cri-o" }
 
 func (d crioDriver) start(t *testing.T, image, name string, args ...string) ran {
-	return criRan{d.Run(t, Spec{Image: image, Name: name, Args: args, PodLabels: map[string]string{"app": "probity-test"}})}
+	return startCRI(t, &d.criServer, image, name, args)
 }
 
 // drivers are the runtimes that every scenario runs under.
@@ -187,30 +191,31 @@ func sealedOnce(t *testing.T, e Evidence) {
 	t.Helper()
 	runs := map[string]int{}
 	for _, c := range e.Coverage {
-		if runs[c.RunID] += 0; c.Final {
-			runs[c.RunID]++
+		n := runs[c.RunID]
+		if c.Final {
+			n++
 		}
+		runs[c.RunID] = n
 	}
 	for run, n := range runs {
 		if n != 1 {
 			t.Errorf("run %s has %d last coverage lines", run, n)
 		}
 	}
-	sites := map[string]int{}
+	type site struct {
+		run string
+		id  evidence.SiteID
+	}
+	sites := map[site]bool{}
 	for _, o := range e.Observations {
 		if !o.Final || o.Set != "" { // a set has a line for each entry
 			continue
 		}
-		offset := "-"
-		if o.Offset != nil {
-			offset = fmt.Sprint(*o.Offset)
+		of := site{o.RunID, evidence.SiteOf(o)}
+		if sites[of] {
+			t.Errorf("two last lines of one site, the second is %+v", o)
 		}
-		sites[strings.Join([]string{o.RunID, o.ProbeID, string(o.ProbeType), o.Symbol, offset, o.Path, o.FileDigest, o.Origin}, " ")]++
-	}
-	for site, n := range sites {
-		if n > 1 {
-			t.Errorf("site %s has %d last lines", site, n)
-		}
+		sites[of] = true
 	}
 }
 

@@ -107,8 +107,11 @@ func (r *refusingRunc) run(t *testing.T, name string) (string, bool, error) {
 	return name, strings.Contains(out, "said"), err
 }
 
-func (r *refusingRunc) version(t *testing.T) string {
-	out, err := output(exec.Command(r.path, "--version"))
+func (r *refusingRunc) version(t *testing.T) string { return runcVersion(t, r.path) }
+
+func runcVersion(t *testing.T, path string) string {
+	t.Helper()
+	out, err := output(exec.Command(path, "--version"))
 	if err != nil {
 		t.Fatal(err)
 	}
