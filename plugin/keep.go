@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
 	"sync/atomic"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -35,11 +37,13 @@ func keepFor(cfg *agent.Config) (ended func(over bool) error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for name, files := range held { // of an agent that was configured otherwise
+	for _, files := range held { // of an agent that was configured otherwise
 		for _, f := range files {
 			f.Close()
 		}
-		store.Unkeep(name)
+	}
+	if len(held) > 0 {
+		store.Unkeep(slices.Collect(maps.Keys(held))...)
 	}
 	cfg.Keeper, cfg.KeepsSockets = p, false
 	if cfg.Kept, err = p.Take(); err != nil {
