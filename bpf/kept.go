@@ -51,8 +51,45 @@ type Descriptors struct {
 	FDs  []int
 }
 
-// Dup returns a descriptor of what f is of, which nobody closes when f is forgotten.
-func Dup(f *os.File) (fd int, err error) { return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3) }
+// Dup returns another descriptor of what fd is of, which is the caller's to close.
+func Dup(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3) }
+
+// Object is a map, a program or a link.
+type Object interface {
+	Close() error
+	Pin(path string) error
+}
+
+// ErrNoObject says that a descriptor is of something else.
+var ErrNoObject = errors.New("no map, program or link")
+
+// ObjectOf returns what fd is of, with a descriptor of its own: an [*ebpf.Map], an
+// [*ebpf.Program] or a [link.Link].
+func ObjectOf(fd int) (Object, error) {
+	what, err := kernelName(fd)
+	if err != nil {
+		return nil, err
+	}
+	own, err := Dup(fd)
+	if err != nil {
+		return nil, err
+	}
+	switch strings.TrimPrefix(path.Base(what), "anon_inode:") {
+	case "bpf-map":
+		return ebpf.NewMapFromFD(own)
+	case "bpf-prog":
+		return ebpf.NewProgramFromFD(own)
+	case "bpf-link", "bpf_link":
+		return link.NewFromFD(own)
+	}
+	return nil, errors.Join(fmt.Errorf("it is %.80q: %w", what, ErrNoObject), unix.Close(own))
+}
+
+// kernelName is what the kernel calls what fd is of.
+func kernelName(fd int) (string, error) { return os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)) }
+
+// MaxRecord bounds a record in bytes.
+const MaxRecord = 16 << 20
 
 // Record returns a descriptor of a file in memory with this text, which nobody can
 // change any more.
@@ -163,42 +200,34 @@ func TakeKept(files map[string][]*os.File) (_ *Kept, err error) {
 
 func (k *Kept) take(name string, f *os.File) error {
 	defer f.Close()
-	what, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	o, err := ObjectOf(int(f.Fd()))
 	if err != nil {
 		return err
 	}
-	fd, err := Dup(f)
-	if err != nil {
-		return err
-	}
-	switch kind := strings.TrimPrefix(path.Base(what), "anon_inode:"); {
-	case kind == "bpf-map" && strings.HasPrefix(name, keptMap):
-		m, err := ebpf.NewMapFromFD(fd)
-		if err != nil {
-			return err
+	// A second one of a name would take the first one's place, and nobody would close it.
+	switch o := o.(type) {
+	case *ebpf.Map:
+		if of, ok := strings.CutPrefix(name, keptMap); ok && k.maps[of] == nil {
+			k.maps[of] = o
+			return nil
 		}
-		k.maps[strings.TrimPrefix(name, keptMap)] = m
-	case kind == "bpf-prog":
-		p, err := ebpf.NewProgramFromFD(fd)
-		if err != nil {
-			return err
-		}
+	case *ebpf.Program:
 		if name == keptLineage {
-			k.follow = append(k.follow, p)
-		} else {
-			k.progs[strings.TrimPrefix(name, keptProgram)] = p
+			k.follow = append(k.follow, o)
+			return nil
 		}
-	case (kind == "bpf-link" || kind == "bpf_link") && name == keptLineage:
-		l, err := link.NewFromFD(fd)
-		if err != nil {
-			return err
+		if of, ok := strings.CutPrefix(name, keptProgram); ok && k.progs[of] == nil {
+			k.progs[of] = o
+			return nil
 		}
-		k.lineage = append(k.lineage, l)
-	default:
-		_ = unix.Close(fd)
-		return fmt.Errorf("it is %.80q", what)
+	case link.Link:
+		if name == keptLineage {
+			k.lineage = append(k.lineage, o)
+			return nil
+		}
 	}
-	return nil
+	what, err := kernelName(int(f.Fd()))
+	return errors.Join(fmt.Errorf("it is %.80q", what), err, o.Close())
 }
 
 // Close lets go of all that was not taken over. It is idempotent.

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf/features"
-	"golang.org/x/sys/unix"
 
 	"probity/tests/need"
 )
@@ -17,7 +16,7 @@ func handed(t *testing.T, list []Descriptors) map[string][]*os.File {
 	out := map[string][]*os.File{}
 	for _, d := range list {
 		for _, fd := range d.FDs {
-			c, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+			c, err := Dup(fd)
 			must(t, err)
 			out[d.Name] = append(out[d.Name], os.NewFile(uintptr(c), d.Name))
 		}

@@ -75,7 +75,7 @@ func (s *Store) Keep(d bpf.Descriptors) {
 	}
 	m := message{name: d.Name}
 	for _, fd := range d.FDs {
-		c, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+		c, err := bpf.Dup(fd)
 		if err != nil {
 			m.close()
 			s.log.Warn("not kept for the next agent", "name", d.Name, "err", err)

@@ -26,7 +26,6 @@ import (
 	"sync"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/pin"
 	"golang.org/x/sys/unix"
 
@@ -34,10 +33,9 @@ import (
 )
 
 const (
-	maxRecord = 16 << 20 // bytes
-	maxNames  = 1 << 16
-	record    = "record" // the pin of a record's text
-	unready   = "new-"   // begins the names of what is not complete
+	maxNames = 1 << 16
+	record   = "record" // the pin of a record's text
+	unready  = "new-"   // begins the names of what is not complete
 )
 
 // Store pins below a directory, which no other process uses while it is open.
@@ -183,7 +181,7 @@ func number(name string) int {
 // fileOf returns what is pinned as a file: the object itself, or the record in it.
 func fileOf(o pin.Pinner, isRecord bool) (*os.File, error) {
 	if m, ok := o.(*ebpf.Map); ok && isRecord {
-		if m.ValueSize() > maxRecord {
+		if m.ValueSize() > bpf.MaxRecord {
 			return nil, fmt.Errorf("a record of %d bytes", m.ValueSize())
 		}
 		text, err := m.LookupBytes(uint32(0))
@@ -200,7 +198,7 @@ func fileOf(o pin.Pinner, isRecord bool) (*os.File, error) {
 	if !ok || isRecord {
 		return nil, fmt.Errorf("a %T, which nobody keeps", o)
 	}
-	fd, err := unix.FcntlInt(uintptr(with.FD()), unix.F_DUPFD_CLOEXEC, 3)
+	fd, err := bpf.Dup(with.FD())
 	if err != nil {
 		return nil, err
 	}
@@ -235,27 +233,10 @@ func (s *Store) keep(d bpf.Descriptors) error {
 }
 
 func pinTo(dir, name string, fd int) error {
-	what, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
-	if err != nil {
-		return err
-	}
-	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return err
-	}
-	var o pin.Pinner
-	switch strings.TrimPrefix(what, "anon_inode:") {
-	case "bpf-map":
-		o, err = ebpf.NewMapFromFD(own)
-	case "bpf-prog":
-		o, err = ebpf.NewProgramFromFD(own)
-	case "bpf_link", "bpf-link":
-		o, err = link.NewFromFD(own)
-	default:
-		f := os.NewFile(uintptr(own), what)
-		defer f.Close()
+	o, err := bpf.ObjectOf(fd)
+	if errors.Is(err, bpf.ErrNoObject) {
 		name = record
-		o, err = textMap(f)
+		o, err = textMap(fd)
 	}
 	if err != nil {
 		return err
@@ -264,17 +245,19 @@ func pinTo(dir, name string, fd int) error {
 }
 
 // textMap makes a map of a record's text, which nobody can change any more.
-func textMap(f *os.File) (*ebpf.Map, error) {
-	st, err := f.Stat()
-	if err != nil {
+func textMap(fd int) (*ebpf.Map, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, err
 	}
-	if !st.Mode().IsRegular() || st.Size() > maxRecord {
-		return nil, fmt.Errorf("%s (%v, %d bytes) cannot be kept", f.Name(), st.Mode(), st.Size())
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > bpf.MaxRecord {
+		return nil, fmt.Errorf("what is no record (mode %o, %d bytes) cannot be kept", st.Mode, st.Size)
 	}
-	text := make([]byte, max(1, st.Size()))
-	if _, err := f.ReadAt(text[:st.Size()], 0); err != nil {
+	text := make([]byte, max(1, st.Size))
+	if n, err := unix.Pread(fd, text[:st.Size], 0); err != nil {
 		return nil, err
+	} else if int64(n) != st.Size {
+		return nil, io.ErrUnexpectedEOF
 	}
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "record", Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(text)), MaxEntries: 1})
 	if err != nil {

@@ -96,11 +96,11 @@ func TestKept(t *testing.T) {
 	if len(held) != 2 || len(held["unsigned-7"]) != 1 || len(held["file-1"]) != 3 || said.Len() > 0 {
 		t.Fatalf("%v; it says %s", held, said)
 	}
-	got, err := io.ReadAll(io.NewSectionReader(held["file-1"][0], 0, maxRecord))
+	got, err := io.ReadAll(io.NewSectionReader(held["file-1"][0], 0, bpf.MaxRecord))
 	if err != nil || string(got) != text {
 		t.Errorf("a record of %d bytes, %v", len(got), err)
 	}
-	fd, err := bpf.Dup(held["file-1"][2])
+	fd, err := bpf.Dup(int(held["file-1"][2].Fd()))
 	must(t, err)
 	again, err := ebpf.NewMapFromFD(fd)
 	must(t, err)

@@ -36,8 +36,6 @@ type Keeper interface {
 // this process, and nobody would detach before it is written. Links whose hits are
 // timed are not, nor are probes on the kernel and sets.
 
-const maxKeptRecord = 16 << 20
-
 // KeptFiles begins the names of what is kept of files.
 const KeptFiles = "file-"
 
@@ -194,13 +192,13 @@ func takeFile(list []*os.File) (_ *sharedFile, err error) {
 			}
 			continue
 		}
-		fd, err := bpf.Dup(f)
-		if err != nil {
-			return nil, err
-		}
-		l, err := link.NewFromFD(fd)
+		o, err := bpf.ObjectOf(int(f.Fd()))
 		if err != nil {
 			return nil, fmt.Errorf("a link: %w", err)
+		}
+		l, ok := o.(link.Link)
+		if !ok {
+			return nil, errors.Join(errors.New("a link that is no uprobe_multi"), o.Close())
 		}
 		s.att.links = append(s.att.links, l)
 		if info, err := l.Info(); err != nil || info.Type != link.UprobeMultiType {
@@ -225,7 +223,7 @@ func takeFile(list []*os.File) (_ *sharedFile, err error) {
 // readRecord reads what [sharedFile.descriptors] wrote. Only who can be this service can
 // have written it; it is bounded all the same.
 func readRecord(f *os.File, size int64) (*keptFile, error) {
-	if size <= 0 || size > maxKeptRecord {
+	if size <= 0 || size > bpf.MaxRecord {
 		return nil, fmt.Errorf("a record of %d bytes", size)
 	}
 	b, err := io.ReadAll(io.NewSectionReader(f, 0, size))
