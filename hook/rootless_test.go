@@ -61,8 +61,9 @@ func rootless(t *testing.T, hooks func(dir string)) func(args ...string) (string
 		if out, err := podman("rm", "--all", "--force", "--time=0"); err != nil {
 			t.Errorf("%s, %v", out, err)
 		}
-		// The process that keeps the user's namespace, if there is one, is in a file.
-		if b, err := os.ReadFile(home + "/x/libpod/tmp/pause.pid"); err == nil {
+		// The process that keeps the user's namespace, if there is one, is in a file of
+		// --tmpdir.
+		if b, err := os.ReadFile(home + "/tmp/pause.pid"); err == nil {
 			if out, err := as("/bin/sh", "-c", "kill -9 "+strings.TrimSpace(string(b))); err != nil {
 				t.Errorf("%s, %v", out, err)
 			}
