@@ -456,14 +456,11 @@ func whyNoCgroup(err error) evidence.NotArmedReason {
 	return evidence.AttachFailed
 }
 
-// rootCgroup is the id of the root of the whole hierarchy, on every kernel.
-const rootCgroup = 1
-
 // level is the depth at which the kernel has the cgroup. In a cgroup namespace
 // of its own the agent sees a path from somewhere below the root, and a depth
 // counted from there would never match.
 func (a *Agent) level(path string) int {
-	if id, err := a.cgroups.ID("/"); err != nil || id != rootCgroup {
+	if id, err := a.cgroups.ID("/"); err != nil || id != cgroup.RootID {
 		return probe.AnyLevel
 	}
 	return a.cgroups.Level(path)

@@ -41,6 +41,11 @@ var (
 	ErrGone = errors.New("cgroup is gone")
 )
 
+// RootID is the id of the root of the whole hierarchy (fs/kernfs/dir.c gives ids from 1
+// on). Where the mount's root has another, as in a cgroup namespace, this process sees
+// a part of it.
+const RootID = 1
+
 // FS is the cgroup2 mount of this host. Its methods are safe for concurrent
 // use; it holds no descriptors.
 type FS struct {

@@ -3,6 +3,7 @@ package cgroup
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"probity/tests/need"
 )
@@ -341,4 +343,75 @@ func polledWaits() int {
 		}
 	}
 	return waits
+}
+
+// An agent in a cgroup namespace of its own does not take what it cannot see for ended.
+func TestOutsideTheView(t *testing.T) {
+	fs, base := realFS(t)
+	mkCgroup(t, fs, base+"/container")
+	mkCgroup(t, fs, base+"/agent")
+	l := inCgroup(t, fs, base+"/container")
+	id, err := fs.ID(base + "/container")
+	if err != nil {
+		t.Fatal(err)
+	}
+	agents, err := os.Open(fs.Root + base + "/agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer agents.Close()
+	agent := exec.Command("/bin/cat")
+	agent.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(agents.Fd()), Unshareflags: syscall.CLONE_NEWCGROUP}
+	in, err := agent.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = in.Close(); _ = agent.Wait() }()
+
+	part := &FS{Mode: fs.Mode, Root: t.TempDir()}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked: the thread ends with this function
+		if err := enter(agent.Process.Pid, part.Root); err != nil {
+			t.Error(err)
+			return
+		}
+		if root, err := part.ID("/"); err != nil || root == RootID {
+			t.Errorf("the view's root is %d, %v: not a part", root, err)
+		}
+		if on, err := part.PopulatedID(base+"/container", id); err != nil || !on {
+			t.Errorf("a cgroup that lives outside the view: populated %v, %v", on, err)
+		}
+		if on, err := part.PopulatedID(base+"/container", id+1e6); err != nil || on {
+			t.Errorf("one that is nowhere: populated %v, %v", on, err)
+		}
+		l.end()
+		if err := part.WaitEmptyID(deadline(t), base+"/container", id); err != nil {
+			t.Errorf("its end: %v", err)
+		}
+		_ = syscall.Rmdir(fs.Root + base + "/container")
+		if on, err := part.PopulatedID(base+"/container", id); err != nil || on {
+			t.Errorf("removed: populated %v, %v", on, err)
+		}
+	}()
+	<-done
+}
+
+// enter gives this thread the cgroup namespace of a process, and its view at root.
+func enter(pid int, root string) error {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/cgroup", pid))
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return errors.Join(
+		unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
+		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+		unix.Setns(int(ns.Fd()), unix.CLONE_NEWCGROUP),
+		unix.Mount("cgroup2", root, "cgroup2", 0, ""),
+	)
 }

@@ -3,6 +3,7 @@ package cgroup
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -103,20 +104,11 @@ func (fs *FS) events(path string, id uint64) (*os.File, error) {
 	if path == "/" {
 		return nil, errors.New("watch cgroup /: the root cgroup has no cgroup.events")
 	}
-	dir, err := fs.open(path, unix.O_PATH|unix.O_DIRECTORY)
+	dir, err := fs.openID(path, id)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(dir)
-	if id != 0 {
-		now, err := inode(dir, path)
-		if err != nil {
-			return nil, err
-		}
-		if now != id {
-			return nil, fmt.Errorf("cgroup %s: %w: it is %d now, not %d", path, ErrGone, now, id)
-		}
-	}
 	fd, err := openat2(dir, "cgroup.events", unix.O_RDONLY|unix.O_NONBLOCK)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
 		return nil, fmt.Errorf("cgroup %s: %w", path, ErrGone)
@@ -125,6 +117,50 @@ func (fs *FS) events(path string, id uint64) (*os.File, error) {
 		return nil, fmt.Errorf("open cgroup.events of %s: %w", path, err)
 	}
 	return os.NewFile(uintptr(fd), strings.TrimSuffix(fs.Root, "/")+path+"/cgroup.events"), nil
+}
+
+// openID opens the directory of the cgroup with the id. Where this process sees only a
+// part of the hierarchy, as in a cgroup namespace of its own, a path that another one
+// saw may lead nowhere, or elsewhere, and the cgroup be there all the same: the kernel
+// is asked by its id then, before it is called gone.
+func (fs *FS) openID(path string, id uint64) (int, error) {
+	dir, err := fs.open(path, unix.O_PATH|unix.O_DIRECTORY)
+	if err == nil && id != 0 {
+		var now uint64
+		if now, err = inode(dir, path); err == nil && now != id {
+			err = fmt.Errorf("cgroup %s: %w: it is %d now, not %d", path, ErrGone, now, id)
+		}
+		if err != nil {
+			unix.Close(dir)
+		}
+	}
+	if id == 0 || !errors.Is(err, ErrGone) {
+		return dir, err
+	}
+	if root, rerr := fs.ID("/"); rerr == nil && root == RootID {
+		return -1, err
+	}
+	return fs.openHandle(path, id)
+}
+
+// openHandle opens the directory of a cgroup by its id alone, wherever it is. It needs
+// CAP_DAC_READ_SEARCH (open_by_handle_at(2)).
+func (fs *FS) openHandle(path string, id uint64) (int, error) {
+	root, err := unix.Open(fs.Root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open the cgroup mount %s: %w", fs.Root, err)
+	}
+	defer unix.Close(root)
+	const kernfs = 0xfe // FILEID_KERNFS, linux/exportfs.h
+	handle := unix.NewFileHandle(kernfs, binary.NativeEndian.AppendUint64(nil, id))
+	dir, err := unix.OpenByHandleAt(root, handle, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	switch {
+	case errors.Is(err, unix.ESTALE):
+		return -1, fmt.Errorf("cgroup %s: %w: there is none with id %d", path, ErrGone, id)
+	case err != nil:
+		return -1, fmt.Errorf("cgroup %s is not seen from here, and could not be asked for by its id %d: %w", path, id, err)
+	}
+	return dir, nil
 }
 
 // populated reads the file from its beginning. It uses pread through the raw
