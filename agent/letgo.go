@@ -22,6 +22,23 @@ func (a *Agent) releaseLocked(l *live) {
 	}
 }
 
+// startKey is a start as its source names it. Others may have the id: of another source,
+// in another state directory, of an earlier life.
+type startKey struct {
+	source, id string
+	pid        int // of init, 0 where the source did not come to say it
+}
+
+func keyOfStart(n container.Notice) startKey { return startKey{n.Source, n.Identity.ID, n.Pid} }
+
+// of reports whether both are the same start, as far as is known.
+func (k startKey) of(x startKey) bool {
+	if k.pid != 0 && x.pid != 0 {
+		return k.id == x.id && k.pid == x.pid
+	}
+	return k.id == x.id && k.source == x.source
+}
+
 // letGo is what a source was told of a container whose notice was not looked at yet.
 type letGo struct {
 	at      int64  // boot time
@@ -33,11 +50,11 @@ type letGo struct {
 // does not wait for that either, it may run, whatever it was told.
 func (a *Agent) late(n container.Notice, waits bool) (refused string) {
 	a.mu.Lock()
-	known := false
+	start, known := keyOfStart(n), false
 	var unheard []*live
 	for _, l := range a.live {
 		switch {
-		case l.container != n.Identity.ID || time.Since(l.since) > recentStart: // an earlier life
+		case !l.start.of(start) || time.Since(l.since) > recentStart: // an earlier life
 		case waits:
 			known, refused = true, cmp.Or(a.answerLocked(l), refused)
 		default:
@@ -50,7 +67,7 @@ func (a *Agent) late(n container.Notice, waits bool) (refused string) {
 	if !known && waits && obeys(n) {
 		refused = a.mayRefuse(n.Identity, notInTime)
 	}
-	a.rememberLocked(imageKey{n.Source, n.Identity.ID}, letGo{cgroup.BootTime(), refused})
+	a.rememberLocked(start, letGo{cgroup.BootTime(), refused})
 	a.mu.Unlock()
 	for _, l := range unheard {
 		a.witness.FailPolicy(l.id, false, "")
@@ -60,7 +77,7 @@ func (a *Agent) late(n container.Notice, waits bool) (refused string) {
 
 // rememberLocked keeps what was told until the notice comes, which may still be on
 // its way. With mu held.
-func (a *Agent) rememberLocked(of imageKey, g letGo) {
+func (a *Agent) rememberLocked(of startKey, g letGo) {
 	if len(a.letGo) >= maxLetGo {
 		for id, g := range a.letGo {
 			if g.at < cgroup.BootTime()-int64(time.Minute) { // it has come, or never will
@@ -77,8 +94,12 @@ const maxLetGo = 1024
 // takeLetGo returns what the container was told, if that was before this notice of
 // it was looked at, and nothing if it still waits. With mu held.
 func (a *Agent) takeLetGo(n container.Notice) letGo {
-	of := imageKey{n.Source, n.Identity.ID}
-	g := a.letGo[of]
+	of := keyOfStart(n)
+	g, told := a.letGo[of]
+	if !told { // by who did not know the pid
+		of.pid = 0
+		g = a.letGo[of]
+	}
 	delete(a.letGo, of)
 	if g.at < n.At { // an earlier life of it
 		return letGo{}

@@ -29,6 +29,7 @@ import (
 type live struct {
 	id        string
 	container string
+	start     startKey
 	held      func() bool // whether the source still waits for the answer; nil if it cannot tell
 	// earlier says since when it ran before it was armed, and why; nil of a run that
 	// is seen starting. started is then when it did; 0 is not known.

@@ -318,6 +318,26 @@ func TestUnmet(t *testing.T) {
 	}
 }
 
+// Another container that has the id, of a runtime with another state directory, does not
+// start because the first is armed, nor is that one told that it was let go.
+func TestLateOfAnother(t *testing.T) {
+	n := newNodeWith(t, Config{}, closedOn("hello", "armed"))
+	b, other := newBox(t, 1), newBox(t, 1)
+	if got := n.notify(context.Background(), b.notice("c1"), yes); got != "" {
+		t.Errorf("told %q", got)
+	}
+	if got := n.late(other.notice("c1"), true); got == "" {
+		t.Error("another of that id is armed, and this one may start")
+	}
+	n.late(other.notice("c1"), false)
+	b.run()
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	if c := n.coverage("c1"); enforced(c) != "yes" || c.Refused != "" {
+		t.Errorf("enforced %q, refused %q", enforced(c), c.Refused)
+	}
+}
+
 // Other lives of a container are not this one.
 func TestLateOfAnotherLife(t *testing.T) {
 	n := newNodeWith(t, Config{}, closedOn("hello", "armed"))

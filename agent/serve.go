@@ -153,7 +153,7 @@ func (a *Agent) hookLate(r handoff.Request, waits bool) handoff.Answer {
 	if err != nil {
 		return refusal(a.mayRefuse(unknown, err.Error()))
 	}
-	return refusal(a.late(container.Notice{Source: oci.Source, Kind: container.Starting, Identity: container.Identity{ID: st.ID, Cut: true}}, waits))
+	return refusal(a.late(container.Notice{Source: oci.Source, Kind: container.Starting, Pid: st.Pid, Identity: container.Identity{ID: st.ID, Cut: true}}, waits))
 }
 
 // hookRejected is told of a request that could not be taken. Nobody but root can
