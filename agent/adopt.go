@@ -398,6 +398,7 @@ func (a *Agent) scan(ctx context.Context, s *state, claims *oci.Claims) {
 	switch {
 	case err == nil || errors.Is(err, cgroup.ErrShared): // which is signed
 		s.settled = true
+		a.told.hear(s.saved.ID, at)
 		a.notify(ctx, n, nil)
 	case errors.Is(err, oci.ErrEnded), errors.Is(err, oci.ErrNotHere):
 		s.settled = true // nothing runs, and nothing will in this; or another source tells of it
@@ -407,6 +408,7 @@ func (a *Agent) scan(ctx context.Context, s *state, claims *oci.Claims) {
 		s.outlived = true // it may be ending; or who armed it sees its end
 	case !s.failed:
 		s.failed = true
+		a.told.hear(s.saved.ID, at)
 		a.problem("a container that runs already is not adopted: %v", err)
 		a.witness.SourceMissed(oci.SourceOf(s.dir), at, cgroup.BootTime(), err.Error())
 	}

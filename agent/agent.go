@@ -93,6 +93,7 @@ type Agent struct {
 	naming  sync.Mutex            // held while one is
 	hashers hashers
 
+	told        toldOf
 	gathered    gathered
 	identifying chan setWork  // entries of sets whose file is to be identified
 	closing     chan struct{} // closed by Close
@@ -132,7 +133,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, live: map[string]*live{}, armedIn: map[uint64]*live{}, newCalls: map[*live]bool{}, identifying: make(chan setWork, 1024), closing: make(chan struct{}), changed: make(chan struct{}),
-		sources: map[string]string{}, letGo: map[startKey]letGo{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
+		told: toldOf{since: cgroup.BootTime(), at: map[string]int64{}}, sources: map[string]string{}, letGo: map[startKey]letGo{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
 		ahead: make(chan container.Notice, 64), adopt: make(chan container.Notice, maxAdopting), left: map[string]*left{}, parked: map[uint64]*parked{}, doubtful: map[uint64]bool{}, heardOf: map[string]bool{}, hashers: newHashers(), catchUp: make(chan struct{}, 1), stacks: make(chan bpf.Event, 256),
 	}
 	defer func() {

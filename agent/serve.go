@@ -126,6 +126,9 @@ func (a *Agent) nri(ctx context.Context, socket string) error {
 // on, unless a policy may require probes of it.
 func (a *Agent) hook(ctx context.Context, r handoff.Request) handoff.Answer {
 	at := cgroup.BootTime()
+	if r.Stage == wire.CreateRuntime {
+		a.hookHeard(r.Body, at)
+	}
 	n, err := oci.Notice(r.Stage.String(), r.Body, r.Peer.Pid)
 	if err != nil && !errors.Is(err, oci.ErrSharedCgroup) { // that one is signed
 		a.problem("a hook's container was not believed: %v", err)
@@ -141,7 +144,11 @@ func (a *Agent) hook(ctx context.Context, r handoff.Request) handoff.Answer {
 		a.missed(at, fmt.Errorf("the hook of container %s did not wait for the answer", n.Identity.ID))
 		return handoff.Answer{}
 	}
-	return refusal(a.notify(ctx, n, r.Peer.Alive))
+	refused := a.notify(ctx, n, r.Peer.Alive)
+	if n.Kind == container.Stopped {
+		a.hookEnded(n)
+	}
+	return refusal(refused)
 }
 
 // hookLate is told by the hook socket that a hook does not wait any more.
@@ -153,6 +160,7 @@ func (a *Agent) hookLate(r handoff.Request, waits bool) handoff.Answer {
 	if err != nil {
 		return refusal(a.mayRefuse(unknown, err.Error()))
 	}
+	a.told.hear(st.ID, cgroup.BootTime())
 	return refusal(a.late(container.Notice{Source: oci.Source, Kind: container.Starting, Pid: st.Pid, Identity: container.Identity{ID: st.ID, Cut: true}}, waits))
 }
 

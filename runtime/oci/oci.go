@@ -39,9 +39,12 @@ package oci
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"probity/runtime/cgroup"
 	"probity/runtime/container"
@@ -170,6 +173,7 @@ func poststop(s specs.State) (n container.Notice, err error) {
 	if err == nil {
 		defer bundle.Close()
 		if c, err := readConfig(bundle); err == nil {
+			n.Made = made(bundle)
 			n.Identity.Annotations = c.annotations
 			if r := storageRuntime(s.ID, bundle.Name(), c.annotations); r != "" {
 				n.Identity.Runtime = r
@@ -182,6 +186,15 @@ func poststop(s specs.State) (n container.Notice, err error) {
 		n.Identity.Runtime = container.Podman
 	}
 	return n, nil
+}
+
+// made is when the bundle's configuration was written, or 0.
+func made(bundle *os.File) int64 {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(bundle.Fd()), "config.json", &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return 0
+	}
+	return max(cgroup.BootTime()-time.Since(time.Unix(st.Mtim.Unix())).Nanoseconds(), 0)
 }
 
 // ownCgroup returns the cgroup of pid if it is nobody else's.

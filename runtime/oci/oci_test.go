@@ -347,6 +347,15 @@ func TestPoststop(t *testing.T) {
 		}
 		writeConfig(t, dir, `{"root":{"path":"/x"},"annotations":{"io.container.manager":"cri-o"}}`)
 		check(t, dir, container.CRIO)
+		ago := time.Duration(cgroup.BootTime() / 2) // not before the machine started
+		began := time.Now().Add(-ago)
+		if err := os.Chtimes(filepath.Join(dir, "config.json"), time.Now(), began); err != nil {
+			t.Fatal(err)
+		}
+		n, err := Notice(Poststop, state(dir), os.Getpid())
+		if made := time.Duration(cgroup.BootTime() - n.Made); err != nil || made < ago || made > ago+time.Minute {
+			t.Errorf("its bundle was made %v ago, %v", made, err)
+		}
 	})
 	running := bytes.Replace(state("/none"), []byte("stopped"), []byte("running"), 1)
 	if _, err := Notice(Poststop, running, os.Getpid()); !errors.Is(err, ErrState) {
