@@ -3,7 +3,8 @@
 //
 // In: bytes from whoever can connect. Out: calls of Config.Handle with the
 // bytes of one request and the kernel's word for who sent it. A peer that is
-// not root is hung up on before a byte of it is read; a request that is not
+// not admitted, which is all but root unless Config.Admit says otherwise, is hung
+// up on before a byte of it is read; a request that is not
 // well formed is reported to Config.Rejected, and one that takes too long to
 // Config.Late: what they return is answered, which is leave to go on unless a
 // closed policy says otherwise. The body is trusted for nothing: runtime/oci
@@ -63,8 +64,12 @@ type Config struct {
 	// the container is then not known. Handle may still be running, and may not
 	// have looked at anything yet.
 	Late func(r Request, waits bool) Answer
+	// Admit says whether a peer is served, before a byte of it is read. done is
+	// called when the peer is gone and no call of Handle for it runs any more; it may
+	// be nil, and is without meaning with an error. Default: root is, and nobody else.
+	Admit func(Peer) (done func(), err error)
 	// Rejected is told what was not handed to Handle, and why. What it returns is
-	// answered to root that speaks this protocol; all others are hung up on.
+	// answered to who was admitted and speaks this protocol; all others are hung up on.
 	Rejected func(Peer, error) Answer
 	// Transfer bounds the reading of a request, and the writing of an
 	// answer. Default 500 ms.
@@ -91,6 +96,9 @@ func New(l *Listener, cfg Config) *Server {
 	}
 	if cfg.Peers <= 0 {
 		cfg.Peers = 64
+	}
+	if cfg.Admit == nil {
+		cfg.Admit = rootOnly
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -164,8 +172,9 @@ func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
 			peer.close()
 		}
 	}()
-	if peer.Uid != 0 {
-		s.reject(peer, ErrNotRoot)
+	if peer.done, err = s.cfg.Admit(peer); err != nil {
+		peer.done = nil
+		s.reject(peer, err)
 		return
 	}
 	if err := conn.SetDeadline(time.Now().Add(s.cfg.Transfer)); err != nil {
@@ -234,15 +243,26 @@ func (s *Server) late(req Request, waits bool) (a Answer) {
 			s.cfg.Log.Error("a late answer to a hook", "panic", p)
 		}
 	}()
-	req.Peer.fd = nil // belongs to Handle
+	req.Peer.fd, req.Peer.done = nil, nil // belong to Handle
 	if s.cfg.Late != nil {
 		a = s.cfg.Late(req, waits)
 	}
 	return a
 }
 
+func rootOnly(p Peer) (done func(), err error) {
+	if p.Uid != 0 {
+		return nil, ErrNotRoot
+	}
+	return nil, nil
+}
+
 func (s *Server) reject(p Peer, err error) (a Answer) {
-	s.cfg.Log.Warn("hook rejected", "pid", p.Pid, "uid", p.Uid, "error", err)
+	level := slog.LevelWarn
+	if p.Uid != 0 { // who else may connect could fill the log
+		level = slog.LevelDebug
+	}
+	s.cfg.Log.Log(context.Background(), level, "hook rejected", "pid", p.Pid, "uid", p.Uid, "error", err)
 	if s.cfg.Rejected != nil {
 		a = s.cfg.Rejected(p, err)
 	}

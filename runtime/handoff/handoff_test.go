@@ -471,3 +471,41 @@ s.sendall(b"PRB1c" + struct.pack(">I", 2) + b"{}")
 		t.Error(err)
 	}
 }
+
+// Who is admitted is up to the server's owner, and done is told once for each, when
+// nothing of it runs any more: also if Handle runs on after the peer was answered.
+func TestAdmit(t *testing.T) {
+	need.Root(t)
+	admitted, done, goOn := make(chan uint32, 4), make(chan bool, 4), make(chan bool)
+	rejected := make(chan error, 4)
+	cfg := Config{
+		Deadline: 10 * time.Millisecond, Transfer: within,
+		Admit: func(p Peer) (func(), error) {
+			if p.Uid == 0 {
+				return nil, errors.New("not you")
+			}
+			admitted <- p.Uid
+			return func() { done <- true }, nil
+		},
+		Handle:   func(context.Context, Request) Answer { <-goOn; return Answer{} },
+		Rejected: func(_ Peer, err error) Answer { rejected <- err; return Answer{} },
+	}
+	path := serve(t, 0o666, cfg)
+	if _, err := ask(path, []byte("{}"), within); err == nil {
+		t.Error("root was served")
+	}
+	if err := receiveOne(t, rejected); err.Error() != "not you" {
+		t.Error(err)
+	}
+	askAs(t, 65534, filepath.Dir(path), path) // answered at the deadline
+	if uid := receiveOne(t, admitted); uid != 65534 {
+		t.Errorf("uid %d", uid)
+	}
+	select {
+	case <-done:
+		t.Error("done while Handle runs")
+	default:
+	}
+	close(goOn)
+	receiveOne(t, done)
+}

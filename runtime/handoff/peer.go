@@ -17,6 +17,8 @@ type Peer struct {
 	Uid uint32
 	Gid uint32
 	fd  *os.File // pidfd of the process that connected
+
+	done func() // of Config.Admit, or nil
 }
 
 // ErrPeerGone says that the process that connected has ended, or could not be
@@ -37,6 +39,9 @@ func (p Peer) Alive() bool {
 func (p Peer) close() {
 	if p.fd != nil {
 		p.fd.Close()
+	}
+	if p.done != nil {
+		p.done()
 	}
 }
 
