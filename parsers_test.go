@@ -120,6 +120,7 @@ var parsers = map[string]string{
 	"runtime/nri.watched.Read":          "the protocol is the stub's: it fills a buffer",
 	"runtime/nri.watched.Write":         "the same",
 	"runtime/oci.Notice":                "FuzzParseState, FuzzParseConfig",
+	"runtime/oci.UserNotice":            "FuzzParseState, FuzzParseConfig",
 	"runtime/oci.object.UnmarshalJSON":  "FuzzParseConfig",
 	"runtime/oci.ParseState":            "FuzzParseState",
 	"runtime/oci.parseState":            "FuzzParseState",

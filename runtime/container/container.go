@@ -68,11 +68,14 @@ type Image struct {
 // other fields are attributes and may be completed later without changing
 // which run it is.
 type Identity struct {
-	Runtime     Runtime           `json:"runtime"`
-	ID          string            `json:"id"`
-	Name        string            `json:"name,omitempty"`
-	Pod         *Pod              `json:"pod,omitempty"`
-	Image       Image             `json:"image"`
+	Runtime Runtime `json:"runtime"`
+	ID      string  `json:"id"`
+	Name    string  `json:"name,omitempty"`
+	Pod     *Pod    `json:"pod,omitempty"`
+	Image   Image   `json:"image"`
+	// User is whose own (rootless) runtime told of it; what is said here besides the
+	// cgroup is that user's claim. 0: it is root's, or the host's.
+	User        uint32            `json:"user,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
 	// Cut says that not all labels and annotations are there: one that is missing

@@ -29,8 +29,8 @@ type config struct {
 	command     container.Command
 }
 
-func readConfig(bundle *os.File) (config, error) {
-	f, err := openFile(bundle, "config.json")
+func readConfig(bundle *os.File, o owner) (config, error) {
+	f, err := o.openFile(bundle, "config.json")
 	if err != nil {
 		return config{}, err
 	}
@@ -146,6 +146,27 @@ func (c config) rootfs(bundle *os.File, init *process) (string, error) {
 		return "", fmt.Errorf("the root file system %s is neither mounted by pid %d nor where it works", real, init.pid)
 	}
 	return real, nil
+}
+
+// rootfsOfUser returns the path of the root file system that a user's runtime has
+// prepared, as init sees it. Nothing is opened by it here: in init's mount namespace, and
+// behind the directories of a user, it may lead anywhere.
+func (c config) rootfsOfUser(bundle *os.File, init *process) (string, error) {
+	p := c.root
+	if !path.IsAbs(p) {
+		p = path.Join(bundle.Name(), p)
+	}
+	if path.Clean(p) != p || p == "/" {
+		return "", fmt.Errorf("the root file system %q: want an absolute, clean path of a directory", p)
+	}
+	b, err := readBounded(procPath(init.pid, "mountinfo"), maxMountinfo)
+	if err != nil {
+		return "", err
+	}
+	if !hasMount(b, p) {
+		return "", fmt.Errorf("the root file system %s is not mounted by pid %d", p, init.pid)
+	}
+	return p, nil
 }
 
 // hasMount reports whether a mountinfo file (proc_pid_mountinfo(5)) has a

@@ -151,7 +151,7 @@ func existing(dir, id string, claims *Claims) (n container.Notice, err error) {
 	if claims.holds(bundle.Name()) { // where names are containers', and not root's choice
 		return n, fmt.Errorf("%w: %s is in a state directory", ErrBundle, bundle.Name())
 	}
-	c, err := readConfig(bundle)
+	c, err := readConfig(bundle, 0)
 	if err != nil {
 		return n, fmt.Errorf("%w: %w", ErrBundle, err)
 	}
@@ -208,7 +208,7 @@ func ended(own, id string, s saved, claims *Claims) error {
 	}
 	if bundle, err := openTrusted(s.bundle); err == nil {
 		defer bundle.Close()
-		c, err := readConfig(bundle)
+		c, err := readConfig(bundle, 0)
 		if r := storageRuntime(id, bundle.Name(), c.annotations); err == nil && r != "" && r != container.Podman {
 			return ErrEnded
 		}
@@ -256,7 +256,7 @@ type saved struct {
 
 func readSaved(dir *os.File) (saved, error) {
 	read := func(name string, parse func([]byte) (saved, error)) (saved, error) {
-		f, err := openFile(dir, name)
+		f, err := owner(0).openFile(dir, name)
 		if err != nil {
 			return saved{}, err
 		}

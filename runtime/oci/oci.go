@@ -31,6 +31,9 @@
 // At poststop there is no process any more, and the notice only means "look
 // now": of the state the id is taken, and the rest where it is still there.
 //
+// [UserNotice] is the same for the hook of a user's own (rootless) runtime, who is
+// believed of his own only; its documentation says what differs.
+//
 // It trusts the kernel, and root: a root process that arranges its children
 // and its working directory like a runtime is a runtime here. It is not a
 // control for file systems that can block (a bundle on FUSE).
@@ -84,7 +87,10 @@ func Notice(stage string, state []byte, peerPid int) (container.Notice, error) {
 	var n container.Notice
 	switch stage {
 	case CreateRuntime:
-		n, err = createRuntime(s, peerPid)
+		var init *process
+		if n, init, err = createRuntime(s, peerPid, 0); init != nil {
+			init.release()
+		}
 	case Poststop:
 		n, err = poststop(s)
 	default:
@@ -104,28 +110,43 @@ func Notice(stage string, state []byte, peerPid int) (container.Notice, error) {
 	return n, err
 }
 
-func createRuntime(s specs.State, peerPid int) (n container.Notice, err error) {
+// createRuntime returns init held, whose notice it is, unless the notice is not
+// believed.
+func createRuntime(s specs.State, peerPid int, o owner) (n container.Notice, _ *process, err error) {
 	if s.Status != specs.StateCreating && s.Status != specs.StateCreated {
-		return n, fmt.Errorf("%w: status %q", ErrState, s.Status)
+		return n, nil, fmt.Errorf("%w: status %q", ErrState, s.Status)
 	}
 	hook, err := hold(peerPid)
 	if err != nil {
-		return n, fmt.Errorf("look at the hook: %w", err)
+		return n, nil, fmt.Errorf("look at the hook: %w", err)
 	}
 	defer hook.release()
-	if err := onHost(hook); err != nil {
-		return n, fmt.Errorf("look at the hook: %w", err)
+	if err := onHost(hook, o); err != nil {
+		return n, nil, fmt.Errorf("look at the hook: %w", err)
 	}
 	init, err := hold(s.Pid)
 	if err != nil {
-		return n, fmt.Errorf("%w: %w", ErrPid, err)
+		return n, nil, fmt.Errorf("%w: %w", ErrPid, err)
 	}
-	defer init.release()
+	if n, err = o.notice(s, hook, init); err != nil && !errors.Is(err, ErrSharedCgroup) {
+		init.release()
+		return n, nil, err
+	}
+	return n, init, err
+}
+
+// notice is what is believed of the container whose hook and init are held.
+func (o owner) notice(s specs.State, hook, init *process) (n container.Notice, err error) {
 	line, err := checkInit(hook, init)
 	if err != nil {
 		return n, err
 	}
-	bundle, err := openTrusted(s.Bundle)
+	if o != 0 {
+		if err := o.has(init); err != nil {
+			return n, fmt.Errorf("%w: %w", ErrPid, err)
+		}
+	}
+	bundle, err := o.open(s.Bundle)
 	if err != nil {
 		return n, fmt.Errorf("%w: %w", ErrBundle, err)
 	}
@@ -133,11 +154,15 @@ func createRuntime(s specs.State, peerPid int) (n container.Notice, err error) {
 	if !slices.ContainsFunc(line, func(pid int) bool { return isDir(procPath(pid, "cwd"), bundle) }) {
 		return n, fmt.Errorf("%w: %s is not where the hook or the runtime works", ErrBundle, s.Bundle)
 	}
-	c, err := readConfig(bundle)
+	c, err := readConfig(bundle, o)
 	if err != nil {
 		return n, fmt.Errorf("%w: %w", ErrBundle, err)
 	}
-	rootfs, err := c.rootfs(bundle, init)
+	rootfs := c.rootfs
+	if o != 0 {
+		rootfs = c.rootfsOfUser
+	}
+	root, err := rootfs(bundle, init)
 	if err != nil {
 		return n, fmt.Errorf("%w: %w", ErrBundle, err)
 	}
@@ -145,13 +170,24 @@ func createRuntime(s specs.State, peerPid int) (n container.Notice, err error) {
 	if err != nil {
 		return n, err
 	}
-	n = container.Notice{
-		Kind: container.Starting, Pid: s.Pid, Rootfs: rootfs, Bundle: bundle.Name(), Mounts: c.mounts, Command: c.command,
-		Identity: container.Identity{Runtime: runtime, Name: nameOf(runtime, s.ID, bundle.Name()), Annotations: c.annotations},
+	if o != 0 && runtime != container.Podman && runtime != container.Runc && runtime != container.Crun {
+		return n, fmt.Errorf("%w: containers of %s are root's", ErrNotOwn, runtime)
 	}
-	n.Identity.CgroupPath, n.Identity.CgroupID, err = ownCgroup(s.Pid, peerPid)
+	n = container.Notice{
+		Kind: container.Starting, Pid: s.Pid, Rootfs: root, Bundle: bundle.Name(), Mounts: c.mounts, Command: c.command,
+		Identity: container.Identity{Runtime: runtime, User: uint32(o), Annotations: c.annotations},
+	}
+	if o != 0 {
+		o.claims(&n.Identity, s.ID, bundle.Name())
+	} else {
+		n.Identity.Name = nameOf(runtime, s.ID, bundle.Name())
+	}
+	n.Identity.CgroupPath, n.Identity.CgroupID, err = ownCgroup(s.Pid, hook.pid)
 	if err != nil && !errors.Is(err, ErrSharedCgroup) {
 		return n, err
+	}
+	if err == nil && o != 0 && !Delegated(n.Identity.CgroupPath, uint32(o)) {
+		return n, fmt.Errorf("%w: it is in %s, which is not delegated to uid %d", ErrNotOwn, n.Identity.CgroupPath, o)
 	}
 	// Last: what was read above was theirs if they still live.
 	if !hook.alive() {
@@ -172,7 +208,7 @@ func poststop(s specs.State) (n container.Notice, err error) {
 	bundle, err := openTrusted(s.Bundle)
 	if err == nil {
 		defer bundle.Close()
-		if c, err := readConfig(bundle); err == nil {
+		if c, err := readConfig(bundle, 0); err == nil {
 			n.Made = made(bundle)
 			n.Identity.Annotations = c.annotations
 			if r := storageRuntime(s.ID, bundle.Name(), c.annotations); r != "" {

@@ -150,7 +150,7 @@ func TestOnHost(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := onHost(p); (err == nil) != want {
+		if err := onHost(p, 0); (err == nil) != want {
 			t.Errorf("%+v: %d: %v", s, pid, err)
 		}
 		p.release()
@@ -385,15 +385,15 @@ func TestStorageRuntime(t *testing.T) {
 	}
 }
 
-func TestFindName(t *testing.T) {
+func TestFind(t *testing.T) {
 	const list = `[{"id":"a","names":["one"],"metadata":"{}"},{"id":"b","names":["two","three"]},{"id":"c"}]`
 	for id, want := range map[string]string{"a": "one", "b": "two", "c": "", "d": ""} {
-		if got := findName([]byte(list), id); got != want {
+		if got := find([]byte(list), id).name(); got != want {
 			t.Errorf("%s: %q, want %q", id, got, want)
 		}
 	}
 	for _, bad := range []string{"", "{}", "[", `[{"id":1}]`, `[{"id":"a","names":"one"}]`} {
-		if got := findName([]byte(bad), "a"); got != "" {
+		if got := find([]byte(bad), "a").name(); got != "" {
 			t.Errorf("%s: %q", bad, got)
 		}
 	}

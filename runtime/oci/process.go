@@ -122,8 +122,17 @@ func parseParent(b []byte) (int, error) {
 // "createRuntime Hooks"). Root in a container that was given the socket is not
 // root here, and could arrange children and directories of its own so that they
 // look like a container with any id.
-func onHost(p *process) error {
-	for _, ns := range []string{"ns/user", "ns/pid"} {
+//
+// A user's own runtime has a user namespace of his, in which he is root.
+func onHost(p *process, o owner) error {
+	namespaces := []string{"ns/pid", "ns/user"}
+	if o != 0 {
+		if _, err := o.namespaces(p.pid); err != nil {
+			return err
+		}
+		namespaces = namespaces[:1]
+	}
+	for _, ns := range namespaces {
 		if same, err := sameFile(procPath(os.Getpid(), ns), procPath(p.pid, ns)); err != nil || !same {
 			return errors.Join(fmt.Errorf("pid %d is in another namespace (%s)", p.pid, ns), err)
 		}
@@ -137,15 +146,15 @@ func onHost(p *process) error {
 }
 
 func sameFile(a, b string) (bool, error) {
-	x, err := os.Stat(a)
+	x, err := look(a)
 	if err != nil {
 		return false, err
 	}
-	y, err := os.Stat(b)
+	y, err := look(b)
 	if err != nil {
 		return false, err
 	}
-	return os.SameFile(x, y), nil
+	return x == y, nil
 }
 
 // maxLine bounds how far up the runtime is looked for: hook, wrappers,
@@ -205,27 +214,11 @@ func checkInit(hook, init *process) ([]int, error) {
 	// those of the host by its mount namespace, which it has by this stage,
 	// and from those that are containers already by its root, which it has
 	// not left yet (runtime-spec, "createRuntime Hooks").
-	host, err := os.Stat(procPath(line[0], "ns/mnt"))
-	if err != nil {
-		return nil, fmt.Errorf("look at the hook: %w", err)
+	if same, err := sameFile(procPath(line[0], "ns/mnt"), procPath(init.pid, "ns/mnt")); err != nil || same {
+		return nil, errors.Join(fmt.Errorf("%w: pid %d is in the hook's mount namespace", ErrPid, init.pid), err)
 	}
-	mounts, err := os.Stat(procPath(init.pid, "ns/mnt"))
-	if err != nil {
-		return nil, fmt.Errorf("%w: pid %d: %w", ErrPid, init.pid, err)
-	}
-	if os.SameFile(host, mounts) {
-		return nil, fmt.Errorf("%w: pid %d is in the hook's mount namespace", ErrPid, init.pid)
-	}
-	theirs, err := os.Stat(procPath(line[0], "root"))
-	if err != nil {
-		return nil, fmt.Errorf("look at the hook: %w", err)
-	}
-	root, err := os.Stat(procPath(init.pid, "root"))
-	if err != nil {
-		return nil, fmt.Errorf("%w: pid %d: %w", ErrPid, init.pid, err)
-	}
-	if !os.SameFile(theirs, root) {
-		return nil, fmt.Errorf("%w: pid %d has entered a container already", ErrPid, init.pid)
+	if same, err := sameFile(procPath(line[0], "root"), procPath(init.pid, "root")); err != nil || !same {
+		return nil, errors.Join(fmt.Errorf("%w: pid %d has entered a container already", ErrPid, init.pid), err)
 	}
 	return line, nil
 }

@@ -29,6 +29,14 @@ func TestMain(m *testing.M) {
 		goleak.VerifyTestMain(m)
 	case "runtime":
 		runtimeRole()
+	case "user":
+		userRole()
+	case "mounted": // a user's init, whose root file system is its own mount
+		if err := syscall.Mount(".", ".", "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
+			panic(err)
+		}
+		fmt.Println(os.Getpid())
+		io.Copy(io.Discard, os.Stdin)
 	case "entered", "jailed": // a container that runs, and a hook in one
 		if err := syscall.Chroot("."); err != nil {
 			panic(err)
@@ -47,7 +55,7 @@ func runtimeRole() {
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env = append(os.Environ(), roleEnv+"="+role, "GORACE=atexit_sleep_ms=0")
 		cmd.Dir = dir
-		if role == "init" || role == "entered" {
+		if role == "init" || role == "mounted" || role == "entered" {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 		}
 		if role == "boxed" {
@@ -67,7 +75,11 @@ func runtimeRole() {
 		bufio.NewReader(out).ReadString('\n') // it is what it will be
 		return cmd.Process.Pid, func() { in.Close(); cmd.Wait() }
 	}
-	init, endInit := start("init", os.Args[1])
+	role := "init"
+	if len(os.Args) > 2 {
+		role = os.Args[2]
+	}
+	init, endInit := start(role, os.Args[1])
 	hook, endHook := start("hook", ".")
 	sibling, endSibling := start("sibling", os.Args[1])
 	entered, endEntered := start("entered", os.Args[1])

@@ -41,27 +41,58 @@ func listDir(id, bundle string) (string, bool) {
 	return strings.CutSuffix(bundle, "/"+id+"/userdata")
 }
 
+// stored is what a store's list says of a container.
+type stored struct {
+	ID       string   `json:"id"`
+	Names    []string `json:"names"`
+	Image    string   `json:"image"`    // its id: the hex digits of its configuration's digest
+	Metadata string   `json:"metadata"` // of podman, JSON: the image's name is in it
+}
+
+// name is the container's first name.
+func (s stored) name() string {
+	if len(s.Names) == 0 || len(s.Names[0]) > container.MaxName {
+		return ""
+	}
+	return s.Names[0]
+}
+
+// image is the name of its image.
+func (s stored) image() string {
+	var m struct {
+		Name string `json:"image-name"`
+	}
+	if json.Unmarshal([]byte(s.Metadata), &m) != nil || len(m.Name) > container.MaxName {
+		return ""
+	}
+	return m.Name
+}
+
 // nameOf returns the container's name, or "" if it is not known.
 func nameOf(r container.Runtime, id, bundle string) string {
 	switch r {
 	case container.Runc, container.Crun:
 		return id // what the user called it
 	case container.Podman:
-	default:
-		return ""
+		return owner(0).stored(id, bundle).name()
 	}
+	return ""
+}
+
+// stored reads what podman's store says of a container.
+func (o owner) stored(id, bundle string) stored {
 	list, ok := listDir(id, bundle)
 	if !ok {
-		return ""
+		return stored{}
 	}
-	dir, err := openTrusted(list)
+	dir, err := o.open(list)
 	if err != nil {
-		return ""
+		return stored{}
 	}
 	defer dir.Close()
 	// What --rm made is in the first; both are replaced by rename.
 	for _, file := range []string{"volatile-containers.json", "containers.json"} {
-		f, err := openFile(dir, file)
+		f, err := o.openFile(dir, file)
 		if err != nil {
 			continue
 		}
@@ -70,31 +101,28 @@ func nameOf(r container.Runtime, id, bundle string) string {
 		if err != nil {
 			continue
 		}
-		if name := findName(b, id); name != "" {
-			return name
+		if c := find(b, id); c.name() != "" {
+			return c
 		}
 	}
-	return ""
+	return stored{}
 }
 
-// findName returns the first name of the container with that id in a list of
-// containers/storage. It reads no further than that.
-func findName(list []byte, id string) string {
+// find returns the container with that id from a list of containers/storage. It reads
+// no further than that.
+func find(list []byte, id string) stored {
 	d := json.NewDecoder(bytes.NewReader(list))
 	if t, err := d.Token(); err != nil || t != json.Delim('[') {
-		return ""
+		return stored{}
 	}
 	for d.More() {
-		var c struct {
-			ID    string   `json:"id"`
-			Names []string `json:"names"`
-		}
+		var c stored
 		if d.Decode(&c) != nil {
-			return ""
+			return stored{}
 		}
-		if c.ID == id && len(c.Names) > 0 && len(c.Names[0]) <= container.MaxName {
-			return c.Names[0]
+		if c.ID == id && len(c.Names) > 0 {
+			return c
 		}
 	}
-	return ""
+	return stored{}
 }
