@@ -143,7 +143,8 @@ type Target struct {
 	// that is armed in one of them has this one's processes too.
 	Around []uint64
 	// Root is its merged root file system, opened by path only. Arm closes it: to
-	// hold it longer pins the mount.
+	// hold it longer pins the mount. nil: it must not be opened, and that what is armed
+	// is what the container has is not proven.
 	Root  *os.File
 	Upper string // host path of its upper directory; empty if it has none
 	Files Files  // to say which files its sets are about; nil: that is not said
@@ -167,7 +168,9 @@ type Target struct {
 // files that are left are not armed.
 func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) {
 	root := t.Root
-	defer root.Close()
+	if root != nil {
+		defer root.Close()
+	}
 	t.Root = nil // the handle outlives it
 	if t.Level < AnyLevel || t.Level >= bpf.MaxLevel {
 		return nil, fmt.Errorf("cgroup is %d levels deep, at most %d can be armed", t.Level, bpf.MaxLevel-1)
@@ -320,7 +323,7 @@ func (e *Engine) armBatch(h *Handle, b *batch, root *os.File) {
 		return
 	}
 	var refusedAt map[place]refusal
-	own := b.file.Match.Origin != image.FromLayer // the container's own, which it may write
+	own := b.file.Match.Writable()
 	if own {
 		if err = h.tooSlow(); err == nil {
 			mine.lease, err = e.leases.take(b.file.Match, shared, h)
@@ -401,7 +404,7 @@ func (e *Engine) putCounters(h *Handle, mine *held, b *batch) error {
 // not through a mount on top of it, because a file that is hidden by a volume
 // is not what the container will run. A mapped file is what it is.
 func inRoot(root *os.File, m image.Match) (*os.File, error) {
-	if m.Mapped() {
+	if m.Mapped() || m.Layer.Owner != 0 { // it may be served by somebody who never answers
 		return m.Open()
 	}
 	if root == nil {

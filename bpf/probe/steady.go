@@ -42,7 +42,7 @@ const steadyFor = 10 * time.Millisecond
 // before it is closed, or until somebody wants to write it. It is errUnsteady where
 // that is not possible.
 func hold(m image.Match, f *os.File) (*steady, error) {
-	s := &steady{f: f, own: m.Origin != image.FromLayer}
+	s := &steady{f: f, own: m.Writable()}
 	if !s.own {
 		return s, nil
 	}

@@ -146,7 +146,7 @@ func (c *Cache) index(ctx context.Context, l Layer, key string) (*Index, error) 
 	}
 	limit := cmp.Or(max(c.LayerEntries, 0), DefaultLayerEntries)
 	v, err := c.once(ctx, "layer:"+key, func(ctx context.Context) (any, int, bool, error) {
-		fd, err := c.dirs.open(l.Dir)
+		fd, err := c.dirs.layer(l)
 		if err != nil {
 			return nil, 0, false, err
 		}
@@ -166,7 +166,7 @@ func (c *Cache) index(ctx context.Context, l Layer, key string) (*Index, error) 
 
 // layerKey names a layer by what it is and where it lies.
 func (c *Cache) layerKey(l Layer) (string, error) {
-	fd, err := c.dirs.open(l.Dir)
+	fd, err := c.dirs.layer(l)
 	if err != nil {
 		return "", err
 	}
@@ -176,7 +176,7 @@ func (c *Cache) layerKey(l Layer) (string, error) {
 		return "", err
 	}
 	key := make([]byte, 0, 128+len(l.Dir))
-	for _, n := range []uint64{uint64(st.Dev), st.Ino, uint64(st.Ctim.Sec), uint64(st.Ctim.Nsec)} {
+	for _, n := range []uint64{uint64(st.Dev), st.Ino, uint64(st.Ctim.Sec), uint64(st.Ctim.Nsec), uint64(l.Owner)} {
 		key = binary.LittleEndian.AppendUint64(key, n)
 	}
 	key = append(key, l.DiffID...)

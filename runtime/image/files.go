@@ -67,7 +67,7 @@ type OpenDir struct {
 
 // Open opens the layer's directory.
 func (f LayerFiles) Open() (*OpenDir, error) {
-	fd, err := openDir(f.Layer.Dir, false)
+	fd, err := f.Layer.open(false)
 	if err != nil {
 		return nil, fmt.Errorf("open layer %s: %w", f.Layer.Dir, err)
 	}
@@ -125,7 +125,7 @@ func (v *View) Lookup(name string) (m Match, exec bool, err error) {
 	}
 	up := v.up
 	if up == nil && v.r.Upper != "" {
-		fd, err := openDir(v.r.Upper, v.known)
+		fd, err := v.r.upper().open(v.known)
 		if err != nil {
 			return m, false, fmt.Errorf("the writable layer cannot be read: %w", err)
 		}
@@ -166,7 +166,7 @@ func upperWhy(up *upper) string {
 
 // executable reports whether a file has any of the execute bits.
 func (v *View) executable(m Match) bool {
-	dir, err := openDir(m.Layer.Dir, m.known)
+	dir, err := m.Layer.open(m.known)
 	if err != nil {
 		return false
 	}
@@ -188,7 +188,7 @@ func (v *View) EachUpper(fn func(Match) bool) (why string) {
 	}
 	up := v.up
 	if up == nil {
-		fd, err := openDir(v.r.Upper, v.known)
+		fd, err := v.r.upper().open(v.known)
 		if err != nil {
 			return "the writable layer cannot be read: " + err.Error()
 		}
@@ -210,7 +210,7 @@ func (v *View) EachUpper(fn func(Match) bool) (why string) {
 			case k == directory:
 				queue = append(queue, p)
 			case k == regular:
-				m := Match{Path: "/" + p, Layer: Layer{Dir: v.r.Upper}, Rel: p, Kind: Regular, Origin: FromUpper, known: v.known}
+				m := Match{Path: "/" + p, Layer: v.r.upper(), Rel: p, Kind: Regular, Origin: FromUpper, known: v.known}
 				size, only, _ := roots.look(&m, v.r.UserXattr)
 				if m.Size = size; !only && !fn(m) {
 					return ""

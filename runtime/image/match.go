@@ -33,6 +33,10 @@ type Match struct {
 	mapped *os.File // of a mapped file, which has no Layer
 }
 
+// Writable reports whether somebody may write the file while it is armed: the container,
+// or the user whose runtime has made its layer.
+func (m Match) Writable() bool { return m.Origin != FromLayer || m.Layer.Owner != 0 }
+
 // Open opens the file through its layer's own directory, which no mount of the
 // container pins. The lookup stays below that directory, on its mount and off
 // symlinks; nothing but a regular file is opened at all, so that a FIFO or a
@@ -42,7 +46,7 @@ func (m Match) Open() (*os.File, error) {
 	if m.mapped != nil {
 		return m.reopen()
 	}
-	dir, err := openDir(m.Layer.Dir, m.known)
+	dir, err := m.Layer.open(m.known)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", m.Path, err)
 	}

@@ -18,6 +18,7 @@ import (
 type Layer struct {
 	Dir    string // on the host
 	DiffID string // "sha256:" and hex, or "" where no store vouches for it
+	Owner  uint32 // the user whose it must be to be opened; 0: that is not asked
 }
 
 // Rootfs says what a container's root file system is made of.
@@ -25,7 +26,8 @@ type Rootfs struct {
 	Driver string  // "overlay", or the type of the file system
 	Layers []Layer // read-only, top first
 	Upper  string  // the writable directory on the host, or ""; with no layers, the whole root
-	Merged string  // a path by which the agent reaches the merged tree
+	Merged string  // a path by which the agent reaches the merged tree; "" if it must not
+	Owner  uint32  // the user whose own runtime has made it, or 0
 
 	Mounts []container.Mount // below the root, except kernel interfaces
 	Files  []string          // destinations in Mounts that are known to be single files
@@ -43,11 +45,17 @@ type Rootfs struct {
 // set) the mounts are already made, below n.Rootfs in the process's own mount
 // namespace; later they are below its "/".
 func (f *Finder) Rootfs(ctx context.Context, n container.Notice, img container.Image) (Rootfs, error) {
-	r, err := f.stack(n)
+	stack := f.stack
+	if n.Identity.User != 0 {
+		stack = stackOfUser
+	}
+	r, err := stack(n)
 	if err != nil {
 		return Rootfs{}, fmt.Errorf("root file system of container %s: %w", n.Identity.ID, err)
 	}
-	f.nameLayers(ctx, n, img, r.Layers)
+	if r.Owner == 0 {
+		f.nameLayers(ctx, n, img, r.Layers)
+	}
 	return r, nil
 }
 

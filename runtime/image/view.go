@@ -30,7 +30,7 @@ func newView(r Rootfs, m *merged, why string, dirs *localDirs) *View {
 	v := &View{r: r, m: m, cover: newCover(&r), why: cmp.Or(r.Doubt, why, m.why)}
 	h := sha256.New()
 	if r.Upper != "" {
-		if fd, err := dirs.open(r.Upper); err == nil {
+		if fd, err := dirs.layer(r.upper()); err == nil {
 			v.known = true
 			up := newUpper(fd, maxSnapshot)
 			if sum, ok := up.snapshot(); ok {
@@ -75,7 +75,7 @@ func (v *View) Glob(pattern string) (matches []Match, complete bool, why string)
 		return nil, false, err.Error()
 	}
 	if v.up == nil && v.r.Upper != "" {
-		fd, err := openDir(v.r.Upper, v.known)
+		fd, err := v.r.upper().open(v.known)
 		if err != nil {
 			matches, why = v.search(all, nil)
 			why = cmp.Or(v.why, "the writable layer cannot be read: "+err.Error())
@@ -129,7 +129,7 @@ func (v *View) matches(s *search) []Match {
 		m := Match{Path: "/" + path, Rel: path, Kind: Special, Origin: FromLayer, known: true}
 		layer := -1 // the upper directory
 		if h.fromUpper {
-			m.Origin, m.Layer, m.known = FromUpper, Layer{Dir: v.r.Upper}, v.known
+			m.Origin, m.Layer, m.known = FromUpper, v.r.upper(), v.known
 		} else {
 			layer = int(v.m.nodes[h.node].layer)
 			m.Layer = v.r.Layers[layer]
@@ -174,7 +174,7 @@ func (v *View) again(ms []Match) []Match {
 	defer roots.close()
 	for i := range out {
 		if m := &out[i]; m.Origin == FromUpper {
-			m.Layer.Dir, m.known = v.r.Upper, v.known
+			m.Layer, m.known = v.r.upper(), v.known
 			if m.Kind == Regular {
 				m.Size, _, _ = roots.look(m, v.r.UserXattr)
 			}
@@ -200,7 +200,7 @@ func (r roots) look(m *Match, userxattr bool) (size int64, only, redirected bool
 	dir, ok := r[m.Layer.Dir]
 	if !ok {
 		var err error
-		if dir, err = openDir(m.Layer.Dir, m.known); err != nil {
+		if dir, err = m.Layer.open(m.known); err != nil {
 			dir = -1
 		}
 		r[m.Layer.Dir] = dir
