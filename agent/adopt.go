@@ -234,7 +234,7 @@ func (a *Agent) believe(n *container.Notice, init *os.File) (began int64, cgErr,
 
 // beginRun makes a run that the table wants armed. With mu held.
 func (a *Agent) beginRun(run lifecycle.Run, init *os.File) *live {
-	l := &live{id: run.ID, container: run.Notice.Identity.ID, start: keyOfStart(run.Notice), init: init, armed: make(chan struct{}), checking: newTurn(), since: time.Now()}
+	l := &live{id: run.ID, container: run.Notice.Identity.ID, start: keyOfStart(run.Notice), user: ofUsers(run.Notice.Source), init: init, armed: make(chan struct{}), checking: newTurn(), since: time.Now()}
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	l.earlier, l.started = a.takeUp(run.ID)
 	a.live[l.id] = l

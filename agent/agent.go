@@ -83,8 +83,10 @@ type Agent struct {
 
 	healthTurns, sweepTurns turns
 
-	admin *handoff.Listener
-	hooks *handoff.Listener
+	admin     *handoff.Listener
+	hooks     *handoff.Listener
+	userHooks *handoff.Listener // nil unless an operator opts in
+	users     users
 
 	ahead   chan container.Notice // containers that are only created, to be looked at
 	adopt   chan container.Notice // containers that run already, to be armed
@@ -262,14 +264,19 @@ func (a *Agent) loadKernel() (err error) {
 }
 
 func (a *Agent) listen() (err error) {
-	open := func(path string) (*handoff.Listener, error) {
+	open := func(path string, mode os.FileMode) (*handoff.Listener, error) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return nil, fmt.Errorf("make the socket's directory: %w", err)
 		}
-		return handoff.Listen(path, 0o600)
+		return handoff.Listen(path, mode)
 	}
-	if a.admin, err = open(a.cfg.AdminSocket); err != nil {
+	if a.admin, err = open(a.cfg.AdminSocket, 0o600); err != nil {
 		return err
+	}
+	if a.cfg.RootlessHookSocket != "none" {
+		if a.userHooks, err = open(a.cfg.RootlessHookSocket, 0o666); err != nil {
+			return err
+		}
 	}
 	if a.cfg.HookSocket == "none" {
 		for _, f := range a.keptHook {
@@ -287,7 +294,7 @@ func (a *Agent) listen() (err error) {
 		a.log.Warn("the hook socket that was kept is not gone on with", "err", err)
 		a.cfg.Keeper.Unkeep(keptHook)
 	}
-	if a.hooks, err = open(a.cfg.HookSocket); err != nil || !a.cfg.KeepsSockets {
+	if a.hooks, err = open(a.cfg.HookSocket, 0o600); err != nil || !a.cfg.KeepsSockets {
 		return err
 	}
 	return a.keepHook()
@@ -368,6 +375,7 @@ func (a *Agent) stopRuns() {
 		l.stop()
 	}
 	a.work.Wait()
+	a.users.wait()
 	for _, l := range runs {
 		a.lastCheck(l)
 	}
@@ -391,8 +399,10 @@ func (a *Agent) Close() error {
 	if a.admin != nil {
 		errs = append(errs, a.admin.Close())
 	}
-	if a.hooks != nil {
-		errs = append(errs, a.hooks.Close())
+	for _, l := range []*handoff.Listener{a.hooks, a.userHooks} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
 	}
 	if a.ring != nil {
 		errs = append(errs, a.ring.close())

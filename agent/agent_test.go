@@ -311,7 +311,7 @@ func TestEndedWhileArmed(t *testing.T) {
 	n := newNode(t, bpf.Options{})
 	b := newBox(t, 1)
 	notice := b.notice("c1")
-	must(t, n.complete(&notice))
+	must(t, n.complete(&notice, nil))
 	l := &live{init: holdPid(notice.Pid), ctx: context.Background()}
 	defer l.init.Close()
 	b.end()

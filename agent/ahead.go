@@ -134,7 +134,7 @@ func (a *Agent) count(n container.Notice, selected bool) {
 	a.seen.Unselected++
 	a.seen.Last = string(id.Runtime) + " container " + id.Name + " of image " + id.Image.Name
 	a.mu.Unlock()
-	if id.Image.Name != "" {
+	if id.Image.Name != "" || id.User != 0 { // a user may leave it out
 		return
 	}
 	for _, p := range a.policies.Policies {

@@ -53,6 +53,10 @@ type Config struct {
 	Policies string `yaml:"policies"`
 	// HookSocket is where OCI hooks ask (/run/probity/hook.sock; "none": nowhere).
 	HookSocket string `yaml:"hookSocket"`
+	// RootlessHookSocket is where the hooks of users ask who run containers by
+	// themselves (none): everybody may connect there, so it is opt in. Of a user's
+	// containers it believes what the kernel confirms (docs/rootless.md).
+	RootlessHookSocket string `yaml:"rootlessHookSocket"`
 	// AdminSocket is where the command line asks (/run/probity/admin.sock).
 	AdminSocket string `yaml:"adminSocket"`
 	// NRISockets are the runtimes' NRI sockets (/var/run/nri/nri.sock; "none": none).
@@ -182,6 +186,7 @@ func (c Config) WithDefaults() (Config, error) {
 	set(&c.Spool, c.State+"/spool")
 	set(&c.Policies, "/etc/probity/policies.d")
 	set(&c.HookSocket, "/run/probity/hook.sock")
+	set(&c.RootlessHookSocket, "none")
 	set(&c.AdminSocket, "/run/probity/admin.sock")
 	set(&c.ContainerdAddress, "/run/containerd/containerd.sock")
 	set(&c.PodmanRoot, "/var/lib/containers/storage")

@@ -87,7 +87,7 @@ func (a *Agent) event(e bpf.Event) {
 	a.mu.Lock()
 	l := a.armedIn[e.Cgroup]
 	a.mu.Unlock()
-	if l == nil || !slices.ContainsFunc(l.probes, policy.Probe.OfFiles) {
+	if l == nil || l.user || !slices.ContainsFunc(l.probes, policy.Probe.OfFiles) {
 		return
 	}
 	x := appeared{l: l, pid: e.Pid, path: e.Path, from: e.Ns, why: evidence.GapUnarmedMapping, file: e.File, interp: e.Interp, name: e.Name}

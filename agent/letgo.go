@@ -31,8 +31,12 @@ type startKey struct {
 
 func keyOfStart(n container.Notice) startKey { return startKey{n.Source, n.Identity.ID, n.Pid} }
 
-// of reports whether both are the same start, as far as is known.
+// of reports whether both are the same start, as far as is known. What a user says is of
+// nobody's but his own.
 func (k startKey) of(x startKey) bool {
+	if (ofUsers(k.source) || ofUsers(x.source)) && k.source != x.source {
+		return false
+	}
 	if k.pid != 0 && x.pid != 0 {
 		return k.id == x.id && k.pid == x.pid
 	}

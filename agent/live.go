@@ -21,8 +21,10 @@ import (
 	"probity/evidence/witness"
 	"probity/runtime/cgroup"
 	"probity/runtime/container"
+	"probity/runtime/image"
 	"probity/runtime/lifecycle"
 	"probity/runtime/oci"
+	"probity/runtime/sandbox"
 )
 
 // live is one run that the agent has on its hands.
@@ -30,6 +32,7 @@ type live struct {
 	id        string
 	container string
 	start     startKey
+	user      bool        // it is of a user's own runtime
 	held      func() bool // whether the source still waits for the answer; nil if it cannot tell
 	// earlier says since when it ran before it was armed, and why; nil of a run that
 	// is seen starting. started is then when it did; 0 is not known.
@@ -119,7 +122,7 @@ func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool
 		a.mu.Lock()
 		a.held++
 		a.mu.Unlock()
-		refused = a.starting(ctx, n, held)
+		refused = a.starting(ctx, n, held, holdPid(n.Pid), nil)
 		a.mu.Lock()
 		a.held-- // who gives way is told by end
 		a.mu.Unlock()
@@ -148,18 +151,21 @@ func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool
 	return refused
 }
 
-// starting arms a container that waits, and returns why it must not start, or "".
-func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bool) string {
-	// From here on its pid is its own: what /proc says of it is of this process.
-	init := holdPid(n.Pid)
+// starting arms a container that waits, and returns why it must not start, or "". init
+// is its first process, which starting takes over: while that lives its pid is its own,
+// and what /proc says of it is of this process. shared is why it is known to have no
+// cgroup of its own, or nil.
+func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bool, init *os.File, shared error) string {
 	mine := false // whether the run has taken it
 	defer func() {
 		if !mine && init != nil {
 			init.Close()
 		}
 	}()
-	// Not with ctx: that ends with the barrier, and who comes late has a name too.
-	n.Identity.Image = a.identify(context.WithoutCancel(ctx), n)
+	if n.Identity.User == 0 { // else there is only what the user claims
+		// Not with ctx: that ends with the barrier, and who comes late has a name too.
+		n.Identity.Image = a.identify(context.WithoutCancel(ctx), n)
+	}
 	probes := a.policies.Select(n.Identity)
 	a.count(n, len(probes) > 0)
 	if !required(probes) {
@@ -176,10 +182,17 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 		}
 		return "" // no policy wants it: no record at all
 	}
-	cgErr, insist := a.complete(&n), required(probes) && obeys(n)
+	cgErr, insist := a.complete(&n, shared), required(probes) && obeys(n)
 
 	a.mu.Lock()
 	letGo := a.takeLetGo(n)
+	if n.Identity.User != 0 {
+		if err := a.ofUserLocked(n, cgErr); err != nil {
+			a.mu.Unlock()
+			a.missUser(n.Source, n.At, fmt.Errorf("container %s: %w", n.Identity.ID, err))
+			return ""
+		}
+	}
 	var l *live
 	for _, act := range a.table.Apply(n) {
 		switch act := act.(type) {
@@ -192,7 +205,12 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 			} else if letGo.refused == "" {
 				l.released = letGo.at
 			}
-			a.work.Go(func() { a.arm(l, act.Run, probes, cgErr) })
+			work := &a.work
+			if l.user {
+				work = &a.users.work
+				work.Go(func() { a.watchUser(l, n) })
+			}
+			work.Go(func() { a.arm(l, act.Run, probes, cgErr) })
 		case lifecycle.Await:
 			if l = a.live[act.Run.ID]; l != nil && insist {
 				a.requireLocked(l)
@@ -215,12 +233,16 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 }
 
 // complete fills in the run's cgroup, from /proc and not from what a source
-// said.
-func (a *Agent) complete(n *container.Notice) error {
+// said; it returns why there is none. A source that compared it with others' may know
+// that it is shared.
+func (a *Agent) complete(n *container.Notice, shared error) error {
 	if a.cgErr != nil {
 		return a.cgErr
 	}
 	path, id, err := a.cgroups.OfPid(n.Pid)
+	if err == nil {
+		err = shared
+	}
 	if err != nil {
 		n.Identity.InitStart, _ = oci.StartTicks(n.Pid) // 0: it has ended
 		return err
@@ -240,6 +262,9 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	held := l.held == nil || l.earlier != nil || l.held()
 	l.unmet = unmet(probes, start.Sites, start.Searches)
 	a.witness.Armed(start)
+	if l.user {
+		a.witness.UnarmedMapping(l.id, "", start.ArmedAt, 0, usersWord)
+	}
 	// Whoever answered the runtime did so by this time at the latest.
 	most := run.Notice.At + int64(a.cfg.Barrier)
 	a.mu.Lock()
@@ -349,7 +374,10 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 		return start
 	}
 	// First of all: the rest of what is found is about a process of this kernel.
-	by := a.sandbox(l, n)
+	var by sandbox.Verdict
+	if !l.user { // nothing is opened by a user's process
+		by = a.sandbox(l, n)
+	}
 	if by.Kind != "" && !by.UnlessNative {
 		return refuse(evidence.SandboxedRuntime, errors.New(by.Why))
 	}
@@ -374,16 +402,12 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	if err != nil {
 		return failed(evidence.FileUnreadable, fmt.Errorf("read the container's layers: %w", err))
 	}
-	root, err := os.OpenFile(rootfs.Merged, unix.O_PATH|unix.O_DIRECTORY, 0)
+	root, rootDev, err := openRoot(rootfs)
 	if err != nil {
-		return failed(evidence.AttachFailed, fmt.Errorf("open the container's root: %w", err))
+		return failed(evidence.AttachFailed, err)
 	}
 	defer root.Close() // Arm does, if it comes to that
-	rootDev, err := deviceOf(int(root.Fd()), "")
-	if err != nil {
-		return failed(evidence.AttachFailed, fmt.Errorf("look at the container's root: %w", err))
-	}
-	if n.Rootfs == "" && !alive(l.init) {
+	if (n.Rootfs == "" || l.user) && !alive(l.init) {
 		// All this was found by its pid, which may have been another's by then.
 		return failed(evidence.AttachFailed, errors.New("the container's first process ended before its files were found"))
 	}
@@ -400,13 +424,15 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	plan := probe.MakePlan(probes, tree, probe.On(a.kernel))
 	planned := cgroup.BootTime()
 	kept := l.earlier != nil && l.earlier.Kept
+	processes := func() ([]int, bool, error) { return a.cgroups.Procs(n.Identity.CgroupPath, n.Identity.CgroupID) }
+	if l.user { // the files are his also where he is not in the container
+		rootfs.Upper, processes = "", usersProcesses
+	}
 	h, err := a.engine.Arm(l.ctx, probe.Target{
 		TakeUp: kept, Unsigned: a.marks(l, n.Identity.CgroupID),
 		Cgroup: n.Identity.CgroupID, Level: a.level(n.Identity.CgroupPath), Around: a.around(n.Identity.CgroupPath), Root: root, Upper: rootfs.Upper,
-		Files: probe.Tree{View: view, Inspector: a.inspect, Runs: tree.Runs}, // for as long as it lives: without the bounds of a start
-		Processes: func() ([]int, bool, error) {
-			return a.cgroups.Procs(n.Identity.CgroupPath, n.Identity.CgroupID)
-		},
+		Files:     probe.Tree{View: view, Inspector: a.inspect, Runs: tree.Runs}, // for as long as it lives: without the bounds of a start
+		Processes: processes,
 	}, plan)
 	switch {
 	case errors.Is(err, bpf.ErrTaken):
@@ -428,6 +454,22 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	l.rootDev = rootDev
 	start.Sites, start.Searches, start.Arm, start.ArmedAt = h.Sites, h.Searches, h, h.ArmedAt
 	return start
+}
+
+// openRoot opens a container's root by path only, if that is allowed, and returns its
+// device.
+func openRoot(r image.Rootfs) (root *os.File, dev [2]uint32, err error) {
+	if r.Owner != 0 {
+		return nil, dev, nil
+	}
+	if root, err = os.OpenFile(r.Merged, unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
+		return nil, dev, fmt.Errorf("open the container's root: %w", err)
+	}
+	if dev, err = deviceOf(int(root.Fd()), ""); err != nil {
+		root.Close()
+		return nil, dev, fmt.Errorf("look at the container's root: %w", err)
+	}
+	return root, dev, nil
 }
 
 // readFor bounds the time for reading the files of one container. A start is let
@@ -559,6 +601,9 @@ const mountsEvery = 6
 // covered returns the armed files that were hidden by a mount when the container's
 // mounts were last looked at. With l.checking held.
 func (a *Agent) covered(l *live) []probe.Trouble {
+	if l.user { // all of it is in doubt from its start on
+		return nil
+	}
 	now := cgroup.BootTime()
 	if now < l.nextMounts && !l.ending.Load() {
 		return l.hidden
@@ -607,7 +652,9 @@ func (a *Agent) checkInTurn(l *live, asOf int64) {
 	troubles := a.troublesAsOf(l, asOf)
 	a.witness.Checked(l.id, at, troubles)
 	a.standings(l)
-	a.changedFiles(l, asOf, troubles)
+	if !l.user {
+		a.changedFiles(l, asOf, troubles)
+	}
 	l.checked.Store(asOf)
 }
 

@@ -79,7 +79,7 @@ func (r *round) tell(t probe.Trouble) {
 
 func (a *Agent) patrol(ctx context.Context) error {
 	p := &patrol{
-		health: a.cfg.Health, runs: a.runs, found: a.patrolled,
+		health: a.cfg.Health, runs: a.rootsRuns, found: a.patrolled,
 		list: func(l *live) ([]int, bool, error) {
 			return a.cgroups.Procs(l.notice.Identity.CgroupPath, l.notice.Identity.CgroupID)
 		},

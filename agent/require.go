@@ -58,9 +58,10 @@ func unmet(probes []policy.Probe, sites []probe.Site, searches []probe.Search) s
 }
 
 // obeys reports whether who told of a start keeps the container from starting if it
-// is told to. CRI-O only logs what a plugin answers to StartContainer.
+// is told to. CRI-O only logs what a plugin answers to StartContainer; a user's hook has
+// nothing refused.
 func obeys(n container.Notice) bool {
-	return n.Kind == container.Starting && (n.Source == oci.Source || n.Identity.Runtime != container.CRIO)
+	return n.Kind == container.Starting && !ofUsers(n.Source) && (n.Source == oci.Source || n.Identity.Runtime != container.CRIO)
 }
 
 // answerLocked is what the container of a run is told that does not wait longer: why

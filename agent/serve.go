@@ -67,6 +67,15 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 		g.Go(func() error { return srv.Run(ctx) })
 		a.source("hook", "listening on "+a.cfg.HookSocket)
 	}
+	if a.userHooks != nil {
+		srv := handoff.New(a.userHooks, handoff.Config{
+			Handle: a.hookOfUser, Deadline: a.cfg.Barrier + barrierMargin, Log: a.log.With("in", "rootless"),
+			Late: a.userLate, Rejected: a.userRejected, Admit: a.admitUser,
+		})
+		g.Go(func() error { return srv.Run(ctx) })
+		g.Go(func() error { return a.tellMissed(ctx) })
+		a.source(noUser, "listening on "+a.cfg.RootlessHookSocket)
+	}
 	for _, socket := range a.cfg.NRISockets {
 		g.Go(func() error { return a.nri(ctx, socket) })
 	}

@@ -49,7 +49,11 @@ func (a *Agent) entry(e *bpf.SetEntry) {
 		return // its entries are read when it is
 	}
 	id := probe.Identified{}
-	if e.Set == bpf.SetExec || e.Set == bpf.SetLibraries {
+	switch {
+	case e.Set != bpf.SetExec && e.Set != bpf.SetLibraries:
+	case l.user:
+		id.Why = usersWord
+	default:
 		select {
 		case a.identifying <- setWork{l: l, entry: *e}:
 			return

@@ -42,7 +42,7 @@ func (a *Agent) name(e bpf.Event) {
 	l := a.armedIn[e.Cgroup]
 	a.mu.Unlock()
 	began := time.Now()
-	if l == nil || !l.share(l.naming, began) {
+	if l == nil || l.user || !l.share(l.naming, began) {
 		return
 	}
 	a.witness.Stack(e.Cgroup, e.Site, l.handle.Stack(e))

@@ -62,6 +62,7 @@ func TestRPM(t *testing.T) {
 		"/usr/share/doc/probity/docs/keys.md",
 		"/usr/share/doc/probity/docs/privacy.md",
 		"/usr/share/doc/probity/docs/restart.md",
+		"/usr/share/doc/probity/docs/rootless.md",
 		"/usr/share/doc/probity/docs/shipping.md",
 		"/usr/share/doc/probity/evidence",
 		"/usr/share/doc/probity/evidence/FORMAT.md",

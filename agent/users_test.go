@@ -1,0 +1,348 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"probity/bpf"
+	"probity/evidence"
+	"probity/runtime/cgroup"
+	"probity/runtime/container"
+	"probity/runtime/handoff"
+	"probity/runtime/handoff/wire"
+	"probity/runtime/oci"
+	"probity/tests/need"
+)
+
+// someone is a user that is nobody's.
+const someone = 61234
+
+// newUserBox starts a box as the user's own runtime would: root of a user and a mount
+// namespace of his, in which the overlay is mounted, and about to enter it. mount are
+// commands before that, and lower is what the overlay is told; below is the cgroup's
+// name below the one that is delegated to him.
+func newUserBox(t *testing.T, mount, lower string) *box {
+	t.Helper()
+	need.Root(t)
+	need.Command(t, "gcc", "unshare", "chroot", "sh", "mount")
+	bin, err := target()
+	must(t, err)
+	b := &box{t: t}
+	b.dir, err = os.MkdirTemp("", "agent-user")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(b.dir) })
+	must(t, os.Chmod(b.dir, 0o755))
+	for _, d := range []string{"u/lower/bin", "u/upper", "u/work", "u/merged", "root/bin"} {
+		must(t, os.MkdirAll(filepath.Join(b.dir, d), 0o755))
+	}
+	for _, d := range []string{"u/lower", "root"} {
+		must(t, os.WriteFile(filepath.Join(b.dir, d, "bin/target"), bin, 0o755))
+	}
+	must(t, filepath.Walk(b.dir+"/u", func(p string, _ os.FileInfo, err error) error {
+		return errors.Join(err, os.Chown(p, someone, someone))
+	}))
+	script := fmt.Sprintf("set -e; cd %s/u; %s; mount -t overlay overlay -o lowerdir=%s,upperdir=$PWD/upper,workdir=$PWD/work $PWD/merged; echo; read x; exec chroot $PWD/merged /bin/target hello", b.dir, mount, lower)
+	b.cmd = exec.Command("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script)
+	b.cmd.Stderr = os.Stderr
+	b.cgroup = need.Cgroup2(t)
+	for _, d := range []string{"user.slice", fmt.Sprintf("user-%d.slice", someone), fmt.Sprintf("user@%d.service", someone), filepath.Base(b.dir)} {
+		b.cgroup = filepath.Join(b.cgroup, d)
+		dir := b.cgroup
+		if err := os.Mkdir(dir, 0o755); err == nil {
+			t.Cleanup(func() { must(t, os.Remove(dir)) })
+		} else if !errors.Is(err, os.ErrExist) {
+			t.Fatal(err)
+		}
+	}
+	cg, err := os.Open(b.cgroup)
+	must(t, err)
+	defer cg.Close()
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: someone, Gid: someone}, UseCgroupFD: true, CgroupFD: int(cg.Fd())}
+	b.in, err = b.cmd.StdinPipe()
+	must(t, err)
+	out, err := b.cmd.StdoutPipe()
+	must(t, err)
+	b.out = bufio.NewReader(out)
+	must(t, b.cmd.Start())
+	b.end = sync.OnceFunc(func() {
+		b.in.Close()
+		_ = b.cmd.Wait()
+	})
+	t.Cleanup(b.end)
+	if _, err := b.out.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// userNotice is what oci.UserNotice says of the box.
+func (b *box) userNotice(id string) container.Notice {
+	return container.Notice{
+		Source: oci.UserSource(someone), Kind: container.Starting, Pid: b.cmd.Process.Pid, At: cgroup.BootTime(), Rootfs: b.dir + "/u/merged",
+		Identity: container.Identity{Runtime: container.Podman, ID: id, User: someone, Image: container.Image{DigestReason: "it is his"}},
+	}
+}
+
+// startUser has a user's box armed, if it is.
+func (n *node) startUser(b *box, id string) {
+	n.t.Helper()
+	x := b.userNotice(id)
+	x.Identity.BootID = n.bootID
+	n.begin()
+	defer n.end()
+	if why := n.starting(context.Background(), x, yes, holdPid(x.Pid), nil); why != "" {
+		n.t.Errorf("refused: %s", why)
+	}
+}
+
+// A user's container is armed in the layers that are his, and its evidence says whose it
+// is: a hit is one, and what was not seen is never called not executed.
+func TestUserArmed(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	b := newUserBox(t, "true", "$PWD/lower")
+	n.startUser(b, "c1")
+	b.in.Write([]byte("\n."))
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	cov := n.coverage("c1")
+	if cov == nil || cov.Source != "rootless:61234" || cov.Runtime != "podman" || cov.ImageDigest != "" || cov.ImageDigestReason == "" || !cov.Final {
+		t.Fatalf("coverage %+v", cov)
+	}
+	if !oci.Delegated(cov.CgroupPath, someone) || cov.CgroupID == 0 {
+		t.Errorf("cgroup %s", cov.CgroupPath)
+	}
+	for _, p := range cov.Probes {
+		if want := map[string]evidence.State{"hello": evidence.Hit, "never": evidence.Partial, "exec": evidence.Hit}[p.ProbeID]; p.State != want || p.SearchComplete && p.ProbeID != "exec" {
+			t.Errorf("%+v, want %s", p, want)
+		}
+	}
+	obs, gaps := n.lines("c1")
+	if o := obs["hello"]; o.State != evidence.Hit || *o.Count != 1 || !o.Final {
+		t.Errorf("hello: %+v", o)
+	}
+	if o := obs["never"]; o.State != evidence.Partial {
+		t.Errorf("never: %+v", o)
+	}
+	if len(gaps) == 0 || gaps[0].Reason != evidence.GapUnarmedMapping || gaps[0].Detail != usersWord {
+		t.Errorf("gaps %+v", gaps)
+	}
+}
+
+// What a user calls his layers is text: he may have mounted something else there, where
+// he sees it. The agent opens nothing of root's for him.
+func TestUserLayersOfRoot(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	b := newUserBox(t, "mount -t tmpfs none $PWD/../root; mkdir $PWD/../root/bin; cp lower/bin/target $PWD/../root/bin/", "$PWD/../root")
+	n.startUser(b, "c1")
+	used, _ := n.obj.Slots()
+	if used != 0 {
+		t.Errorf("%d sites are armed", used)
+	}
+	b.in.Write([]byte("\n."))
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	obs, _ := n.lines("c1")
+	for _, id := range []string{"hello", "never"} {
+		if o := obs[id]; o == nil || o.State != evidence.NotArmed || o.Reason != evidence.FileNotFound {
+			t.Errorf("%s: %+v", id, o)
+		}
+	}
+	for _, p := range n.coverage("c1").Probes {
+		if p.ProbeID != "exec" && (p.SearchComplete || !strings.Contains(p.SearchReason, "claim")) {
+			t.Errorf("%+v", p)
+		}
+	}
+}
+
+// A container's id is its user's choice. One that is another's, or root's, is not armed
+// under it, and changes nothing of what becomes of theirs.
+func TestUserTakesAnothersID(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	mine := newBox(t, 1, "hello")
+	n.notify(context.Background(), mine.notice("web"), yes)
+	b := newUserBox(t, "true", "$PWD/lower")
+	n.startUser(b, "web")
+	if runs := n.runs(); len(runs) != 1 || runs[0].start.source != "hook" {
+		t.Errorf("%d runs", len(runs))
+	}
+	mine.run()
+	mine.end()
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	gaps := n.gapsOf(evidence.ScopeSource)
+	if len(gaps) != 1 || gaps[0].Source != "rootless:61234" || gaps[0].Reason != evidence.GapRuntimeDisconnected || !strings.Contains(gaps[0].Detail, "a container of that id is one of hook") {
+		t.Errorf("gaps %+v", gaps)
+	}
+	if obs, _ := n.lines("web"); obs["hello"].State != evidence.Hit || obs["never"].State != evidence.ArmedNoHit {
+		t.Errorf("%+v", obs)
+	}
+}
+
+// What root's hook is answered does not depend on what users have.
+func TestUserDoesNotAnswerForRoot(t *testing.T) {
+	n := newNodeWith(t, Config{}, closedOn("hello", "armed"))
+	b := newUserBox(t, "true", "$PWD/lower")
+	n.startUser(b, "web")
+	if len(n.runs()) != 1 {
+		t.Fatalf("%d runs", len(n.runs()))
+	}
+	// All that he says of it is as it is: who may see the process may say so.
+	state := fmt.Appendf(nil, `{"ociVersion":"1.0.2","id":"web","status":"creating","pid":%d,"bundle":"/b"}`, b.cmd.Process.Pid)
+	if a := n.hookLate(handoff.Request{Stage: wire.CreateRuntime, Body: state}, true); !a.Refuse {
+		t.Errorf("root's container is let go because a user has one of its name: %+v", a)
+	}
+	// Nor does a user's hook let root's go, or one of another user's.
+	l := n.runs()[0]
+	l.start.source, l.user = "hook", false
+	open := make(chan struct{})
+	armed := l.armed
+	n.mu.Lock()
+	l.armed = open
+	n.mu.Unlock()
+	n.userLate(handoff.Request{Stage: wire.CreateRuntime, Body: state, Peer: handoff.Peer{Uid: someone}}, true)
+	n.userLate(handoff.Request{Stage: wire.CreateRuntime, Body: state, Peer: handoff.Peer{Uid: someone}}, false)
+	n.mu.Lock()
+	if l.released != 0 || l.unheard {
+		t.Errorf("released at %d, unheard %v", l.released, l.unheard)
+	}
+	l.armed = armed
+	n.mu.Unlock()
+	b.end()
+}
+
+// Nothing is refused to a user: a policy's requirements are signed as not enforced.
+func TestUserIsNotRefused(t *testing.T) {
+	n := newNodeWith(t, Config{}, closedOn("nowhere", "armed"))
+	b := newUserBox(t, "true", "$PWD/lower")
+	n.startUser(b, "c1")
+	b.in.Write([]byte("\n."))
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	if cov := n.coverage("c1"); cov.FailPolicyEnforced == nil || *cov.FailPolicyEnforced || cov.Refused != "" {
+		t.Errorf("%+v", cov)
+	}
+}
+
+// What one user takes is bounded, and another has his own.
+func TestUsersShare(t *testing.T) {
+	var u users
+	at := time.Unix(1e9, 0)
+	var leave []func()
+	for range userPeers {
+		l, err := u.enter(1000, at)
+		must(t, err)
+		leave = append(leave, l)
+	}
+	if _, err := u.enter(1000, at); !errors.Is(err, errUserBusy) {
+		t.Error(err)
+	}
+	if l, err := u.enter(1001, at); err != nil {
+		t.Error(err)
+	} else {
+		l()
+	}
+	leave[0]()
+	if _, err := u.enter(1000, at); err != nil {
+		t.Error(err)
+	}
+	for range userStarts {
+		must(t, u.start(1000, at))
+	}
+	if err := u.start(1000, at.Add(userEvery-1)); err == nil {
+		t.Error("one more than is allowed")
+	}
+	must(t, u.start(1000, at.Add(userEvery)))
+	if err := u.start(1000, at.Add(userEvery)); err == nil {
+		t.Error("one more than is allowed")
+	}
+	must(t, u.start(1001, at))
+	// Who is remembered is bounded by who has taken something of late.
+	for uid := range uint32(3 * maxUsers) {
+		if l, err := u.enter(2000+uid, at.Add(time.Duration(uid)*userStarts*userEvery)); err == nil {
+			l()
+		}
+	}
+	if len(u.by) > maxUsers {
+		t.Errorf("%d users are remembered", len(u.by))
+	}
+}
+
+// buildHook builds the hook, once.
+var buildHook = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "agent-hook")
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.Command("go", "build", "-o", dir+"/probity-hook", "probity/hook")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		return "", errors.New(string(b))
+	}
+	return dir + "/probity-hook", os.Chmod(dir, 0o755)
+})
+
+// The socket of users is there if an operator wants it. Who is no user is hung up on, and
+// a user is told nothing; what was not taken is signed, once in a while.
+func TestRootlessSocket(t *testing.T) {
+	need.Root(t)
+	dir, err := os.MkdirTemp("", "agent-socket")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	must(t, os.Chmod(dir, 0o755))
+	path := dir + "/rootless.sock"
+	hook, err := buildHook()
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(filepath.Dir(hook)) })
+	n := newNodeWith(t, Config{RootlessHookSocket: path}, wanted)
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o666 {
+		t.Fatalf("%v, %v", st, err)
+	}
+	ask := func(uid uint32, stage, state string) {
+		t.Helper()
+		cmd := exec.Command(hook, stage, "--socket", path)
+		cmd.Stdin = strings.NewReader(state)
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		if out, err := cmd.CombinedOutput(); err != nil || uid != 0 && len(out) > 0 {
+			t.Errorf("uid %d: %s, %v", uid, out, err)
+		}
+	}
+	for range 3 {
+		ask(someone, "createRuntime", "junk")
+	}
+	ask(someone, "createRuntime", fmt.Sprintf(`{"ociVersion":"1.0.2","id":"a","status":"creating","pid":%d,"bundle":"/"}`, os.Getpid()))
+	ask(someone, "poststop", "junk")
+	ask(0, "createRuntime", "junk")
+	if p := n.Status().Problems; len(p) != 0 {
+		t.Errorf("users fill the problems: %q", p)
+	}
+	gaps := n.gapsOf(evidence.ScopeSource)
+	count := map[string]int{}
+	for _, g := range gaps {
+		count[g.Source]++
+		if g.Source == "rootless:61234" && count[g.Source] == 2 && !strings.HasPrefix(g.Detail, "3 starts; the first: ") {
+			t.Errorf("%+v", g)
+		}
+	}
+	if count["rootless"] != 1 || count["rootless:61234"] != 2 || len(count) != 2 {
+		t.Errorf("gaps of %v", count)
+	}
+}
+
+// Without the key there is no such socket.
+func TestRootlessSocketIsOptIn(t *testing.T) {
+	c, err := Config{}.WithDefaults()
+	if err != nil || c.RootlessHookSocket != "none" {
+		t.Errorf("%q, %v", c.RootlessHookSocket, err)
+	}
+}
