@@ -25,6 +25,7 @@ test rpm rpm rpm
 test cpio cpio cpio
 test systemd-analyze systemd systemd
 test busybox busybox-static busybox
+test crun crun crun
 test qemu-x86_64-static qemu-user-static qemu-user-static
 test g++ g++ gcc-c++
 test objcopy binutils binutils

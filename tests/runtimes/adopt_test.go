@@ -207,7 +207,7 @@ func TestAdoptedPlainRunc(t *testing.T) {
 	// The same id again and again, while the agent runs: nobody tells of it, as when a
 	// hook gave up before it was heard.
 	known := []string{e.Cover("plain").RunID}
-	for range 3 {
+	for range 2 {
 		if err := errors.Join(try("delete", "plain"), os.Remove(s.Path("bundle/rootfs/go"))); err != nil {
 			t.Fatal(err)
 		}

@@ -23,6 +23,7 @@ type Spec struct {
 	Annotations map[string]string // of the container
 	SharePID    bool              // the container lives in the pod's pid namespace
 	Mounts      []*cri.Mount
+	Memory      int64 // bytes; 0 is no limit
 }
 
 // Container is a container made through CRI.
@@ -31,8 +32,9 @@ type Container struct {
 	PodID string
 	Spec  Spec
 
-	c   *criServer
-	log string
+	c       *criServer
+	log     string
+	request *cri.CreateContainerRequest
 }
 
 // Run makes a pod and a container in it, and starts the container.
@@ -56,12 +58,12 @@ func (c *criServer) Create(t T, spec Spec) *Container {
 // TryCreate is Create for containers that may be refused.
 func (c *criServer) TryCreate(t T, spec Spec) (*Container, error) {
 	t.Helper()
-	c.pods++
+	n := c.pods.Add(1)
 	if spec.Namespace == "" {
 		spec.Namespace = "default"
 	}
 	if spec.UID == "" {
-		spec.UID = fmt.Sprintf("uid-%s-%d", spec.Name, c.pods)
+		spec.UID = fmt.Sprintf("uid-%s-%d", spec.Name, n)
 	}
 	logs := c.Scratch.mkdir(t, "logs", spec.UID)
 	pid := cri.NamespaceMode_CONTAINER
@@ -85,7 +87,7 @@ func (c *criServer) TryCreate(t T, spec Spec) (*Container, error) {
 	if err != nil {
 		t.Fatalf("run pod %s: %v\n%s", pod.Metadata.Name, err, c.server.tail())
 	}
-	made, err := c.runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
+	return c.create(ctx, spec, filepath.Join(logs, "log"), &cri.CreateContainerRequest{
 		PodSandboxId:  p.PodSandboxId,
 		SandboxConfig: pod,
 		Config: &cri.ContainerConfig{
@@ -101,15 +103,30 @@ func (c *criServer) TryCreate(t T, spec Spec) (*Container, error) {
 				"io.kubernetes.pod.name":       pod.Metadata.Name, "io.kubernetes.pod.namespace": spec.Namespace, "io.kubernetes.pod.uid": spec.UID,
 			},
 			Linux: &cri.LinuxContainerConfig{
-				Resources:       &cri.LinuxContainerResources{},
+				Resources:       &cri.LinuxContainerResources{MemoryLimitInBytes: spec.Memory},
 				SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: ns},
 			},
 		},
 	})
+}
+
+// create makes a container in a pod that is there.
+func (c *criServer) create(ctx context.Context, spec Spec, log string, request *cri.CreateContainerRequest) (*Container, error) {
+	made, err := c.runtime.CreateContainer(ctx, request)
 	if err != nil {
 		return nil, err
 	}
-	return &Container{ID: made.ContainerId, PodID: p.PodSandboxId, Spec: spec, c: c, log: filepath.Join(logs, "log")}, nil
+	return &Container{ID: made.ContainerId, PodID: request.PodSandboxId, Spec: spec, c: c, log: log, request: request}, nil
+}
+
+// TryAgain makes the container's successor in the same pod, as the kubelet does when
+// one has ended. It has the same name.
+func (x *Container) TryAgain(t T) (*Container, error) {
+	t.Helper()
+	ctx, cancel := within(t, Patience)
+	defer cancel()
+	x.request.Config.Metadata.Attempt++
+	return x.c.create(ctx, x.Spec, x.log, x.request)
 }
 
 // TryStart starts the container and returns the runtime's answer.

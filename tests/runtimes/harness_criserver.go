@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,7 +28,7 @@ type criServer struct {
 	conn    *grpc.ClientConn
 	runtime cri.RuntimeServiceClient
 	images  cri.ImageServiceClient
-	pods    int
+	pods    *atomic.Int64 // that were made
 }
 
 // newCRIServer returns one that has yet to begin.
@@ -39,7 +40,7 @@ func newCRIServer(t T, s *Scratch, name, address string) criServer {
 	}
 	return criServer{
 		Scratch: s, Address: address, NRISocket: filepath.Join(s.mkdir(t, "nri"), "nri.sock"), name: name, parent: s.Cgroup,
-		conn: conn, runtime: cri.NewRuntimeServiceClient(conn), images: cri.NewImageServiceClient(conn),
+		conn: conn, runtime: cri.NewRuntimeServiceClient(conn), images: cri.NewImageServiceClient(conn), pods: new(atomic.Int64),
 	}
 }
 

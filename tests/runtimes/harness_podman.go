@@ -69,6 +69,7 @@ func (p *Podman) command(ctx context.Context, args ...string) *exec.Cmd {
 		"--root", p.Root, "--runroot", p.RunRoot, "--tmpdir", p.Scratch.Path("podman", "tmp"), "--hooks-dir", p.HooksDir,
 		"--storage-driver", "overlay", "--runtime", p.runc, "--cgroup-manager", "cgroupfs", "--events-backend", "none",
 	}, args...)...)
+	cmd.Dir = p.Scratch.Dir // conmon writes there that a container was out of memory
 	cmd.Env = append(os.Environ(),
 		"CONTAINERS_STORAGE_CONF="+p.Scratch.Path("podman", "storage.conf"),
 		"CONTAINERS_CONF="+p.Scratch.Path("podman", "containers.conf"),

@@ -14,19 +14,10 @@ import (
 	"probity/evidence"
 )
 
-// The agent is killed, and what counts is held: what the program does before, while
-// there is no agent, and after, is all counted, and there is no gap.
-func TestKeptOverAKill(t *testing.T) {
-	underEach(t, AgentOptions{Policies: []string{targetPolicy}, Store: true}, func(t *testing.T, d driver, a *Agent) {
-		keptOverAKill(t, d, a, syscall.SIGTERM)
-		if names := strings.Join(a.store.names(), " "); !strings.Contains(names, "map-slots") || !strings.Contains(names, "file-") {
-			t.Errorf("held: %s", names)
-		}
-	})
-}
-
-// The same where no service manager holds anything, and the kernel does. The end is told
-// apart: after SIGUSR2 another agent goes on, after SIGTERM nothing is left.
+// The agent is killed, no service manager holds anything, and the kernel does: what the
+// program does before, while there is no agent, and after, is all counted, and there is no
+// gap. (Where a service manager does: TestScenarios.) The end is told apart: after SIGUSR2
+// another agent goes on, after SIGTERM nothing is left.
 func TestPinnedOverAKill(t *testing.T) {
 	d := drivers["podman"](t)
 	fs := d.scratch().mkdir(t, "bpf")
@@ -41,7 +32,7 @@ func TestPinnedOverAKill(t *testing.T) {
 	pins := filepath.Join(fs, "probity")
 	a := StartAgent(t, d.agent(AgentOptions{Policies: []string{targetPolicy}, Args: []string{"--keep-in", pins}}))
 	d.attach(t, a)
-	keptOverAKill(t, d, a, syscall.SIGUSR2)
+	keptOverAKill(t, d, a)
 	var names []string
 	for _, entry := range entries(t, pins) {
 		if entry.Name() == "hook" {
@@ -69,7 +60,7 @@ func entries(t *testing.T, dir string) []os.DirEntry {
 }
 
 // keptOverAKill has one container outlive two agents: one is killed, and one is ended.
-func keptOverAKill(t *testing.T, d driver, a *Agent, end syscall.Signal) {
+func keptOverAKill(t *testing.T, d driver, a *Agent) {
 	const k = 40
 	orders := slices.Repeat([]string{"hello"}, k)
 	targetImage(t, d)
@@ -88,7 +79,7 @@ func keptOverAKill(t *testing.T, d driver, a *Agent, end syscall.Signal) {
 	d.attach(t, a)
 	counted(2 * k)
 	// And once more, after an end in order, as of a restart.
-	a.End(t, end)
+	a.End(t, syscall.SIGUSR2)
 	c.exec(t, append([]string{"/bin/target"}, orders...)...)
 	a.Start(t)
 	d.attach(t, a)

@@ -163,40 +163,6 @@ func TestTouch(t *testing.T) {
 	})
 }
 
-// One of two containers is stopped, started again and removed with its storage
-// while the other runs: no mount is pinned.
-func TestRestartAndRemoveBesideANeighbour(t *testing.T) {
-	p := NewPodman(t)
-	d := podmanDriver{p}
-	a := StartAgent(t, d.agent(AgentOptions{Policies: []string{targetPolicy}}))
-	d.attach(t, a)
-	targetImage(t, d)
-	neighbour := d.start(t, targetName, "neighbour", "wait")
-	c := d.start(t, targetName, "one", "hello", "wait")
-	c.stop(t)
-	p.Start(t, c.id())
-	c.stop(t)
-	c.remove(t)
-	neighbour.goOn(t, "hello")
-	neighbour.wait(t)
-	e := settled(t, a)
-	want(t, e, neighbour.id(), "fn", "hello", evidence.Hit, "", 1)
-	runs := map[string]uint64{}
-	for _, o := range e.Observations {
-		if o.ContainerID == c.id() && o.Symbol == "hello" && o.Final {
-			runs[o.RunID] = uint64(*o.Count)
-		}
-	}
-	if len(runs) != 2 {
-		t.Fatalf("runs of the restarted container: %v, want 2", runs)
-	}
-	for r, n := range runs {
-		if n != 1 {
-			t.Errorf("run %s: count %d", r, n)
-		}
-	}
-}
-
 // A Go program in FIPS mode verifies its own text when it starts: a breakpoint
 // there would kill it.
 func TestFIPS(t *testing.T) {
@@ -229,40 +195,6 @@ probes:
 		e := settled(t, a)
 		want(t, e, c.id(), "fips", "crypto/internal/fips140/sha256.(*Digest).Write", evidence.NotArmed, evidence.WouldBreakTarget, 0)
 		want(t, e, c.id(), "fips", "main.work", evidence.Hit, "", 1)
-	})
-}
-
-// Init's end is not the container's: with a shared pid namespace a child lives on.
-func TestChildOutlivesInit(t *testing.T) {
-	p := NewPodman(t)
-	d := podmanDriver{p}
-	a := StartAgent(t, d.agent(AgentOptions{Policies: []string{targetPolicy}}))
-	d.attach(t, a)
-	targetImage(t, d)
-	id := p.Detach(t, "--pid", "host", targetName, "orphan")
-	p.Wait(t, id)
-	e := settled(t, a)
-	want(t, e, id, "fn", "hello", evidence.Hit, "", 3)
-}
-
-// A container that lives for milliseconds is sealed like any other.
-func TestShortLife(t *testing.T) {
-	underEach(t, AgentOptions{Policies: []string{targetPolicy}}, func(t *testing.T, d driver, a *Agent) {
-		targetImage(t, d)
-		var ids []string
-		for _, name := range []string{"a", "b", "c", "d", "e"} {
-			c := d.start(t, targetName, name, "hello")
-			c.wait(t)
-			c.remove(t)
-			ids = append(ids, c.id())
-		}
-		e := settled(t, a)
-		for _, id := range ids {
-			want(t, e, id, "fn", "hello", evidence.Hit, "", 1)
-			if c := e.Cover(id); !c.Final {
-				t.Errorf("%s is not final", id)
-			}
-		}
 	})
 }
 
@@ -353,45 +285,6 @@ func TestLateAttach(t *testing.T) {
 			t.Error("a hit after a gap is a lower bound")
 		}
 	})
-}
-
-// A runtime that restarts: the time without it is signed, containers that live
-// on stay armed, and new ones are armed again.
-func TestRuntimeRestart(t *testing.T) {
-	d := containerdDriver{StartContainerd(t)}
-	a := StartAgent(t, d.agent(AgentOptions{Policies: []string{targetPolicy}}))
-	d.attach(t, a)
-	targetImage(t, d)
-	before := d.start(t, targetName, "before", "wait", "hello")
-	d.Stop(t)
-	a.WaitLine(t, func(e Evidence) bool { // else it may be taken for connected still
-		return len(e.GapsOf("", evidence.GapRuntimeDisconnected)) == 3 // opened, closed, opened
-	})
-	d.Start(t)
-	a.WaitSources(t)
-	after := d.start(t, targetName, "after", "hello")
-	after.wait(t)
-	before.goOn(t)
-	before.wait(t)
-	e := settled(t, a)
-	for _, c := range []ran{before, after} {
-		want(t, e, c.id(), "fn", "hello", evidence.Hit, "", 1)
-	}
-	// From the agent's start until it was connected, and the restart.
-	open, closed := 0, 0
-	for _, g := range e.GapsOf("", evidence.GapRuntimeDisconnected) {
-		if g.Scope != evidence.ScopeSource || g.Source != "nri:"+d.NRISocket {
-			t.Errorf("gap %+v", g)
-		}
-		if g.To.IsZero() {
-			open++
-		} else {
-			closed++
-		}
-	}
-	if open != 2 || closed != 2 {
-		t.Errorf("%d gaps opened, %d closed; want 2 and 2", open, closed)
-	}
 }
 
 // An agent without its runtime: the source is named, and the gap is signed.

@@ -8,12 +8,16 @@
  *	copy		this program's file to /tool, and to /fast/tool where there is a /fast
  *	sparse		make /odd/sparse
  *	orphan		leave a child behind that calls hello after init has ended
+ *	exit N		end with this code
+ *	crash		by a null pointer
+ *	eat		memory, up to 256 MiB
  *	names		leave a name server behind, which says 192.0.2.1 to everything
  */
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -126,6 +130,18 @@ static void orphan(void)
 	_exit(0);
 }
 
+static void eat(void)
+{
+	char *volatile p;
+
+	for (int i = 0; i < 256; i++) {
+		p = malloc(1 << 20);
+		if (!p)
+			return;
+		memset(p, i | 1, 1 << 20);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	for (int i = 1; i < argc; i++) {
@@ -151,6 +167,12 @@ int main(int argc, char **argv)
 			sparse(argv[0]);
 		else if (!strcmp(argv[i], "orphan"))
 			orphan();
+		else if (!strcmp(argv[i], "exit") && i + 1 < argc)
+			return atoi(argv[i + 1]);
+		else if (!strcmp(argv[i], "crash"))
+			*(volatile int *volatile)NULL = 0;
+		else if (!strcmp(argv[i], "eat"))
+			eat();
 		else if (!strcmp(argv[i], "names"))
 			names();
 	}
