@@ -295,6 +295,24 @@ func TestArmedUntilTheEnd(t *testing.T) {
 	}
 }
 
+// A source has seen others in the container's cgroup, as a hook sees itself there: what they
+// do would be the container's.
+func TestSharedWithItsHook(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	b := newBox(t, 1, "hello")
+	x := b.notice("c1")
+	x.Shared = "the hook is in it too"
+	n.notify(context.Background(), x, yes)
+	b.run()
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	for _, o := range n.wantNotArmed("c1", evidence.SharedCgroup) {
+		if !strings.Contains(o.Detail, x.Shared) {
+			t.Errorf("%s: %s", o.ProbeID, o.Detail)
+		}
+	}
+}
+
 // The notice comes when the container has ended already.
 func TestEndedBeforeArmed(t *testing.T) {
 	n := newNode(t, bpf.Options{})
@@ -311,7 +329,7 @@ func TestEndedWhileArmed(t *testing.T) {
 	n := newNode(t, bpf.Options{})
 	b := newBox(t, 1)
 	notice := b.notice("c1")
-	must(t, n.complete(&notice, nil))
+	must(t, n.complete(&notice))
 	l := &live{init: holdPid(notice.Pid), ctx: context.Background()}
 	defer l.init.Close()
 	b.end()

@@ -122,7 +122,7 @@ func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool
 		a.mu.Lock()
 		a.held++
 		a.mu.Unlock()
-		refused = a.starting(ctx, n, held, holdPid(n.Pid), nil)
+		refused = a.starting(ctx, n, held, holdPid(n.Pid))
 		a.mu.Lock()
 		a.held-- // who gives way is told by end
 		a.mu.Unlock()
@@ -153,9 +153,8 @@ func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool
 
 // starting arms a container that waits, and returns why it must not start, or "". init
 // is its first process, which starting takes over: while that lives its pid is its own,
-// and what /proc says of it is of this process. shared is why it is known to have no
-// cgroup of its own, or nil.
-func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bool, init *os.File, shared error) string {
+// and what /proc says of it is of this process.
+func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bool, init *os.File) string {
 	mine := false // whether the run has taken it
 	defer func() {
 		if !mine && init != nil {
@@ -182,7 +181,7 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 		}
 		return "" // no policy wants it: no record at all
 	}
-	cgErr, insist := a.complete(&n, shared), required(probes) && obeys(n)
+	cgErr, insist := a.complete(&n), required(probes) && obeys(n)
 
 	a.mu.Lock()
 	letGo := a.takeLetGo(n)
@@ -233,15 +232,15 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 }
 
 // complete fills in the run's cgroup, from /proc and not from what a source
-// said; it returns why there is none. A source that compared it with others' may know
-// that it is shared.
-func (a *Agent) complete(n *container.Notice, shared error) error {
+// said; it returns why there is none. That it is shared a source may know better, who has
+// seen others in it.
+func (a *Agent) complete(n *container.Notice) error {
 	if a.cgErr != nil {
 		return a.cgErr
 	}
 	path, id, err := a.cgroups.OfPid(n.Pid)
-	if err == nil {
-		err = shared
+	if err == nil && n.Shared != "" {
+		err = fmt.Errorf("%w: %s", cgroup.ErrShared, n.Shared)
 	}
 	if err != nil {
 		n.Identity.InitStart, _ = oci.StartTicks(n.Pid) // 0: it has ended
@@ -262,7 +261,7 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	held := l.held == nil || l.earlier != nil || l.held()
 	l.unmet = unmet(probes, start.Sites, start.Searches)
 	a.witness.Armed(start)
-	if l.user {
+	if l.user && l.handle != nil {
 		a.witness.UnarmedMapping(l.id, "", start.ArmedAt, 0, usersWord)
 	}
 	// Whoever answered the runtime did so by this time at the latest.

@@ -196,7 +196,7 @@ func (a *Agent) hookOfUser(ctx context.Context, r handoff.Request) handoff.Answe
 		a.lookAtUsers(source, r.Body)
 		return handoff.Answer{}
 	}
-	n, init, err := a.believeUser(r)
+	n, init, err := a.believeUser(r) // that it shares its cgroup is signed
 	if init == nil {
 		a.missUser(source, at, err)
 		return handoff.Answer{}
@@ -206,7 +206,7 @@ func (a *Agent) hookOfUser(ctx context.Context, r handoff.Request) handoff.Answe
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.Barrier)
 	defer cancel()
 	n.Identity.BootID = a.bootID
-	a.starting(ctx, n, r.Peer.Alive, init, err) // that it shares its cgroup is signed
+	a.starting(ctx, n, r.Peer.Alive, init)
 	return handoff.Answer{}
 }
 

@@ -100,7 +100,7 @@ func (n *node) startUser(b *box, id string) {
 	x.Identity.BootID = n.bootID
 	n.begin()
 	defer n.end()
-	if why := n.starting(context.Background(), x, yes, holdPid(x.Pid), nil); why != "" {
+	if why := n.starting(context.Background(), x, yes, holdPid(x.Pid)); why != "" {
 		n.t.Errorf("refused: %s", why)
 	}
 }

@@ -59,6 +59,9 @@ type Notice struct {
 	// CgroupName is what the runtime calls the container's cgroup: the last part of
 	// its path, which may not be where init is by now. "" if it does not say.
 	CgroupName string
+	// Shared says why the container has no cgroup of its own, where its source has found
+	// that out. "" says that it has not.
+	Shared string
 	// Command is what it starts, if known.
 	Command Command
 	// At is CLOCK_BOOTTIME in nanoseconds when the notice was received.

@@ -186,6 +186,9 @@ func (o owner) notice(s specs.State, hook, init *process) (n container.Notice, e
 	if err != nil && !errors.Is(err, ErrSharedCgroup) {
 		return n, err
 	}
+	if err != nil {
+		n.Shared = err.Error()
+	}
 	if err == nil && o != 0 && !Delegated(n.Identity.CgroupPath, uint32(o)) {
 		return n, fmt.Errorf("%w: it is in %s, which is not delegated to uid %d", ErrNotOwn, n.Identity.CgroupPath, o)
 	}

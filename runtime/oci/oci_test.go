@@ -33,7 +33,10 @@ func TestTrueState(t *testing.T) {
 		if n.At < before || n.At > cgroup.BootTime() {
 			t.Errorf("at %d", n.At)
 		}
-		n.At = 0
+		if n.At = 0; !strings.Contains(n.Shared, "cgroup") {
+			t.Errorf("shared: %q", n.Shared)
+		}
+		n.Shared = ""
 		truth := container.Notice{
 			Source: "hook", Kind: container.Starting, Pid: s.Init, Rootfs: s.rootfs, Bundle: s.bundle,
 			Mounts:  []container.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}, {Destination: "/data", Type: "bind", Source: "/srv"}},
