@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -10,10 +11,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	node "probity/agent"
+	"probity/evidence"
 	"probity/runtime/handoff"
 	"probity/runtime/handoff/wire"
 	"probity/tests/need"
@@ -145,5 +149,101 @@ func TestPodmanRootless(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// selected is a policy for every container.
+const selected = `name: all
+probes:
+  - id: shell
+    type: uprobe
+    file: /bin/busybox
+    symbols: [main]
+  - id: exec
+    type: tracepoint
+    event: sched:sched_process_exec
+`
+
+// ran is an agent that runs until end is called, which returns its lines.
+func ran(t *testing.T, dir string, cfg node.Config) (end func() []evidence.Line) {
+	t.Helper()
+	if err := errors.Join(os.Mkdir(dir+"/policies.d", 0o755), os.WriteFile(dir+"/policies.d/all.yaml", []byte(selected), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	ready := make(chan bool)
+	cfg.Node, cfg.State, cfg.Policies, cfg.AdminSocket = "test", dir+"/state", dir+"/policies.d", dir+"/admin.sock"
+	cfg.NRISockets, cfg.RuntimeStates, cfg.Version, cfg.Ready = []string{"none"}, []string{"none"}, "test", func() { close(ready) }
+	a, err := node.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	<-ready
+	stop := sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return func() (lines []evidence.Line) {
+		stop()
+		files, err := filepath.Glob(dir + "/state/spool/ready/*/*.ndjson")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all := strings.Split(strings.TrimSpace(string(b)), "\n")
+			for _, text := range all[1 : len(all)-1] {
+				l, err := evidence.Decode(text)
+				if err != nil {
+					t.Fatal(err)
+				}
+				lines = append(lines, l)
+			}
+		}
+		return lines
+	}
+}
+
+// Where an operator opts in, the agent is told of a user's container, and believes it. It
+// has no cgroup of its own here, as those that podman's cgroupfs manager makes: that is
+// signed, and not that nothing was executed.
+func TestPodmanRootlessTells(t *testing.T) {
+	dir := publicDir(t)
+	socket := dir + "/rootless.sock"
+	end := ran(t, dir, node.Config{HookSocket: "none", RootlessHookSocket: socket})
+	podman := rootless(t, func(dir string) { hookFiles(t, dir, socket) })
+	out, err := podman("run", "--name=mine", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096", "--network=none", image, "/bin/sh", "-c", "echo ran")
+	if err != nil || out != "ran\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+	var last *evidence.Coverage
+	states := map[string]evidence.NotArmedReason{}
+	for _, l := range end() {
+		switch l := l.(type) {
+		case *evidence.Coverage:
+			last = l
+		case *evidence.Observation:
+			states[l.ProbeID+" "+string(l.State)] = l.Reason
+		case *evidence.Gap:
+			if l.Scope != evidence.ScopeNode {
+				t.Errorf("gap %+v", l)
+			}
+		}
+	}
+	if last == nil || last.Source != "rootless:65534" || last.Runtime != "podman" || last.ContainerName != "mine" || last.Image != image || last.CgroupID != 0 || last.CgroupPath != "" ||
+		last.ImageDigest != "" || !strings.Contains(last.ImageDigestReason, "which says that it is image id sha256:") {
+		b, _ := json.Marshal(last)
+		t.Errorf("%s", b)
+	}
+	if len(states) != 2 || states["shell notArmed"] != evidence.SharedCgroup || states["exec notArmed"] != evidence.SharedCgroup {
+		t.Errorf("%v", states)
 	}
 }
