@@ -130,8 +130,8 @@ userland() (
 	for merged in bin sbin lib lib64; do ln -s "usr/$merged" "root/$merged"; done
 	for deb in archives/*.deb; do dpkg-deb --extract "$deb" root; done
 	# What no guest uses need not be unpacked at each of its boots.
-	rm -rf root/usr/share/{doc,man,info,locale,lintian,bug} root/var
-	for unused in lto1 '*-lto-dump-*' '*san.a' '*san.so.*' '*dwp' '*ld.gold' '*gcov*' '*gp-*' 'libgprofng*' 'libgp-*' 'cpp-*' '*-cpp-*' '*-readelf' 'libmvec.a' 'libgomp.*' 'libquadmath.*' 'libitm.*'; do
+	rm -rf root/usr/share/{doc,man,info,locale,lintian,bug} root/usr/lib/cni root/var
+	for unused in lto1 '*-lto-dump-*' '*san.a' '*san.so.*' '*dwp' '*ld.gold' '*gcov*' '*gp-*' 'libgprofng*' 'libgp-*' 'cpp-*' '*-cpp-*' '*-readelf' 'libmvec.a' 'libgomp.*' 'libquadmath.*' 'libitm.*' podman-testing rootlessport quadlet containerd-shim containerd-shim-runc-v1; do
 		find root -name "$unused" -delete
 	done
 	apt-cache show "$2" | sed -n 's/^Version: //p' | head -n 1 >version

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -20,14 +19,9 @@ import (
 // and nothing is lost.
 func TestCrun(t *testing.T) {
 	need.Command(t, "gcc")
-	all, err := Machines()
-	if err != nil {
-		t.Fatal(err)
-	}
 	// One kernel will do, whichever others are booted: it is about runtimes. The
 	// system call that the target makes is x86-64's.
-	m := all[slices.IndexFunc(all, func(m Machine) bool { return m.Name == "6.12" })]
-	m.With = "containers"
+	m := machineWith(t, "6.12", "containers")
 	dir := need.Kernel(t, m.QEMU(), m.Name)
 	programs := programs(t, m.Arch)
 	for name, pkg := range map[string]string{"probity": "./plugin", "probity-hook": "./hook"} {

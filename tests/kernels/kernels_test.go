@@ -67,6 +67,18 @@ func one(t *testing.T) Machine {
 	return machines[0]
 }
 
+// machineWith is a machine of machines.txt with another userland than the engine's tests.
+func machineWith(t *testing.T, name, userland string) Machine {
+	t.Helper()
+	all, err := Machines()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := all[slices.IndexFunc(all, func(m Machine) bool { return m.Name == name })]
+	m.With = userland
+	return m
+}
+
 // built is what a guest of one architecture runs, compiled once.
 type built struct {
 	once sync.Once

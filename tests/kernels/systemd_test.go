@@ -18,13 +18,9 @@ import (
 // It takes minutes, so it is for those who boot all kernels.
 func TestSystemd(t *testing.T) {
 	need.SystemdBoot(t, *bootFlag == "all")
+	t.Parallel()
 	need.Command(t, "gcc", "rpmbuild", "rpm", "rpm2cpio", "cpio")
-	all, err := Machines()
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := all[slices.IndexFunc(all, func(m Machine) bool { return m.Name == defaultMachine })]
-	m.With = "containers"
+	m := machineWith(t, defaultMachine, "containers")
 	dir := need.Kernel(t, m.QEMU(), m.Name)
 	work := t.TempDir()
 	first, test := filepath.Join(work, "init"), filepath.Join(work, "systemd.test")

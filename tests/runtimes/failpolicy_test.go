@@ -176,13 +176,7 @@ func (r refusingContainerd) closeWithoutAgent(t *testing.T) string {
 	return "`required_plugins = ['probity']`"
 }
 
-func (r refusingContainerd) version(t *testing.T) string {
-	out, err := output(exec.Command(r.tools.Containerd, "--version"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimPrefix(strings.Fields(out)[2], "v")
-}
+func (r refusingContainerd) version(t *testing.T) string { return r.Version(t) }
 
 // started is one container that was started, and when.
 type started struct {

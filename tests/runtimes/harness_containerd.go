@@ -1,6 +1,7 @@
 package runtimes
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -41,7 +42,7 @@ func OpenContainerd(t T, s *Scratch, tools need.ContainerdTools, pause string) *
 	dir := s.mkdir(t, "containerd")
 	c := &Containerd{tools: tools}
 	c.criServer = newCRIServer(t, s, "containerd", filepath.Join(dir, "containerd.sock"))
-	c.config = s.write(t, "containerd.toml", c.toml(dir))
+	c.config = s.write(t, "containerd.toml", c.toml(dir, c.Version(t)))
 	c.program = func() *exec.Cmd {
 		cmd := exec.Command(tools.Containerd, "--config", c.config)
 		// The shim is looked for in PATH, and asks for runc there.
@@ -63,8 +64,16 @@ func pauseArchive(t T, s *Scratch, pause string) string {
 
 // toml is the configuration: nothing outside dir, no CNI, and what a
 // restricted host needs (no CAP_SYS_RESOURCE: an OOM score cannot be lowered).
-func (c *Containerd) toml(dir string) string {
-	return fmt.Sprintf(`version = 3
+func (c *Containerd) toml(dir, version string) string {
+	cri, format := cri2, 3
+	if strings.HasPrefix(version, "1.") {
+		cri, format = cri1, 2
+	}
+	return fmt.Sprintf(common+cri, dir, c.Address, pauseImage, c.NRISocket, runc(), c.Scratch.Path("s"), format)
+}
+
+// common is of both; version says which plugins there are.
+const common = `version = %[7]d
 root = '%[1]s/root'
 state = '%[1]s/state'
 temp = '%[1]s/temp'
@@ -77,6 +86,18 @@ address = '%[2]s'
 [ttrpc]
 address = '%[2]s.ttrpc'
 
+[plugins.'io.containerd.internal.v1.opt']
+path = '%[1]s/opt'
+
+[plugins.'io.containerd.nri.v1.nri']
+disable = false
+socket_path = '%[4]s'
+plugin_path = '%[1]s/nri/plugins'
+plugin_config_path = '%[1]s/nri/conf.d'
+`
+
+// CRI is two plugins from containerd 2.0 on.
+const cri2 = `
 [plugins.'io.containerd.cri.v1.images']
 snapshotter = 'overlayfs'
 
@@ -102,25 +123,57 @@ SystemdCgroup = false
 bin_dirs = ['%[1]s/cni/bin']
 conf_dir = '%[1]s/cni/conf'
 
-[plugins.'io.containerd.internal.v1.opt']
-path = '%[1]s/opt'
-
 [plugins.'io.containerd.shim.v1.manager']
 socket_dir = '%[6]s'
+`
 
-[plugins.'io.containerd.nri.v1.nri']
-disable = false
-socket_path = '%[4]s'
-plugin_path = '%[1]s/nri/plugins'
-plugin_config_path = '%[1]s/nri/conf.d'
-`, dir, c.Address, pauseImage, c.NRISocket, runc(), c.Scratch.Path("s"))
+// And one before.
+const cri1 = `
+[plugins.'io.containerd.grpc.v1.cri']
+sandbox_image = '%[3]s'
+restrict_oom_score_adj = true
+disable_apparmor = true
+
+[plugins.'io.containerd.grpc.v1.cri'.containerd]
+snapshotter = 'overlayfs'
+default_runtime_name = 'runc'
+
+[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]
+runtime_type = 'io.containerd.runc.v2'
+
+[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc.options]
+BinaryName = '%[5]s'
+Root = '%[1]s/runc'
+SystemdCgroup = false
+
+[plugins.'io.containerd.grpc.v1.cri'.cni]
+bin_dir = '%[1]s/cni/bin'
+conf_dir = '%[1]s/cni/conf'
+`
+
+// Version returns the version of the program, such as "2.4.2".
+func (c *Containerd) Version(t T) string {
+	t.Helper()
+	ctx, cancel := within(t, Patience)
+	defer cancel()
+	out, err := output(exec.CommandContext(ctx, c.tools.Containerd, "--version"))
+	f := strings.Fields(out) // containerd github.com/containerd/containerd/v2 v2.4.2 REVISION
+	if err != nil || len(f) < 3 {
+		t.Fatalf("containerd --version: %q, %v", out, err)
+	}
+	return strings.TrimPrefix(f[2], "v")
 }
 
+// LowRuntime is the variable with the name of the program that podman and containerd run
+// containers with; runc if it is not set. crun refuses hosts in the hybrid cgroup mode.
+const LowRuntime = "PROBITY_LOW_RUNTIME"
+
 func runc() string {
-	if path, ok := need.Look("runc"); ok {
+	name := cmp.Or(os.Getenv(LowRuntime), "runc")
+	if path, ok := need.Look(name); ok {
 		return path
 	}
-	return "runc"
+	return name
 }
 
 // Ctr runs the ctr tool in CRI's namespace and returns its output.
