@@ -29,7 +29,24 @@ import (
 	"probity/tests/need"
 )
 
-func TestMain(m *testing.M) { leak.Main(m) }
+func TestMain(m *testing.M) { leak.Main(tidy{m}) }
+
+// tidy are the tests, and then nothing of what they compiled.
+type tidy struct{ *testing.M }
+
+func (t tidy) Run() int {
+	defer func() {
+		for _, dir := range leftBehind.dirs {
+			os.RemoveAll(dir)
+		}
+	}()
+	return t.M.Run()
+}
+
+var leftBehind struct {
+	mu   sync.Mutex
+	dirs []string
+}
 
 // target is the compiled testdata/target.c, built once.
 var target = sync.OnceValues(func() (string, error) { return compile("target") })
@@ -40,6 +57,9 @@ func compile(name string, flags ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	leftBehind.mu.Lock()
+	leftBehind.dirs = append(leftBehind.dirs, dir)
+	leftBehind.mu.Unlock()
 	out := filepath.Join(dir, name)
 	b, err := exec.Command("gcc", append([]string{"-O2", "-fno-omit-frame-pointer", "-static", "-o", out, "testdata/" + name + ".c"}, flags...)...).CombinedOutput()
 	if err != nil {
