@@ -77,6 +77,7 @@ func TestValidate(t *testing.T) {
 		"arg0":   func(n *Notice) { n.Command.Arg0 = long },
 		"PATH":   func(n *Notice) { n.Command.Path = strings.Repeat("x", MaxPATH+1) },
 		"cgroup": func(n *Notice) { n.CgroupName = long },
+		"space":  func(n *Notice) { n.Namespace = long },
 		"dir":    func(n *Notice) { n.Command.Dir = long },
 		"mounts": func(n *Notice) { n.Mounts = make([]Mount, MaxPairs+1) },
 	} {

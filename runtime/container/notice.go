@@ -47,6 +47,8 @@ type Notice struct {
 	// whose notice comes before the process has entered it (OCI createRuntime);
 	// empty means /proc/PID/root.
 	Rootfs string
+	// Namespace is containerd's, of the container; empty means that of CRI.
+	Namespace string
 	// Bundle is the OCI bundle's directory, if known.
 	Bundle string
 	// Made is the boot time at which the bundle's configuration was written, as the file
@@ -92,8 +94,8 @@ func (n Notice) Validate() error {
 	if len(n.Command.Arg0) > MaxPath || len(n.Command.Dir) > MaxPath || len(n.Command.Path) > MaxPATH {
 		return invalid("command: longer than %d bytes, or its $PATH than %d", MaxPath, MaxPATH)
 	}
-	if len(n.CgroupName) > MaxName {
-		return invalid("cgroup name: longer than %d bytes", MaxName)
+	if len(n.CgroupName) > MaxName || len(n.Namespace) > MaxName {
+		return invalid("cgroup name or namespace: longer than %d bytes", MaxName)
 	}
 	if len(n.Mounts) > MaxPairs {
 		return invalid("mounts: %d of them, at most %d are taken", len(n.Mounts), MaxPairs)

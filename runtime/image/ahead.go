@@ -32,11 +32,12 @@ func (f *Finder) Ahead(ctx context.Context, n container.Notice, img container.Im
 	if err != nil {
 		return Rootfs{}, err
 	}
-	c, err := call(ctx, "container "+n.Identity.ID, containers.NewContainersClient(conn).Get, &containers.GetContainerRequest{ID: n.Identity.ID})
+	namespace := namespaceOf(n)
+	c, err := call(ctx, namespace, "container "+n.Identity.ID, containers.NewContainersClient(conn).Get, &containers.GetContainerRequest{ID: n.Identity.ID})
 	if err != nil {
 		return Rootfs{}, err
 	}
-	m, err := call(ctx, "the mounts of snapshot "+c.GetContainer().GetSnapshotKey(), snapshots.NewSnapshotsClient(conn).Mounts,
+	m, err := call(ctx, namespace, "the mounts of snapshot "+c.GetContainer().GetSnapshotKey(), snapshots.NewSnapshotsClient(conn).Mounts,
 		&snapshots.MountsRequest{Snapshotter: c.GetContainer().GetSnapshotter(), Key: c.GetContainer().GetSnapshotKey()})
 	if err != nil {
 		return Rootfs{}, err

@@ -13,18 +13,14 @@ import (
 	images "github.com/containerd/containerd/api/services/images/v1"
 	snapshots "github.com/containerd/containerd/api/services/snapshots/v1"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"probity/runtime/container"
+	"probity/runtime/containerd"
 )
 
 const (
-	// criNamespace is where containerd's CRI plugin keeps everything.
-	criNamespace = "k8s.io"
 	// callTimeout bounds one call: a start may be waiting for the answer.
 	callTimeout = 400 * time.Millisecond
 	// maxCandidates bounds the manifests of one index that are looked at.
@@ -48,26 +44,21 @@ func (f *Finder) client() (*grpc.ClientConn, error) {
 		return nil, errors.New("the finder is closed")
 	}
 	if f.conn == nil {
-		conn, err := grpc.NewClient("unix://"+f.conf.ContainerdAddress,
-			grpc.WithTransportCredentials(insecure.NewCredentials()), // a unix socket in a directory of root's
-			grpc.WithNoProxy(),
-			grpc.WithDisableServiceConfig(),
-			grpc.WithConnectParams(grpc.ConnectParams{
-				Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, MaxDelay: 2 * time.Second},
-				MinConnectTimeout: callTimeout,
-			}),
-			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
+		conn, err := containerd.Client(f.conf.ContainerdAddress, callTimeout)
 		if err != nil {
-			return nil, fmt.Errorf("containerd at %s: %w", f.conf.ContainerdAddress, err)
+			return nil, err
 		}
 		f.conn = conn
 	}
 	return f.conn, nil
 }
 
-// call runs one read-only call in the CRI namespace.
-func call[Q, A any](ctx context.Context, what string, f func(context.Context, *Q, ...grpc.CallOption) (*A, error), req *Q) (*A, error) {
-	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, "containerd-namespace", criNamespace), callTimeout)
+// namespaceOf is containerd's namespace of a container.
+func namespaceOf(n container.Notice) string { return cmp.Or(n.Namespace, containerd.CRI) }
+
+// call runs one read-only call in a namespace.
+func call[Q, A any](ctx context.Context, namespace, what string, f func(context.Context, *Q, ...grpc.CallOption) (*A, error), req *Q) (*A, error) {
+	ctx, cancel := context.WithTimeout(containerd.In(ctx, namespace), callTimeout)
 	defer cancel()
 	a, err := f(ctx, req)
 	if err != nil {
@@ -76,7 +67,7 @@ func call[Q, A any](ctx context.Context, what string, f func(context.Context, *Q
 	return a, nil
 }
 
-// fromContainerd identifies the image of a CRI container. NRI says its name
+// fromContainerd identifies the image of a container. NRI says its name
 // and a digest, which is an index's or a manifest's: only the content store
 // knows which (containerd 2.4; older ones say nothing).
 func (f *Finder) fromContainerd(ctx context.Context, n container.Notice) (container.Image, error) {
@@ -84,7 +75,7 @@ func (f *Finder) fromContainerd(ctx context.Context, n container.Notice) (contai
 	target := img.Digest
 	img.Digest, img.DigestReason = "", ""
 	if target == "" {
-		name, digest, err := f.imageOf(ctx, n.Identity.ID)
+		name, digest, err := f.imageOf(ctx, n)
 		img.Name = cmp.Or(img.Name, name)
 		if err != nil {
 			return img, err
@@ -94,7 +85,7 @@ func (f *Finder) fromContainerd(ctx context.Context, n container.Notice) (contai
 	if !container.ValidDigest(target) {
 		return img, fmt.Errorf("containerd names the image by %.80q, which is not a sha256 digest", target)
 	}
-	r, err := f.resolve(ctx, resolveKey{target, img.ConfigDigest})
+	r, err := f.resolve(ctx, namespaceOf(n), resolveKey{target, img.ConfigDigest})
 	if err != nil {
 		return img, fmt.Errorf("image %s: %w", target, err)
 	}
@@ -102,21 +93,27 @@ func (f *Finder) fromContainerd(ctx context.Context, n container.Notice) (contai
 	return img, nil
 }
 
-// imageOf returns name and target digest of a container's image.
-func (f *Finder) imageOf(ctx context.Context, id string) (name, digest string, err error) {
+// imageOf returns name and target digest of a container's image. Who knows the
+// namespace has the name from containerd's own record; what NRI calls it may be another.
+func (f *Finder) imageOf(ctx context.Context, n container.Notice) (name, digest string, err error) {
 	conn, err := f.client()
 	if err != nil {
 		return "", "", err
 	}
-	c, err := call(ctx, "container "+id, containers.NewContainersClient(conn).Get, &containers.GetContainerRequest{ID: id})
-	if err != nil {
-		return "", "", err
+	namespace := namespaceOf(n)
+	if n.Namespace != "" {
+		name = n.Identity.Image.Name
+	} else {
+		c, err := call(ctx, namespace, "container "+n.Identity.ID, containers.NewContainersClient(conn).Get, &containers.GetContainerRequest{ID: n.Identity.ID})
+		if err != nil {
+			return "", "", err
+		}
+		name = c.GetContainer().GetImage()
 	}
-	name = c.GetContainer().GetImage()
 	if name == "" {
 		return "", "", errors.New("containerd knows no image for the container")
 	}
-	i, err := call(ctx, "image "+name, images.NewImagesClient(conn).Get, &images.GetImageRequest{Name: name})
+	i, err := call(ctx, namespace, "image "+name, images.NewImagesClient(conn).Get, &images.GetImageRequest{Name: name})
 	if err != nil {
 		return name, "", err
 	}
@@ -125,21 +122,21 @@ func (f *Finder) imageOf(ctx context.Context, id string) (name, digest string, e
 
 // resolve finds the platform manifest that a target digest stands for, through
 // the content store.
-func (f *Finder) resolve(ctx context.Context, key resolveKey) (resolved, error) {
+func (f *Finder) resolve(ctx context.Context, namespace string, key resolveKey) (resolved, error) {
 	f.mu.Lock()
 	r, ok := f.resolved[key]
 	f.mu.Unlock()
 	if ok {
 		return r, nil
 	}
-	m, err := f.manifest(ctx, key.target)
+	m, err := f.manifest(ctx, namespace, key.target)
 	if err != nil {
 		return r, err
 	}
 	r.manifest = key.target
 	if m.isIndex() {
 		r.index = key.target
-		if r.manifest, m, err = f.choose(ctx, m, key.config); err != nil {
+		if r.manifest, m, err = f.choose(ctx, namespace, m, key.config); err != nil {
 			return r, err
 		}
 	}
@@ -147,7 +144,7 @@ func (f *Finder) resolve(ctx context.Context, key resolveKey) (resolved, error) 
 	if key.config != "" && key.config != r.config {
 		return r, fmt.Errorf("its config is %s, but containerd runs %s", r.config, key.config)
 	}
-	if b, err := f.blob(ctx, r.config); err != nil {
+	if b, err := f.blob(ctx, namespace, r.config); err != nil {
 		f.conf.Log.Debug("no diff ids", "image", key.target, "err", err)
 	} else if r.diffIDs, err = parseDiffIDs(b); err != nil {
 		f.conf.Log.Debug("no diff ids", "image", key.target, "err", err)
@@ -167,13 +164,13 @@ func (f *Finder) resolve(ctx context.Context, key resolveKey) (resolved, error) 
 
 // choose returns the manifest of an index that the container runs: the one
 // with its config, or the only one of this platform whose content is there.
-func (f *Finder) choose(ctx context.Context, index *manifest, config string) (digest string, m *manifest, err error) {
+func (f *Finder) choose(ctx context.Context, namespace string, index *manifest, config string) (digest string, m *manifest, err error) {
 	candidates := index.here()
 	if len(candidates) > maxCandidates {
 		return "", nil, fmt.Errorf("the index has more than %d manifests for this platform", maxCandidates)
 	}
 	for _, d := range candidates {
-		got, gerr := f.manifest(ctx, d.Digest)
+		got, gerr := f.manifest(ctx, namespace, d.Digest)
 		if status.Code(gerr) == codes.NotFound {
 			continue
 		}
@@ -193,8 +190,8 @@ func (f *Finder) choose(ctx context.Context, index *manifest, config string) (di
 	return digest, m, nil
 }
 
-func (f *Finder) manifest(ctx context.Context, digest string) (*manifest, error) {
-	b, err := f.blob(ctx, digest)
+func (f *Finder) manifest(ctx context.Context, namespace, digest string) (*manifest, error) {
+	b, err := f.blob(ctx, namespace, digest)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +199,7 @@ func (f *Finder) manifest(ctx context.Context, digest string) (*manifest, error)
 }
 
 // blob reads content and checks that it is what its digest says.
-func (f *Finder) blob(ctx context.Context, digest string) ([]byte, error) {
+func (f *Finder) blob(ctx context.Context, namespace, digest string) ([]byte, error) {
 	if !container.ValidDigest(digest) {
 		return nil, fmt.Errorf("%.80q is not a sha256 digest", digest)
 	}
@@ -210,7 +207,7 @@ func (f *Finder) blob(ctx context.Context, digest string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, "containerd-namespace", criNamespace), callTimeout)
+	ctx, cancel := context.WithTimeout(containerd.In(ctx, namespace), callTimeout)
 	defer cancel()
 	stream, err := content.NewContentClient(conn).Read(ctx, &content.ReadContentRequest{Digest: digest})
 	if err != nil {
@@ -238,11 +235,11 @@ func (f *Finder) blob(ctx context.Context, digest string) ([]byte, error) {
 // snapshotDiffIDs returns the diff ids of the layers below a container's
 // snapshot, bottom first, if the snapshot's own parent proves them: containerd
 // names a committed snapshot by the chain id of its layers.
-func (f *Finder) snapshotDiffIDs(ctx context.Context, id string, img container.Image) ([]string, error) {
+func (f *Finder) snapshotDiffIDs(ctx context.Context, namespace, id string, img container.Image) ([]string, error) {
 	if img.Digest == "" {
 		return nil, errors.New("the image's manifest is not known")
 	}
-	r, err := f.resolve(ctx, resolveKey{img.Digest, img.ConfigDigest})
+	r, err := f.resolve(ctx, namespace, resolveKey{img.Digest, img.ConfigDigest})
 	if err != nil {
 		return nil, err
 	}
@@ -253,11 +250,11 @@ func (f *Finder) snapshotDiffIDs(ctx context.Context, id string, img container.I
 	if err != nil {
 		return nil, err
 	}
-	c, err := call(ctx, "container "+id, containers.NewContainersClient(conn).Get, &containers.GetContainerRequest{ID: id})
+	c, err := call(ctx, namespace, "container "+id, containers.NewContainersClient(conn).Get, &containers.GetContainerRequest{ID: id})
 	if err != nil {
 		return nil, err
 	}
-	s, err := call(ctx, "snapshot of container "+id, snapshots.NewSnapshotsClient(conn).Stat, &snapshots.StatSnapshotRequest{
+	s, err := call(ctx, namespace, "snapshot of container "+id, snapshots.NewSnapshotsClient(conn).Stat, &snapshots.StatSnapshotRequest{
 		Snapshotter: c.GetContainer().GetSnapshotter(), Key: c.GetContainer().GetSnapshotKey(),
 	})
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"probity/runtime/container"
+	"probity/runtime/containerd"
 	"probity/tests/need"
 )
 
@@ -177,7 +178,7 @@ address = %q
 func (d *daemon) try(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, d.tools.Ctr, append([]string{"-a", d.address, "-n", criNamespace}, args...)...)
+	cmd := exec.CommandContext(ctx, d.tools.Ctr, append([]string{"-a", d.address, "-n", containerd.CRI}, args...)...)
 	b, err := cmd.CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("ctr %s: %w: %s", strings.Join(args, " "), err, b)

@@ -27,7 +27,7 @@ func (f *Finder) nameLayers(ctx context.Context, n container.Notice, img contain
 	}
 	switch n.Identity.Runtime {
 	case container.Containerd:
-		ids, err := f.snapshotDiffIDs(ctx, n.Identity.ID, img)
+		ids, err := f.snapshotDiffIDs(ctx, namespaceOf(n), n.Identity.ID, img)
 		if err == nil && len(ids) != len(layers) {
 			err = fmt.Errorf("%d layers are mounted, the image has %d", len(layers), len(ids))
 		}

@@ -3,8 +3,8 @@
 // pattern means. It works offline, from the runtimes' own stores.
 //
 // In: a notice that a runtime source has cross-checked; /proc; podman's and
-// CRI-O's storage directory; containerd's socket, by read-only calls in
-// namespace k8s.io; the directories of the layers. Out: a [container.Image], a
+// CRI-O's storage directory; containerd's socket, by read-only calls in the
+// container's namespace; the directories of the layers. Out: a [container.Image], a
 // [Rootfs], and from a [Cache] a [View] of the container's files.
 //
 // Trusted are the kernel, the runtimes' daemons and the storage files that
