@@ -44,6 +44,10 @@ var rules = map[string]rule{
 	},
 	// Who listens on containerd's socket is looked at in one place.
 	"runtime/containerd": {modules: []string{"golang.org/x/sys/unix", "google.golang.org/grpc"}},
+	"runtime/events": {
+		ours:    []string{"runtime/container", "runtime/containerd", "runtime/cgroup", "runtime/process"},
+		modules: []string{"github.com/containerd/containerd/api/", "google.golang.org/grpc", "google.golang.org/protobuf/encoding/protowire"},
+	},
 	// The hook's half must stay tiny: 2 MB and 1.5 ms are its promise.
 	"runtime/handoff/wire": {std: []string{"errors", "syscall", "time", "unicode/utf8"}},
 	"runtime/handoff": {
@@ -144,7 +148,7 @@ var rules = map[string]rule{
 	"agent": {
 		ours: []string{
 			"bpf", "bpf/kernel", "bpf/policy", "bpf/probe", "evidence", "evidence/nodekey", "evidence/redact", "evidence/sign", "evidence/sign/pkcs11", "evidence/spool", "evidence/witness",
-			"runtime/cgroup", "runtime/container", "runtime/handoff", "runtime/handoff/wire", "runtime/image", "runtime/lifecycle", "runtime/nri", "runtime/oci", "runtime/process", "runtime/sandbox",
+			"runtime/cgroup", "runtime/container", "runtime/events", "runtime/handoff", "runtime/handoff/wire", "runtime/image", "runtime/lifecycle", "runtime/nri", "runtime/oci", "runtime/process", "runtime/sandbox",
 		},
 		modules: []string{"github.com/cilium/ebpf/ringbuf", "go.yaml.in/yaml/", "golang.org/x/sync/errgroup", "golang.org/x/sys/unix"},
 	},

@@ -108,6 +108,8 @@ var parsers = map[string]string{
 
 	"runtime/cgroup.parseEvents":        "FuzzParseEvents",
 	"runtime/cgroup.parseProc":          "FuzzParseProc",
+	"runtime/events.layout.read":        "FuzzParse",
+	"runtime/events.parseSpec":          "FuzzSpec",
 	"runtime/handoff/wire.AppendAnswer": "takes a buffer to append to",
 	"runtime/handoff/wire.AppendHeader": "the same",
 	"runtime/handoff/wire.conn.read":    "FuzzReceive of runtime/handoff, FuzzAnswer: it fills a buffer",

@@ -69,7 +69,7 @@ func (a *Agent) adoptWithin(ctx context.Context, n container.Notice, most time.D
 	go func() {
 		defer a.end()
 		defer close(done)
-		a.adoptOne(ctx, n)
+		a.adoptOne(ctx, n, nil)
 	}()
 	limit := time.NewTimer(most)
 	defer limit.Stop()
@@ -113,8 +113,10 @@ func (a *Agent) giveWay(ctx context.Context, most time.Duration) {
 	}
 }
 
-// adoptOne adopts a container, and returns when it is armed or cannot be.
-func (a *Agent) adoptOne(ctx context.Context, n container.Notice) {
+// adoptOne adopts a container, and returns when it is armed or cannot be. created says,
+// when it is called, whether nothing of the container has run yet; nil of one of which
+// something may have.
+func (a *Agent) adoptOne(ctx context.Context, n container.Notice, created func() bool) {
 	init := holdPid(n.Pid)
 	mine := false // whether the run has taken it
 	defer func() {
@@ -143,13 +145,19 @@ func (a *Agent) adoptOne(ctx context.Context, n container.Notice) {
 		a.witness.SourceMissed(n.Source, n.At, cgroup.BootTime(), fmt.Sprintf("container %s, which ran already, was not adopted: %v", n.Identity.ID, err))
 		return
 	}
+	if created != nil && !created() {
+		created = nil
+	}
+	if created != nil {
+		n.At = began // when it is let go, nobody will say: at any time from then on
+	}
 	var l *live
 	a.mu.Lock()
 	for _, act := range a.table.Apply(n) {
 		if act, ok := act.(lifecycle.Arm); ok {
 			mine = true
 			l = a.beginRun(act.Run, init)
-			if l.earlier == nil {
+			if l.created = created; l.earlier == nil && created == nil {
 				l.earlier, l.started = &witness.Earlier{
 					From: began, Since: began, Reason: evidence.GapAdopted, Detail: "the container ran before the agent knew of it",
 				}, began
@@ -164,7 +172,9 @@ func (a *Agent) adoptOne(ctx context.Context, n container.Notice) {
 	a.count(n, true)
 	select {
 	case <-l.armed:
-		a.log.Info("adopted", "run", l.id, "container", l.container, "as", l.earlier.Reason, "armed", l.handle != nil)
+		if l.earlier != nil {
+			a.log.Info("adopted", "run", l.id, "container", l.container, "as", l.earlier.Reason, "armed", l.handle != nil)
+		}
 	case <-ctx.Done():
 	}
 }

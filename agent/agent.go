@@ -96,6 +96,7 @@ type Agent struct {
 	hashers hashers
 
 	told        toldOf
+	byNRI       toldByNRI
 	gathered    gathered
 	identifying chan setWork  // entries of sets whose file is to be identified
 	closing     chan struct{} // closed by Close

@@ -65,9 +65,12 @@ type Config struct {
 	// which are looked at for those that run when the agent starts (/run/runc and
 	// /run/crun, which are podman's too; "none": none).
 	RuntimeStates []string `yaml:"runtimeStates"`
-	// ContainerdAddress is asked for images that NRI does not describe
+	// ContainerdAddress is asked for images that NRI does not describe, and for events
 	// (/run/containerd/containerd.sock).
 	ContainerdAddress string `yaml:"containerdAddress"`
+	// ContainerdEvents says whether containers are taken from containerd's events, too:
+	// those that NRI does not tell of (on; "off": they are not).
+	ContainerdEvents string `yaml:"containerdEvents"`
 	// PodmanRoot is podman's storage (/var/lib/containers/storage).
 	PodmanRoot string `yaml:"podmanRoot"`
 	// Barrier is how long a container's start is held at most (1200ms; the
@@ -189,6 +192,10 @@ func (c Config) WithDefaults() (Config, error) {
 	set(&c.RootlessHookSocket, "none")
 	set(&c.AdminSocket, "/run/probity/admin.sock")
 	set(&c.ContainerdAddress, "/run/containerd/containerd.sock")
+	set(&c.ContainerdEvents, "on")
+	if c.ContainerdEvents != "on" && c.ContainerdEvents != "off" {
+		return c, fmt.Errorf("containerdEvents: %q: want on or off", c.ContainerdEvents)
+	}
 	set(&c.PodmanRoot, "/var/lib/containers/storage")
 	switch {
 	case c.SpoolQuotaMiB == 0:

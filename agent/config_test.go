@@ -38,3 +38,16 @@ func TestContainerQuota(t *testing.T) {
 		}
 	}
 }
+
+func TestContainerdEvents(t *testing.T) {
+	for text, want := range map[string]string{"": "on", "containerdEvents: on": "on", "containerdEvents: off": "off", "containerdEvents: none": ""} {
+		path := filepath.Join(t.TempDir(), "probity.yaml")
+		must(t, os.WriteFile(path, []byte(text+"\n"), 0o600))
+		cfg, err := ReadConfig(path)
+		must(t, err)
+		cfg, err = cfg.WithDefaults()
+		if want == "" && (err == nil || err.Error() != `containerdEvents: "none": want on or off`) || want != "" && (err != nil || cfg.ContainerdEvents != want) {
+			t.Errorf("%q: %q, %v", text, cfg.ContainerdEvents, err)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -34,6 +35,9 @@ type live struct {
 	start     startKey
 	user      bool        // it is of a user's own runtime
 	held      func() bool // whether the source still waits for the answer; nil if it cannot tell
+	// created says whether nothing of it has run yet, where nobody waits for an answer of
+	// ours; nil where somebody does.
+	created func() bool
 	// earlier says since when it ran before it was armed, and why; nil of a run that
 	// is seen starting. started is then when it did; 0 is not known.
 	earlier *witness.Earlier
@@ -258,7 +262,7 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	}
 	l.mountNS = mountNSOf(run.Notice.Pid)
 	start := a.armNow(l, run, probes, cgErr)
-	held := l.held == nil || l.earlier != nil || l.held()
+	held := l.earlier != nil || (l.held == nil || l.held()) && (l.created == nil || l.created())
 	l.unmet = unmet(probes, start.Sites, start.Searches)
 	a.witness.Armed(start)
 	if l.user && l.handle != nil {
@@ -266,13 +270,16 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	}
 	// Whoever answered the runtime did so by this time at the latest.
 	most := run.Notice.At + int64(a.cfg.Barrier)
+	if l.created != nil { // nobody did
+		most = math.MaxInt64
+	}
 	a.mu.Lock()
 	close(l.armed)
 	if l.handle != nil {
 		a.armedIn[run.Notice.Identity.CgroupID] = l
 	}
 	released := l.released
-	if released == 0 && !held && l.refused == "" {
+	if (released == 0 || l.created != nil) && !held && l.refused == "" {
 		// Who held it has gone, nobody knows when: it may have run all the time.
 		released = run.Notice.At
 	}

@@ -79,6 +79,9 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 	for _, socket := range a.cfg.NRISockets {
 		g.Go(func() error { return a.nri(ctx, socket) })
 	}
+	if a.cfg.ContainerdEvents == "on" {
+		g.Go(func() error { return a.events(ctx, a.cfg.ContainerdAddress) })
+	}
 }
 
 // deafToKernel signs that nothing is told of what containers execute any more: the
@@ -119,7 +122,10 @@ func (a *Agent) nri(ctx context.Context, socket string) error {
 	a.sourceLost(name, cgroup.BootTime(), "not connected yet")
 	src := nri.New(nri.Config{
 		Socket: socket, Barrier: a.cfg.Barrier + barrierMargin, Log: a.log.With("in", "nri", "socket", socket),
-		Notify: func(ctx context.Context, n container.Notice) error { return refusalOf(a.notify(ctx, n, nil)) },
+		Notify: func(ctx context.Context, n container.Notice) error {
+			a.byNRI.hear(n)
+			return refusalOf(a.notify(ctx, n, nil))
+		},
 		Late:   func(n container.Notice, waits bool) error { return refusalOf(a.late(n, waits)) },
 		Insist: func(n container.Notice) bool { return obeys(n) && a.policies.MayRefuse(n.Identity) != "" },
 		Lost:   func(from, to int64) { a.deaf(name, from, to) },

@@ -2,10 +2,7 @@ package nri
 
 import (
 	"cmp"
-	"maps"
-	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/containerd/nri/pkg/api"
 
@@ -49,15 +46,15 @@ func identify(r container.Runtime, p *api.PodSandbox, c *api.Container) (id cont
 	id = container.Identity{Runtime: r, ID: c.GetId(), Image: imageOf(r, c)}
 	id.Name = nameOf(r, c)
 	pod := container.Pod{
-		ID:        text(cmp.Or(p.GetId(), c.GetPodSandboxId())),
-		Name:      first(p.GetName(), labels[labelPod]),
-		Namespace: first(p.GetNamespace(), labels[labelNamespace]),
-		UID:       first(p.GetUid(), labels[labelUID]),
+		ID:        container.Text(cmp.Or(p.GetId(), c.GetPodSandboxId())),
+		Name:      container.Text(p.GetName(), labels[labelPod]),
+		Namespace: container.Text(p.GetNamespace(), labels[labelNamespace]),
+		UID:       container.Text(p.GetUid(), labels[labelUID]),
 	}
 	var a, b, d int
-	pod.Labels, a = fit(p.GetLabels())
-	id.Labels, b = fit(labels)
-	id.Annotations, d = fit(notes)
+	pod.Labels, a = container.Fit(p.GetLabels())
+	id.Labels, b = container.Fit(labels)
+	id.Annotations, d = container.Fit(notes)
 	if pod.ID != "" || pod.Name != "" {
 		id.Pod = &pod
 	}
@@ -70,9 +67,9 @@ func identify(r container.Runtime, p *api.PodSandbox, c *api.Container) (id cont
 // the pod's annotations, which are its author's, into each container's and then
 // overwrites what it sets itself: what it does not set is anybody's word.
 func nameOf(r container.Runtime, c *api.Container) string {
-	name := first(c.GetLabels()[labelContainer], c.GetName())
+	name := container.Text(c.GetLabels()[labelContainer], c.GetName())
 	if name == "" && r != container.CRIO {
-		name = first(c.GetAnnotations()[criContainer])
+		name = container.Text(c.GetAnnotations()[criContainer])
 	}
 	return name
 }
@@ -85,10 +82,10 @@ func nameOf(r container.Runtime, c *api.Container) string {
 func imageOf(r container.Runtime, c *api.Container) (i container.Image) {
 	notes := c.GetAnnotations()
 	if r == container.CRIO {
-		i.Name = first(c.GetImage().GetName(), notes[crioImage], notes[crioAsked])
-		i.ConfigDigest = digest(first(c.GetImage().GetConfigDigest(), notes[crioImageID]))
+		i.Name = container.Text(c.GetImage().GetName(), notes[crioImage], notes[crioAsked])
+		i.ConfigDigest = digest(container.Text(c.GetImage().GetConfigDigest(), notes[crioImageID]))
 	} else {
-		i.Name = first(c.GetImage().GetName(), notes[criImage])
+		i.Name = container.Text(c.GetImage().GetName(), notes[criImage])
 		i.ConfigDigest = digest(c.GetImage().GetConfigDigest())
 	}
 	if d := c.GetImage().GetDigest(); container.ValidDigest(d) {
@@ -106,18 +103,18 @@ func cgroupName(cgroupsPath string) string {
 	if parts := strings.Split(cgroupsPath, ":"); len(parts) == 3 {
 		switch prefix, name := parts[1], parts[2]; {
 		case name == "" || strings.HasSuffix(name, ".slice"):
-			return text(name)
+			return container.Text(name)
 		case prefix == "":
-			return text(name + ".scope")
+			return container.Text(name + ".scope")
 		default:
-			return text(prefix + "-" + name + ".scope")
+			return container.Text(prefix + "-" + name + ".scope")
 		}
 	}
 	name := cgroupsPath[strings.LastIndexByte(cgroupsPath, '/')+1:]
 	if name == "." || name == ".." {
 		return ""
 	}
-	return text(name)
+	return container.Text(name)
 }
 
 // digest takes a digest, or the bare hex digits that CRI-O calls an image ID.
@@ -129,48 +126,4 @@ func digest(s string) string {
 		return "sha256:" + s
 	}
 	return ""
-}
-
-// first returns the first of the texts that is within the bounds.
-func first(ss ...string) string {
-	for _, s := range ss {
-		if s = text(s); s != "" {
-			return s
-		}
-	}
-	return ""
-}
-
-func text(s string) string {
-	if len(s) > container.MaxName || !utf8.ValidString(s) {
-		return ""
-	}
-	return s
-}
-
-// fit returns m if it is within the bounds, else the shortest of its pairs
-// that are, and how many were left out.
-func fit(m map[string]string) (map[string]string, int) {
-	size := 0
-	for k, v := range m {
-		size += len(k) + len(v)
-	}
-	if len(m) == 0 {
-		return nil, 0
-	}
-	if len(m) <= container.MaxPairs && size <= container.MaxPairsBytes {
-		return m, 0
-	}
-	length := func(k string) int { return len(k) + len(m[k]) }
-	keys := slices.SortedFunc(maps.Keys(m), func(a, b string) int {
-		return cmp.Or(cmp.Compare(length(a), length(b)), strings.Compare(a, b))
-	})
-	kept, size := map[string]string{}, 0
-	for _, k := range keys {
-		if size += length(k); len(kept) == container.MaxPairs || size > container.MaxPairsBytes {
-			break
-		}
-		kept[k] = m[k]
-	}
-	return kept, len(m) - len(kept)
 }

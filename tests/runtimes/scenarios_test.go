@@ -495,9 +495,9 @@ func beginClosed(s *scene) {
 	s.Fatal("it was refused each time")
 }
 
-// disconnections are the gaps of the runtime's socket.
+// disconnections are the gaps of the runtime's NRI socket.
 func disconnections(e Evidence) []*evidence.Gap {
-	return slices.DeleteFunc(e.GapsOf("", evidence.GapRuntimeDisconnected), func(g *evidence.Gap) bool { return g.Source == "hook" })
+	return slices.DeleteFunc(e.GapsOf("", evidence.GapRuntimeDisconnected), func(g *evidence.Gap) bool { return !strings.HasPrefix(g.Source, "nri:") })
 }
 
 // oomKills counts whom the kernel has killed for want of memory since it booted.

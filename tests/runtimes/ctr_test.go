@@ -1,0 +1,260 @@
+package runtimes
+
+import (
+	"encoding/json"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	snapshots "github.com/containerd/containerd/api/services/snapshots/v1"
+	tasks "github.com/containerd/containerd/api/services/tasks/v1"
+
+	"probity/evidence"
+	"probity/runtime/containerd"
+)
+
+// ctrs are containers of a containerd that are not CRI's, in a namespace of their own.
+type ctrs struct {
+	c         *Containerd
+	namespace string
+}
+
+func (x ctrs) try(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	ctx, cancel := within(t, Patience)
+	defer cancel()
+	return output(exec.CommandContext(ctx, x.c.tools.Ctr, append([]string{"--address", x.c.Address, "--namespace", x.namespace}, args...)...))
+}
+
+func (x ctrs) ctr(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := x.try(t, args...)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, x.c.server.tail())
+	}
+	return out
+}
+
+// with are the options of every container: its runtime's state is ours, as its cgroup
+// is, which is NAMESPACE/ID.
+func (x ctrs) with(id string) []string {
+	return []string{
+		"--label", "who=" + id, "--runc-binary", runc(), "--runc-root", filepath.Join(x.c.Scratch.Dir, "containerd", "runc"),
+	}
+}
+
+// run starts a container with ctr run.
+func (x ctrs) run(t *testing.T, id string, args ...string) ctrRan {
+	t.Helper()
+	x.ctr(t, slices.Concat([]string{"run", "--detach", "--null-io"}, x.with(id), []string{targetName, id, "/bin/target"}, args)...)
+	return x.ran(t, id)
+}
+
+func (x ctrs) ran(t *testing.T, id string) ctrRan {
+	t.Cleanup(func() {
+		ctx, cancel := within(nil, Patience)
+		defer cancel()
+		for _, args := range [][]string{{"tasks", "delete", "--force", id}, {"containers", "delete", id}} {
+			// Most tests have removed it.
+			_ = exec.CommandContext(ctx, x.c.tools.Ctr, append([]string{"--address", x.c.Address, "--namespace", x.namespace}, args...)...).Run()
+		}
+	})
+	return ctrRan{x, id}
+}
+
+// create makes a container and its task, which start starts: ctr does both at once.
+func (x ctrs) create(t *testing.T, id string, args ...string) (c ctrRan, start func()) {
+	t.Helper()
+	x.ctr(t, slices.Concat([]string{"containers", "create", "--snapshotter", "overlayfs"}, x.with(id), []string{targetName, id, "/bin/target"}, args)...)
+	c = x.ran(t, id)
+	ctx, cancel := within(t, Patience)
+	t.Cleanup(cancel)
+	ctx = containerd.In(ctx, x.namespace)
+	m, err := snapshots.NewSnapshotsClient(x.c.conn).Mounts(ctx, &snapshots.MountsRequest{Snapshotter: "overlayfs", Key: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := tasks.NewTasksClient(x.c.conn)
+	if _, err := client.Create(ctx, &tasks.CreateTaskRequest{ContainerID: id, Rootfs: m.GetMounts()}); err != nil {
+		t.Fatalf("create task %s: %v\n%s", id, err, x.c.server.tail())
+	}
+	return c, func() {
+		t.Helper()
+		if _, err := client.Start(ctx, &tasks.StartRequest{ContainerID: id}); err != nil {
+			t.Fatalf("start task %s: %v\n%s", id, err, x.c.server.tail())
+		}
+	}
+}
+
+type ctrRan struct {
+	x ctrs
+	c string
+}
+
+func (r ctrRan) id() string { return r.c }
+
+// wait waits for the end and takes the task away, whose exit code is ctr's then.
+func (r ctrRan) wait(t *testing.T) int {
+	t.Helper()
+	ctx, cancel := within(t, Patience)
+	defer cancel()
+	w, err := tasks.NewTasksClient(r.x.c.conn).Wait(containerd.In(ctx, r.x.namespace), &tasks.WaitRequest{ContainerID: r.c})
+	if err != nil {
+		t.Fatalf("wait for %s: %v", r.c, err)
+	}
+	return int(w.GetExitStatus())
+}
+
+func (r ctrRan) pid(t *testing.T) int {
+	t.Helper()
+	ctx, cancel := within(t, Patience)
+	defer cancel()
+	g, err := tasks.NewTasksClient(r.x.c.conn).Get(containerd.In(ctx, r.x.namespace), &tasks.GetRequest{ContainerID: r.c})
+	if err != nil {
+		t.Fatalf("task %s: %v", r.c, err)
+	}
+	return int(g.GetProcess().GetPid())
+}
+
+func (r ctrRan) stop(t *testing.T) {
+	t.Helper()
+	r.x.ctr(t, "tasks", "kill", "--signal", "SIGKILL", r.c)
+	r.wait(t)
+}
+
+func (r ctrRan) remove(t *testing.T) {
+	t.Helper()
+	_, _ = r.x.try(t, "tasks", "delete", r.c) // exits as the task did
+	r.x.ctr(t, "containers", "delete", r.c)
+}
+
+func (r ctrRan) exec(t *testing.T, args ...string) {
+	t.Helper()
+	r.x.ctr(t, append([]string{"tasks", "exec", "--exec-id", "x-" + strings.Join(args[1:], "-"), r.c}, args...)...)
+}
+
+func (r ctrRan) goOn(t *testing.T, orders ...string) {
+	t.Helper()
+	if _, err := r.x.try(t, append([]string{"tasks", "exec", "--exec-id", "go", r.c, "/bin/target"}, append(orders, "go")...)...); err != nil {
+		t.Logf("let it go on: %v", err) // if it does not, waiting for it fails
+	}
+}
+
+// waitEvents waits until the agent hears of c's tasks, too.
+func waitEvents(t *testing.T, a *Agent, c *Containerd, want func(state string) bool) {
+	t.Helper()
+	ctx, cancel := within(t, Patience)
+	defer cancel()
+	var status struct {
+		Sources map[string]string `json:"sources"`
+	}
+	for ctx.Err() == nil {
+		code, out, errs := a.Probity(t, "status", "-o", "json", "--admin-socket", a.AdminSocket)
+		if code != 0 || json.Unmarshal([]byte(out), &status) != nil {
+			t.Fatalf("status: exit code %d\n%s%s", code, out, errs)
+		}
+		if want(status.Sources["events:"+c.Address]) {
+			return
+		}
+		pause(ctx)
+	}
+	t.Fatalf("sources: %v\n%s", status.Sources, a.server.tail())
+}
+
+func isConnected(state string) bool { return state == "connected" }
+
+// armed waits for the first lines of a container's run.
+func (r ctrRan) armed(t *testing.T, a *Agent) {
+	t.Helper()
+	a.WaitLine(t, func(e Evidence) bool { return e.Latest(r.c, "fn", "hello") != nil })
+}
+
+// Containers that are not CRI's are told of by containerd's events: one that ran before
+// the agent is adopted, one that is armed while its task is only created is proven, one
+// that does not wait for that has a gap if it was not in time. CRI's beside them stays
+// NRI's. While containerd is away, and when it is back, nothing is lost.
+func TestCtr(t *testing.T) {
+	c := StartContainerd(t)
+	d := containerdDriver{c}
+	digest := targetImage(t, d)
+	x := ctrs{c, filepath.Base(c.Scratch.Cgroup)}
+	x.ctr(t, "images", "import", "--platform", "linux", c.Scratch.Path("target.tar"))
+
+	early := x.run(t, "early", "hello", "wait", "goodbye")
+	a := StartAgent(t, d.agent(AgentOptions{Policies: []string{targetPolicy}}))
+	d.attach(t, a)
+	waitEvents(t, a, c, isConnected)
+	armedAgain(t, a, early, evidence.GapAdopted)
+
+	proven, start := x.create(t, "proven", "hello", "wait", "goodbye")
+	proven.armed(t, a)
+	start()
+	cri := d.start(t, targetName, "cri", "hello")
+	at := x.run(t, "at-once", "hello", "wait")
+	at.armed(t, a)
+	proven.exec(t, "/bin/target", "hello") // whose end is not the container's
+	proven.goOn(t)
+	for _, r := range []ran{proven, cri} {
+		if code := r.wait(t); code != 0 {
+			t.Errorf("%s: exit code %d", r.id(), code)
+		}
+	}
+
+	// containerd is away: at-once ends then, and early goes on.
+	pid := at.pid(t)
+	c.Stop(t)
+	waitEvents(t, a, c, func(state string) bool { return strings.HasPrefix(state, "disconnected") })
+	waitGone([]int{pid})
+	a.WaitLine(t, func(e Evidence) bool { c := e.Cover("at-once"); return c != nil && c.Final })
+	c.Start(t)
+	d.attach(t, a)
+	waitEvents(t, a, c, isConnected)
+	early.exec(t, "/bin/target", "hello")
+	early.goOn(t)
+	early.wait(t)
+	early.remove(t)
+	e := settled(t, a)
+
+	hello := want(t, e, proven.id(), "fn", "hello", evidence.Hit, "", 2)
+	if !hello.Complete || !hello.Final || len(hello.Gaps) != 0 || hello.ImageDigest != digest || hello.Runtime != "containerd" || hello.LayerDiffID == "" {
+		t.Errorf("%+v", hello)
+	}
+	want(t, e, proven.id(), "fn", "never", evidence.ArmedNoHit, "", 0)
+	if v := e.Cover(proven.id()); !v.Final || v.ContainerName != "proven" || v.Image != targetName || v.Source != "events:"+c.Address || v.Pod != nil || v.FirstExec.IsZero() || len(v.GapReasons) != 0 {
+		t.Errorf("coverage %+v", v)
+	}
+
+	want(t, e, early.id(), "fn", "hello", evidence.Hit, "", 1)
+	want(t, e, early.id(), "fn", "goodbye", evidence.Hit, "", 1)
+	if never := want(t, e, early.id(), "fn", "never", evidence.Partial, "", 0); len(never.Gaps) != 1 || never.Gaps[0].Reason != evidence.GapAdopted {
+		t.Errorf("%+v", never)
+	}
+
+	want(t, e, cri.id(), "fn", "hello", evidence.Hit, "", 1)
+	want(t, e, cri.id(), "fn", "never", evidence.ArmedNoHit, "", 0)
+	if v := e.Cover(cri.id()); !strings.HasPrefix(v.Source, "nri:") || v.Pod == nil || len(v.GapReasons) != 0 {
+		t.Errorf("coverage of CRI's container %+v", v)
+	}
+
+	// Whoever was first, the evidence is right about it.
+	never, hits := e.Latest(at.id(), "fn", "never"), e.Latest(at.id(), "fn", "hello")
+	gap := runGaps(e.GapsOf(at.id(), evidence.GapLateAttach))
+	gap = append(gap, runGaps(e.GapsOf(at.id(), evidence.GapAdopted))...)
+	switch {
+	case len(gap) == 0 && (hits.State != evidence.Hit || *hits.Count != 1 || never.State != evidence.ArmedNoHit):
+		t.Errorf("no gap, and %+v, %+v", hits, never)
+	case len(gap) != 0 && (never.State != evidence.Partial || gap[0].To.IsZero()):
+		t.Errorf("gaps %+v, and %+v, %+v", gap, hits, never)
+	}
+	t.Logf("a container that ctr run starts: %s", hits.State)
+	for _, g := range gap {
+		t.Logf("%s %v", g.Reason, g.To.Std().Sub(g.From.Std()))
+	}
+
+	away := slices.DeleteFunc(e.GapsOf("", evidence.GapRuntimeDisconnected), func(g *evidence.Gap) bool { return g.Source != "events:"+c.Address || g.To.IsZero() })
+	if len(away) != 2 { // until the agent was connected, and while containerd was away
+		t.Errorf("windows in which events were not heard: %+v", away)
+	}
+}
