@@ -116,6 +116,7 @@ type Agent struct {
 	armedIn  map[uint64]*live   // by cgroup id, those that are armed
 	newCalls map[*live]bool     // those that have used a system call for the first time
 	letGo    map[startKey]letGo // what sources told containers whose notice was not looked at
+	hooked   map[string]hooked  // containers of CRI-O that were given a hook, by id
 	busy     int                // notices being carried out, runs being sealed
 	changed  chan struct{}      // closed and replaced when live or busy change
 	sources  map[string]string
@@ -136,7 +137,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, live: map[string]*live{}, armedIn: map[uint64]*live{}, newCalls: map[*live]bool{}, identifying: make(chan setWork, 1024), closing: make(chan struct{}), changed: make(chan struct{}),
-		told: toldOf{since: cgroup.BootTime(), at: map[string]int64{}}, sources: map[string]string{}, letGo: map[startKey]letGo{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
+		told: toldOf{since: cgroup.BootTime(), at: map[string]int64{}}, sources: map[string]string{}, letGo: map[startKey]letGo{}, hooked: map[string]hooked{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
 		ahead: make(chan container.Notice, 64), adopt: make(chan container.Notice, maxAdopting), left: map[string]*left{}, parked: map[uint64]*parked{}, doubtful: map[uint64]bool{}, heardOf: map[string]bool{}, hashers: newHashers(), catchUp: make(chan struct{}, 1), stacks: make(chan bpf.Event, 256),
 	}
 	defer func() {

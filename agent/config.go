@@ -57,6 +57,9 @@ type Config struct {
 	// themselves (none): everybody may connect there, so it is opt in. Of a user's
 	// containers it believes what the kernel confirms (docs/rootless.md).
 	RootlessHookSocket string `yaml:"rootlessHookSocket"`
+	// HookProgram is the OCI hook on the host (/usr/libexec/probity/probity-hook), for
+	// containers of CRI-O that a closed policy may refuse.
+	HookProgram string `yaml:"hookProgram"`
 	// AdminSocket is where the command line asks (/run/probity/admin.sock).
 	AdminSocket string `yaml:"adminSocket"`
 	// NRISockets are the runtimes' NRI sockets (/var/run/nri/nri.sock; "none": none).
@@ -190,6 +193,7 @@ func (c Config) WithDefaults() (Config, error) {
 	set(&c.Policies, "/etc/probity/policies.d")
 	set(&c.HookSocket, "/run/probity/hook.sock")
 	set(&c.RootlessHookSocket, "none")
+	set(&c.HookProgram, "/usr/libexec/probity/probity-hook")
 	set(&c.AdminSocket, "/run/probity/admin.sock")
 	set(&c.ContainerdAddress, "/run/containerd/containerd.sock")
 	set(&c.ContainerdEvents, "on")

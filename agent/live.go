@@ -133,6 +133,9 @@ func (a *Agent) notify(ctx context.Context, n container.Notice, held func() bool
 	case container.Existing, container.Started:
 		a.toAdopt(n)
 	default:
+		if n.Kind == container.Removed {
+			a.unhook(n.Identity.ID)
+		}
 		a.mu.Lock()
 		actions := a.table.Apply(n)
 		a.mu.Unlock()

@@ -162,8 +162,6 @@ func (a *Agent) stranger(n container.Notice) string {
 		return ""
 	case id.Runtime == container.Runc || id.Runtime == container.Crun: // have neither
 		return ""
-	case id.Runtime == container.CRIO: // a hook is never told them there
-		return ""
 	}
 	return a.mayRefuse(n.Identity, "its image or name could not be found out")
 }

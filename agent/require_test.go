@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -197,7 +198,7 @@ func TestStranger(t *testing.T) {
 		{"containerd, another namespace", "{images: [shop/*], namespaces: [pay]}", func(n *container.Notice) { n.Source, n.Identity.Runtime = "nri:/test", container.Containerd }, false},
 		{"runc has no images", "{images: [shop/*]}", func(*container.Notice) {}, false},
 		{"CRI-O would not do it", "{images: [shop/*]}", func(n *container.Notice) { n.Source, n.Identity.Runtime = "nri:/test", container.CRIO }, false},
-		{"a hook of CRI-O is never told", "{images: [shop/*]}", func(n *container.Notice) { n.Identity.Runtime = container.CRIO }, false},
+		{"a hook of CRI-O that nobody announced", "{images: [shop/*]}", func(n *container.Notice) { n.Identity.Runtime = container.CRIO }, true},
 		{"that it ended", "{images: [shop/*]}", func(n *container.Notice) { n.Kind, n.Identity.Runtime = container.Stopped, container.Podman }, false},
 	} {
 		t.Run(strings.ReplaceAll(test.name, ",", ""), func(t *testing.T) {
@@ -217,6 +218,54 @@ func TestStranger(t *testing.T) {
 				t.Errorf("signed: %v", signed)
 			}
 		})
+	}
+}
+
+// A container of CRI-O is who CRI-O said, not what its hook can tell: it is refused by the
+// policies that are for it, and by no others.
+func TestHookedByCRIO(t *testing.T) {
+	closed := strings.Replace(closedOn("absent", "armed"), "failPolicy", "select: {images: [shop/*], namespaces: [pay]}\nfailPolicy", 1)
+	n := newNodeWith(t, Config{HookProgram: "/bin/true"}, closed)
+	if !n.hooksCRIO() {
+		t.Fatal("no hook is added")
+	}
+	made := func(id, image, namespace string) container.Notice {
+		return container.Notice{Source: "nri:/test", Kind: container.Created, At: cgroup.BootTime(), Identity: container.Identity{
+			Runtime: container.CRIO, ID: id, Name: "web", Image: container.Image{Name: image, DigestReason: "x"}, Pod: &container.Pod{ID: "p", Name: "web-0", Namespace: namespace},
+		}}
+	}
+	if h := n.hookFor(made("other", "shop/web", "test")); h != nil {
+		t.Errorf("a container that no closed policy selects is given a hook: %+v", h)
+	}
+	h := n.hookFor(made("c1", "shop/web", "pay"))
+	if h == nil || h.Path != "/bin/true" || !slices.Equal(h.Args, []string{"probity-hook", "createRuntime", "--socket", n.cfg.HookSocket}) {
+		t.Fatalf("its hook: %+v", h)
+	}
+	b := newBox(t, 1)
+	told := b.notice("c1")
+	told.Identity = container.Identity{Runtime: container.CRIO, ID: "c1", Image: container.Image{DigestReason: "x"}}
+	n.who(&told.Identity)
+	if got := n.notify(context.Background(), told, yes); got != "probe f is not armed: symbolNotFound" {
+		t.Errorf("told %q", got)
+	}
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	if c := n.coverage("c1"); enforced(c) != "yes" || c.Refused == "" || c.Pod == nil || c.Pod.Namespace != "pay" || c.Image != "shop/web" {
+		t.Errorf("%+v", c)
+	}
+	gone := made("c1", "shop/web", "pay")
+	gone.Kind = container.Removed
+	n.notify(context.Background(), gone, nil)
+	if len(n.hooked) > 0 {
+		t.Errorf("%v are remembered", n.hooked)
+	}
+}
+
+// Without a program there is no hook, and the operator is told.
+func TestNoHookForCRIO(t *testing.T) {
+	n := newNodeWith(t, Config{HookProgram: "/does/not/exist"}, closedOn("absent", "armed"))
+	if n.hooksCRIO() || !slices.ContainsFunc(n.Status().Problems, func(p string) bool { return strings.Contains(p, "/does/not/exist") }) {
+		t.Errorf("problems: %q", n.Status().Problems)
 	}
 }
 

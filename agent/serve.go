@@ -120,7 +120,12 @@ func (a *Agent) nri(ctx context.Context, socket string) error {
 	// From the agent's start on until the runtime is connected, containers
 	// start unseen.
 	a.sourceLost(name, cgroup.BootTime(), "not connected yet")
+	var hook func(container.Notice) *nri.Hook
+	if a.hooksCRIO() {
+		hook = a.hookFor
+	}
 	src := nri.New(nri.Config{
+		Hook:   hook,
 		Socket: socket, Barrier: a.cfg.Barrier + barrierMargin, Log: a.log.With("in", "nri", "socket", socket),
 		Notify: func(ctx context.Context, n container.Notice) error {
 			a.byNRI.hear(n)
@@ -159,6 +164,7 @@ func (a *Agent) hook(ctx context.Context, r handoff.Request) handoff.Answer {
 		a.missed(at, fmt.Errorf("the hook of container %s did not wait for the answer", n.Identity.ID))
 		return handoff.Answer{}
 	}
+	a.who(&n.Identity)
 	refused := a.notify(ctx, n, r.Peer.Alive)
 	if n.Kind == container.Stopped {
 		a.hookEnded(n)

@@ -13,10 +13,13 @@ import (
 	"probity/runtime/container"
 )
 
-// The events we ask for. Not CreateContainer: we change no container, and each
-// event takes the runtime's lock.
-func events() (m api.EventMask) {
+// The events we ask for. CreateContainer only where a hook is to be added: each event
+// takes the runtime's lock.
+func events(hooks bool) (m api.EventMask) {
 	m.Set(api.Event_POST_CREATE_CONTAINER, api.Event_START_CONTAINER, api.Event_STOP_CONTAINER, api.Event_REMOVE_CONTAINER)
+	if hooks {
+		m.Set(api.Event_CREATE_CONTAINER)
+	}
 	return m
 }
 
@@ -36,7 +39,7 @@ func (a *attempt) Configure(_ context.Context, _, name, version string) (api.Eve
 	}
 	a.runtime.Store(&r)
 	a.s.cfg.Log.Debug("configured", "runtime", name, "version", version)
-	return events(), nil
+	return events(a.s.cfg.Hook != nil && r == container.CRIO), nil
 }
 
 // Synchronize is the runtime's list of what there is. It is only queued: on a
@@ -58,6 +61,21 @@ func (a *attempt) Synchronize(_ context.Context, pods []*api.PodSandbox, list []
 	}
 	a.s.queue.put(a.s.callSynced)
 	return nil, nil
+}
+
+// CreateContainer: CRI-O is about to make a container, and does with it what it is told.
+func (a *attempt) CreateContainer(_ context.Context, p *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+	n, ok := a.notice(container.Created, p, c, cgroup.BootTime())
+	if !ok || n.Identity.Runtime != container.CRIO {
+		return nil, nil, nil
+	}
+	h := a.s.callHook(n)
+	if h == nil {
+		return nil, nil, nil
+	}
+	adjust := &api.ContainerAdjustment{}
+	adjust.AddHooks(&api.Hooks{CreateRuntime: []*api.Hook{{Path: h.Path, Args: h.Args, Timeout: api.Int(int(h.Timeout / time.Second))}}})
+	return adjust, nil, nil
 }
 
 // PostCreateContainer: there is a container, without a process that counts.

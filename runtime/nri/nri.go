@@ -13,7 +13,8 @@
 // It trusts the runtime for who a container is, and the kernel for who listens
 // on the socket: root, or the agent's own user. No error of a callback reaches the
 // runtime but one that wraps [ErrRefused], which fails the start (CRI-O only logs
-// it), and no panic. No container is changed.
+// it), and no panic. No container is changed, but one of CRI-O's for which
+// Config.Hook returns a hook: an OCI runtime obeys that.
 //
 // When Run returns nothing is connected, and of the callbacks only a Notify that
 // was late, whose context has ended, may still be running.
@@ -69,6 +70,10 @@ type Config struct {
 	// Insist says of a start that it waits until Barrier, whatever the budget: it
 	// would have to be refused otherwise, because of what others have spent.
 	Insist func(container.Notice) bool
+	// Hook returns an OCI hook for a container of CRI-O that is about to be made, to run
+	// at createRuntime, or nil. It must be quick. If it is nil itself CreateContainer is
+	// not asked for.
+	Hook func(container.Notice) *Hook
 	// Lost says that nothing could be heard from boot time from (in ns) on:
 	// with to 0 when that begins, and again with its end.
 	Lost func(from, to int64)
@@ -86,6 +91,13 @@ type Source struct {
 
 	started chan struct{} // one token for each Notify of a start that runs
 	lost    atomic.Int64  // boot time since when nothing is heard, or 0
+}
+
+// Hook is an OCI hook (runtime-spec, "POSIX-platform Hooks").
+type Hook struct {
+	Path    string
+	Args    []string // the first is the program's name
+	Timeout time.Duration
 }
 
 // ErrRefused is wrapped by what Notify and Late return of a container that must not
@@ -242,6 +254,11 @@ func (s *Source) refused(n container.Notice, err error) error {
 func (s *Source) callInsist(n container.Notice) bool {
 	defer s.recovered("insist")
 	return s.cfg.Insist != nil && s.cfg.Insist(n)
+}
+
+func (s *Source) callHook(n container.Notice) *Hook {
+	defer s.recovered("hook")
+	return s.cfg.Hook(n)
 }
 
 // overflow is told by the queue from when to when it took nothing: a window in

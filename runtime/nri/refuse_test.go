@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/nri/pkg/api"
+
 	"probity/runtime/container"
 )
 
@@ -128,4 +130,49 @@ func TestEndRefuses(t *testing.T) {
 	close(release)
 	receive(t, finished)
 	receive(t, finished)
+}
+
+// CRI-O's containers get the hook that they are to have; containerd is not even asked to
+// tell of them.
+func TestHook(t *testing.T) {
+	for name, want := range map[string]bool{"cri-o": true, "containerd": false} {
+		socket := socketPath(t)
+		n, err := newNode(t.TempDir(), socket, name, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { bounded(t, "stop the runtime", n.Stop) })
+		asked := make(chan container.Notice, 8)
+		listen(t, Config{Socket: socket, Hook: func(c container.Notice) *Hook {
+			asked <- c
+			if c.Identity.Name != "web" {
+				return nil
+			}
+			return &Hook{Path: "/hook", Args: []string{"hook", "createRuntime"}, Timeout: 5 * time.Second}
+		}})
+		n.connected(t)
+		for _, c := range []string{"web", "db"} {
+			r, err := n.CreateContainer(context.Background(), &api.CreateContainerRequest{Pod: pod, Container: &api.Container{Id: "c-" + c, PodSandboxId: pod.Id, Name: c}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			hooks := r.GetAdjust().GetHooks().GetCreateRuntime()
+			if !want || c == "db" {
+				if len(hooks) > 0 {
+					t.Errorf("%s, %s: %v", name, c, hooks)
+				}
+				continue
+			}
+			if len(hooks) != 1 || hooks[0].GetPath() != "/hook" || len(hooks[0].GetArgs()) != 2 || hooks[0].GetTimeout().GetValue() != 5 {
+				t.Errorf("%s: %v", name, hooks)
+			}
+		}
+		if want {
+			if got := receive(t, asked); got.Kind != container.Created || got.Identity.ID != "c-web" || got.Identity.Pod.Namespace != "shop" {
+				t.Errorf("asked about %+v", got)
+			}
+			receive(t, asked)
+		}
+		silent(t, asked)
+	}
 }

@@ -102,6 +102,9 @@ type crioDriver struct{ *CRIO }
 
 func (d crioDriver) agent(o AgentOptions) AgentOptions {
 	o.NRISockets, o.PodmanRoot, o.States = []string{d.NRISocket}, d.Root, []string{d.States}
+	if b, err := built(); err == nil { // else the agent is not started
+		o.Config += "hookProgram: " + b.Hook + "\n"
+	}
 	return o
 }
 func (d crioDriver) attach(t *testing.T, a *Agent)     { a.WaitSources(t) }

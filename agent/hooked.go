@@ -1,0 +1,100 @@
+package agent
+
+import (
+	"os"
+	"slices"
+	"time"
+
+	"probity/runtime/cgroup"
+	"probity/runtime/container"
+	"probity/runtime/handoff/wire"
+	"probity/runtime/nri"
+)
+
+// CRI-O only logs what a plugin answers to StartContainer, and fails a container whose
+// createRuntime hook fails. So a container of its that a closed policy may refuse gets
+// the hook. That is told what the kernel knows of the container; who it is CRI-O says
+// when it is about to make it, and the agent keeps that until the hook asks.
+
+// maxHooked bounds the containers that are remembered until they are removed; of more, the
+// oldest are forgotten.
+const maxHooked = 1024
+
+// hooksCRIO reports whether containers of CRI-O may get the hook: whether a policy may
+// refuse one, and the hook can be run and answered.
+func (a *Agent) hooksCRIO() bool {
+	policy := ""
+	for _, p := range a.policies.Policies { // whatever else it selects by: nothing else is known yet
+		if r := p.Select.Runtimes; p.Closed() && (len(r) == 0 || slices.Contains(r, container.CRIO)) {
+			policy = p.Name
+		}
+	}
+	if policy == "" {
+		return false
+	}
+	why := ""
+	if a.hooks == nil {
+		why = "hookSocket is none"
+	} else if st, err := os.Stat(a.cfg.HookProgram); err != nil {
+		why = err.Error()
+	} else if !st.Mode().IsRegular() || st.Mode()&0o111 == 0 {
+		why = a.cfg.HookProgram + " is no program"
+	}
+	if why != "" {
+		a.problem("policy %s requires probes, and containers of CRI-O start without them: they cannot be given the hook: %s", policy, why)
+	}
+	return why == ""
+}
+
+// hooked is a container that was given a hook.
+type hooked struct {
+	at       int64
+	identity container.Identity
+}
+
+// hookFor returns the hook for a container that CRI-O is about to make, or nil.
+func (a *Agent) hookFor(n container.Notice) *nri.Hook {
+	if a.policies.MayRefuse(n.Identity) == "" {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.hooked) >= maxHooked {
+		for id, h := range a.hooked {
+			if h.at < cgroup.BootTime()-int64(time.Minute) { // its hook has asked, or never will
+				delete(a.hooked, id)
+			}
+		}
+	}
+	// Past the bound the hook asks about somebody unknown, whom a closed policy refuses.
+	if len(a.hooked) < maxHooked {
+		a.hooked[n.Identity.ID] = hooked{n.At, n.Identity}
+	}
+	return &nri.Hook{Path: a.cfg.HookProgram, Args: []string{"probity-hook", wire.CreateRuntime.String(), "--socket", a.cfg.HookSocket}, Timeout: hookTimeout}
+}
+
+// hookTimeout is when the runtime kills a hook: long after it has ended by itself.
+const hookTimeout = 5 * time.Second
+
+// unhook forgets a container that is gone.
+func (a *Agent) unhook(id string) {
+	a.mu.Lock()
+	delete(a.hooked, id)
+	a.mu.Unlock()
+}
+
+// who fills in who a container of CRI-O is of which a hook tells.
+func (a *Agent) who(id *container.Identity) {
+	if id.Runtime != container.CRIO {
+		return
+	}
+	a.mu.Lock()
+	h, ok := a.hooked[id.ID]
+	a.mu.Unlock()
+	if !ok {
+		return
+	}
+	path, cgroup := id.CgroupPath, id.CgroupID
+	*id = h.identity
+	id.CgroupPath, id.CgroupID = path, cgroup
+}
