@@ -162,7 +162,7 @@ var rules = map[string]rule{
 	},
 	"plugin": {
 		ours:    []string{"agent", "agent/fdstore", "agent/pins", "bpf/kernel", "bpf/policy", "evidence", "evidence/delivery", "evidence/export", "evidence/nodekey", "evidence/sign", "evidence/spool", "evidence/tlog", "evidence/trust", "evidence/verify", "evidence/witness", "runtime/handoff/wire"},
-		modules: []string{"github.com/coreos/go-systemd/v22/activation", "github.com/coreos/go-systemd/v22/daemon", "github.com/spf13/cobra", "golang.org/x/sys/unix"},
+		modules: []string{"github.com/coreos/go-systemd/v22/activation", "github.com/coreos/go-systemd/v22/daemon", "github.com/pelletier/go-toml/v2", "github.com/spf13/cobra", "golang.org/x/sys/unix"},
 	},
 }
 

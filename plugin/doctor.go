@@ -1,89 +1,154 @@
 package main
 
 import (
-	"debug/elf"
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
+	"slices"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"probity/agent"
 	"probity/bpf/kernel"
 	"probity/evidence/verify"
-	"probity/runtime/handoff/wire"
 )
 
-// The results of a check.
+// The results of a check, best first.
 const (
-	checkOK   = "ok"
-	checkWarn = "warn"
-	checkFail = "fail"
+	checkOK      = "ok"
+	checkSkip    = "skip"    // there is nothing to look at on this host
+	checkUnknown = "unknown" // it could not be looked at
+	checkWarn    = "warn"
+	checkFail    = "fail"
 )
 
-// check is one thing that was looked at. Do is what to do about it, and is
-// empty only where the result is ok.
+// check is one thing that was looked at.
 type check struct {
-	Check  string `json:"check"`
-	Result string `json:"result"`
-	Reason string `json:"reason"`
-	Do     string `json:"do,omitempty"`
+	Name   string `json:"name"`
+	Status string `json:"status"`          // ok, skip, unknown, warn or fail
+	What   string `json:"what"`            // what was found
+	Where  string `json:"where,omitempty"` // the file, directory, socket or program it is about
+	// Advice is what to do about it: a command where one does it. It is empty where,
+	// and only where, the status is ok or skip.
+	Advice string `json:"advice,omitempty"`
 }
 
-// defaultHooks is where podman and CRI-O read hooks unless told otherwise.
-const defaultHooks = "/usr/share/containers/oci/hooks.d"
+// defaultPatience bounds all that doctor waits for.
+const defaultPatience = 10 * time.Second
+
+// look is one group of checks. They run at the same time.
+type look struct {
+	name string
+	do   func(context.Context) []check
+}
 
 func (c *cli) doctor() *cobra.Command {
 	var file, hooks string
+	var patience time.Duration
 	cmd := &cobra.Command{
 		Use: "doctor", Short: "Say what is wrong on this host, and what to do about it",
-		Long: `Doctor looks at the configuration file, the kernel, podman's hooks and the
-agent's sockets, and says of each whether it is well and what to do if not. It
-changes nothing and needs no agent. It does not look at NRI, which status shows
-of a running agent.
+		Long: `Doctor looks at this host as the agent needs it, and says of each thing whether it
+is well, and what to do if not: the configuration, the kernel, the container
+runtimes and whether they tell of their containers (NRI, hooks), the sockets.
+It changes nothing and needs no agent.
 
-It exits with 0 if all is well, and with 1 if something is to be done: after a
-warning as after a failure.`,
+It runs the runtimes' own programs, to ask for their version and for the
+configuration that holds: only those that nobody but root can change, looked
+for in the system's directories and not in PATH.
+
+It exits with 1 if something is to be done, after a warning as after a failure;
+else with 3 if something could not be looked at; else with 0.`,
 		Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, first := checkConfig(file, cmd.Flags().Changed("config"))
-			checks := append([]check{first}, checkKernel()...)
-			_, err := exec.LookPath("podman")
-			checks = append(checks, checkHooks(hooks, err == nil, cfg.HookSocket)...)
-			if cfg.HookSocket != "none" {
-				checks = append(checks, checkSocket("hook socket", cfg.HookSocket))
+			if patience <= 0 {
+				return exitError{exitUsage, fmt.Errorf("--timeout %s: want more than 0", patience)}
 			}
-			checks = append(checks, checkSocket("admin socket", cfg.AdminSocket))
+			ctx, cancel := context.WithTimeout(cmd.Context(), patience)
+			defer cancel()
+			cfg, first := checkConfig(file, cmd.Flags().Changed("config"))
+			h := findHost()
+			h.config = file
+			checks := append([]check{first}, gather(ctx, []look{
+				{"kernel", func(context.Context) []check { return checkKernel() }},
+				{"runtimes", h.checkRuntimes},
+				{"containerd", func(ctx context.Context) []check { return h.checkContainerd(ctx, cfg) }},
+				{hooksName, func(context.Context) []check { return checkHooks(hooks, h.has("podman"), cfg.HookSocket) }},
+				{"sockets", func(context.Context) []check { return checkSockets(cfg) }},
+			})...)
 			if err := c.print(checks, func(w io.Writer) error { return printChecks(w, checks) }); err != nil {
 				return err
 			}
-			for _, ch := range checks {
-				if ch.Result != checkOK {
-					return exitError{code: exitFinding}
-				}
-			}
-			return nil
+			return verdict(checks)
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", defaultConfig, "configuration `file`")
-	cmd.Flags().StringVar(&hooks, "hooks-dir", defaultHooks, "`directory` of podman's hooks")
+	cmd.Flags().StringVar(&hooks, "hooks-dir", "", "`directory` of podman's hooks (default: those that containers.conf names, or "+defaultHooks+")")
+	cmd.Flags().DurationVar(&patience, "timeout", defaultPatience, "wait at most this long for all of it")
 	return cmd
+}
+
+// gather runs all of them at once and returns what they found, in their order. One
+// that does not return in time, because a file system or a program does not answer,
+// is unknown, and its goroutine is left behind: the program is about to end.
+func gather(ctx context.Context, looks []look) []check {
+	found := make([]chan []check, len(looks))
+	for i, l := range looks {
+		found[i] = make(chan []check, 1)
+		go func() { found[i] <- l.do(ctx) }()
+	}
+	// A program that is killed at the deadline is still reported by who asked it.
+	late, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(lateBy, cancel) })()
+	var all []check
+	for i, l := range looks {
+		select {
+		case checks := <-found[i]:
+			all = append(all, checks...)
+		case <-late.Done():
+			select {
+			case checks := <-found[i]:
+				all = append(all, checks...)
+			default:
+				all = append(all, check{l.name, checkUnknown, "no answer within the time", "", "look again with a longer --timeout"})
+			}
+		}
+	}
+	return all
+}
+
+// lateBy is how much longer than the programs the checks that ask them may take.
+const lateBy = 1500 * time.Millisecond
+
+// verdict is the exit code: what is to be done wins over what could not be seen.
+func verdict(checks []check) error {
+	has := func(status string) bool {
+		return slices.ContainsFunc(checks, func(ch check) bool { return ch.Status == status })
+	}
+	switch {
+	case has(checkFail) || has(checkWarn):
+		return exitError{code: exitFinding}
+	case has(checkUnknown):
+		return exitError{code: exitBlind}
+	}
+	return nil
 }
 
 func printChecks(w io.Writer, checks []check) error {
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(t, "CHECK\tRESULT\tWHY")
+	fmt.Fprintln(t, "CHECK\tSTATUS\tWHAT")
 	for _, ch := range checks {
-		fmt.Fprintf(t, "%s\t%s\t%s\n", ch.Check, ch.Result, verify.Printable(ch.Reason))
-		if ch.Do != "" {
-			fmt.Fprintf(t, "\t\tto do: %s\n", verify.Printable(ch.Do))
+		what := ch.What
+		if ch.Where != "" {
+			what = ch.Where + ": " + what
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\n", verify.Printable(ch.Name), ch.Status, verify.Printable(what))
+		if ch.Advice != "" {
+			fmt.Fprintf(t, "\t\tto do: %s\n", verify.Printable(ch.Advice))
 		}
 	}
 	return t.Flush()
@@ -92,11 +157,11 @@ func printChecks(w io.Writer, checks []check) error {
 // checkConfig returns what an agent would start with; where it would not start,
 // its sockets.
 func checkConfig(file string, named bool) (agent.Config, check) {
-	const what = "configuration"
-	well := check{what, checkOK, file, ""}
+	const name = "configuration"
+	well := check{name, checkOK, "the agent starts with it", file, ""}
 	cfg, err := agent.ReadConfig(file)
 	if errors.Is(err, os.ErrNotExist) && !named {
-		well.Reason, err = file+" is absent: the defaults hold", nil
+		well.What, err = "absent: the defaults hold", nil
 	}
 	if err == nil {
 		cfg, err = cfg.WithDefaults()
@@ -104,7 +169,7 @@ func checkConfig(file string, named bool) (agent.Config, check) {
 	if err != nil {
 		// Its sockets may be there all the same. Only the node's name can fail, which is not looked at.
 		cfg, _ = agent.Config{HookSocket: cfg.HookSocket, AdminSocket: cfg.AdminSocket}.WithDefaults()
-		return cfg, check{what, checkFail, err.Error(), "mend " + file + "; the agent does not start with it"}
+		return cfg, check{name, checkFail, err.Error(), "", "mend " + file + "; the agent does not start with it"}
 	}
 	return cfg, well
 }
@@ -112,184 +177,14 @@ func checkConfig(file string, named bool) (agent.Config, check) {
 func checkKernel() []check {
 	f, err := kernel.Look()
 	if err != nil && !errors.Is(err, kernel.ErrNotTried) {
-		return []check{{"kernel", checkFail, err.Error(), "see: probity kernel"}}
+		return []check{{"kernel", checkFail, err.Error(), "", "see: probity kernel"}}
 	}
-	cg := check{"cgroups", checkOK, fmt.Sprint(f.Cgroups), ""}
+	cg := check{"cgroups", checkOK, fmt.Sprint(f.Cgroups), "", ""}
 	if err != nil {
-		return []check{{"kernel", checkWarn, err.Error(), "run as root: sudo probity doctor"}, cg}
+		return []check{{"kernel", checkUnknown, err.Error(), "", "run as root: sudo probity doctor"}, cg}
 	}
 	if u := f.Type("uprobe"); !u.Supported {
-		return []check{{"kernel", checkFail, "no uprobes: " + u.Reason, "see: probity kernel"}, cg}
+		return []check{{"kernel", checkFail, "no uprobes: " + u.Reason, "", "see: probity kernel"}, cg}
 	}
-	return []check{{"kernel", checkOK, f.Release + " has uprobes", ""}, cg}
-}
-
-// checkHooks looks at every file of the directory, since one that is not JSON
-// breaks every podman run, at the program that ours names, and at the socket where
-// that asks. socket is the agent's.
-func checkHooks(dir string, podman bool, socket string) []check {
-	const what = "podman hooks"
-	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
-	if err != nil {
-		return []check{{what, checkFail, err.Error(), "name the directory with --hooks-dir"}}
-	}
-	var out []check
-	program, asks := "", ""
-	for _, name := range files {
-		var h struct {
-			Hook struct {
-				Path string   `json:"path"`
-				Args []string `json:"args"`
-			} `json:"hook"`
-		}
-		data, err := readHook(name)
-		if err == nil {
-			err = json.Unmarshal(data, &h)
-		}
-		if err != nil {
-			out = append(out, check{what, checkFail, fmt.Sprintf("read %s: %v: podman may start no container", name, err), "mend or remove " + name})
-			continue
-		}
-		if filepath.Base(name) == "probity-create.json" {
-			program, asks = h.Hook.Path, socketOf(h.Hook.Args)
-		}
-	}
-	switch {
-	case len(out) > 0:
-		return out
-	case program == "" && !podman:
-		return []check{{what, checkOK, "podman is not installed", ""}}
-	case program == "":
-		return []check{{what, checkFail, dir + " has no probity-create.json: podman's containers are not armed", "install packaging/hooks/*.json there"}}
-	}
-	file := filepath.Join(dir, "probity-create.json")
-	well := check{what, checkOK, file, ""}
-	switch {
-	case socket == "none":
-		well = check{what, checkWarn, file + " is there, and the agent has no hook socket (hookSocket: none)", "remove " + dir + "/probity-*.json, or take hookSocket: none out of the configuration"}
-	case asks != socket:
-		well = check{what, checkFail, fmt.Sprintf("the hook of %s asks on %s, the agent listens on %s: podman's containers are not armed", file, asks, socket),
-			fmt.Sprintf(`end the args of %s/probity-*.json with "--socket", "%s"`, dir, socket)}
-	}
-	return []check{well, checkProgram(program)}
-}
-
-// socketOf returns where a hook with these arguments asks: its own name, the stage,
-// and pairs of an option and its value.
-func socketOf(args []string) string {
-	socket := wire.DefaultPath
-	for i := 2; i+1 < len(args); i += 2 {
-		if args[i] == "--socket" {
-			socket = args[i+1]
-		}
-	}
-	return socket
-}
-
-// maxHook bounds a file of the hooks directory.
-const maxHook = 1 << 20
-
-func readHook(name string) ([]byte, error) {
-	// A FIFO in its place is not waited for.
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return nil, errors.Join(errors.New("not a regular file"), err)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxHook+1))
-	if err == nil && len(b) > maxHook {
-		err = fmt.Errorf("longer than %d bytes", maxHook)
-	}
-	return b, err
-}
-
-// checkProgram: podman skips a program that is missing and says nothing.
-func checkProgram(path string) check {
-	const what, do = "hook program", "install bin/probity-hook there, owned by root, mode 0755"
-	fail := func(why string) check { return check{what, checkFail, path + ": " + why, do} }
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return fail(err.Error() + ": podman skips it silently")
-	}
-	switch {
-	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return fail("not a regular file")
-	case st.Mode&0o111 == 0:
-		return fail("not executable")
-	case st.Uid != 0 || st.Mode&0o022 != 0:
-		return fail("others than root may change it")
-	}
-	f, err := elf.Open(path)
-	if err != nil {
-		return fail("not an ELF program: " + err.Error())
-	}
-	defer f.Close()
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			return fail("not static")
-		}
-	}
-	return check{what, checkOK, path, ""}
-}
-
-func checkSocket(what, path string) check {
-	var st, dir unix.Stat_t
-	err := unix.Lstat(path, &st)
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return check{what, checkFail, path + " is absent: the agent does not run", "systemctl start probity"}
-	case err != nil:
-		return check{what, checkWarn, path + ": " + err.Error(), "run as root: sudo probity doctor"}
-	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
-		return check{what, checkFail, path + " is not a socket", "remove it, then systemctl restart probity"}
-	}
-	if err := unix.Stat(filepath.Dir(path), &dir); err != nil {
-		return check{what, checkWarn, err.Error(), "run as root: sudo probity doctor"}
-	}
-	if st.Uid != 0 || dir.Uid != 0 || dir.Mode&0o022 != 0 {
-		return check{what, checkFail, path + ": others than root may replace it", "chown root and chmod 0755 " + filepath.Dir(path) + ", then systemctl restart probity"}
-	}
-	switch is, err := listening(path); {
-	case err != nil:
-		return check{what, checkWarn, "find who listens on " + path + ": " + err.Error(), "mount /proc, and look again"}
-	case !is:
-		return check{what, checkFail, path + " is there and nobody listens: the agent does not run", "systemctl start probity"}
-	}
-	return check{what, checkOK, fmt.Sprintf("%s, mode %04o", path, st.Mode&0o777), ""}
-}
-
-// listening reports whether somebody listens on a socket file. It does not connect,
-// which whoever listens would have to answer. What listens in another network
-// namespace is not seen.
-func listening(path string) (bool, error) {
-	// It lists the name that was bound: its directory need not be spelled as the
-	// configuration does, and the agent binds PATH.new and renames it (handoff.Listen).
-	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
-	if err != nil {
-		return false, err
-	}
-	table, err := os.ReadFile("/proc/net/unix")
-	if err != nil {
-		return false, err
-	}
-	real := filepath.Join(dir, filepath.Base(path))
-	for line := range strings.Lines(string(table)) {
-		// Num RefCount Protocol Flags Type St Inode Path; 00010000 is __SO_ACCEPTCON.
-		f := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 8)
-		if len(f) < 8 || f[3] != "00010000" {
-			continue
-		}
-		_, bound, ok := strings.Cut(strings.TrimLeft(f[6]+" "+f[7], " "), " ")
-		if !ok {
-			continue
-		}
-		in, err := filepath.EvalSymlinks(filepath.Dir(bound))
-		if err == nil && filepath.Join(in, strings.TrimSuffix(filepath.Base(bound), ".new")) == real {
-			return true, nil
-		}
-	}
-	return false, nil
+	return []check{{"kernel", checkOK, f.Release + " has uprobes", "", ""}, cg}
 }

@@ -3,10 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,7 +45,7 @@ func TestDoctor(t *testing.T) {
 	ours := func(path string) string {
 		return strings.Replace(string(shipped), "/usr/libexec/probity/probity-hook", path, 1)
 	}
-	hooks := func(files map[string]string) func(*testing.T) []check {
+	hooksOf := func(files map[string]string) func(*testing.T) []check {
 		return func(t *testing.T) []check {
 			dir := t.TempDir()
 			for name, text := range files {
@@ -77,10 +81,11 @@ func TestDoctor(t *testing.T) {
 		result string
 		reason string
 	}{
-		"hook well":         {hooks(map[string]string{"probity-create.json": ours(hook)}), checkOK, ""},
-		"no hook":           {hooks(nil), checkFail, "has no probity-create.json"},
-		"a stranger's file": {hooks(map[string]string{"probity-create.json": ours(hook), "x.json": "{"}), checkFail, "x.json"},
-		"program missing":   {hooks(map[string]string{"probity-create.json": ours("/nonexistent/hook")}), checkFail, "no such file"},
+		"hook well":         {hooksOf(map[string]string{createHook: ours(hook), poststopHook: ours(hook)}), checkOK, ""},
+		"no poststop hook":  {hooksOf(map[string]string{createHook: ours(hook)}), checkWarn, poststopHook + ": absent"},
+		"no hook":           {hooksOf(nil), checkFail, "no probity-create.json"},
+		"a stranger's file": {hooksOf(map[string]string{"probity-create.json": ours(hook), "x.json": "{"}), checkFail, "x.json"},
+		"program missing":   {hooksOf(map[string]string{"probity-create.json": ours("/nonexistent/hook")}), checkFail, "no such file"},
 		"not executable":    {program("x", 0o644), checkFail, "not executable"},
 		"others may write":  {program("x", 0o777), checkFail, "others than root"},
 		"a script":          {program("#!/bin/sh\n", 0o755), checkFail, "not an ELF program"},
@@ -94,15 +99,25 @@ func TestDoctor(t *testing.T) {
 		}, checkFail, "not a regular file"},
 		"hook asks elsewhere": {func(t *testing.T) []check {
 			dir := t.TempDir()
-			put(t, filepath.Join(dir, "probity-create.json"), ours(hook), 0o644)
+			put(t, filepath.Join(dir, createHook), ours(hook), 0o644)
+			put(t, filepath.Join(dir, poststopHook), ours(hook), 0o644)
 			return checkHooks(dir, true, "/run/elsewhere.sock")
 		}, checkFail, "asks on /run/probity/hook.sock, the agent listens on /run/elsewhere.sock"},
 		"hook told where": {func(t *testing.T) []check {
 			dir := t.TempDir()
 			text := strings.Replace(ours(hook), `"createRuntime"],`, `"createRuntime", "--fail-policy", "/x", "--socket", "/run/elsewhere.sock"],`, 1)
-			put(t, filepath.Join(dir, "probity-create.json"), text, 0o644)
+			put(t, filepath.Join(dir, createHook), text, 0o644)
+			put(t, filepath.Join(dir, poststopHook), text, 0o644)
 			return checkHooks(dir, true, "/run/elsewhere.sock")
 		}, checkOK, ""},
+		"poststop asks elsewhere": {func(t *testing.T) []check {
+			dir := t.TempDir()
+			put(t, filepath.Join(dir, createHook), ours(hook), 0o644)
+			put(t, filepath.Join(dir, poststopHook), strings.Replace(ours(hook), `"createRuntime"],`, `"createRuntime", "--socket", "/run/old.sock"],`, 1), 0o644)
+			return checkHooks(dir, true, wire.DefaultPath)
+		}, checkFail, poststopHook + ": it asks on /run/old.sock"},
+		"no hook is wanted": {func(t *testing.T) []check { return checkHooks(t.TempDir(), true, "none") }, checkOK, ""},
+		"no podman":         {func(t *testing.T) []check { return checkHooks(t.TempDir(), false, wire.DefaultPath) }, checkOK, ""},
 		"hook without a socket": {func(t *testing.T) []check {
 			dir := t.TempDir()
 			put(t, filepath.Join(dir, "probity-create.json"), ours(hook), 0o644)
@@ -143,7 +158,7 @@ func TestDoctor(t *testing.T) {
 			return []check{checkSocket("hook socket", filepath.Join(dir, "l", "s"))}
 		}, checkOK, ""},
 		"socket well":         {socket(func(p string) error { return nil }), checkOK, ""},
-		"socket absent":       {socket(os.Remove), checkFail, "is absent"},
+		"socket absent":       {socket(os.Remove), checkFail, "absent: the agent does not run"},
 		"socket of another":   {socket(func(p string) error { return os.Chown(p, 1, 1) }), checkFail, "others than root"},
 		"directory of all":    {socket(func(p string) error { return os.Chmod(filepath.Dir(p), 0o777) }), checkFail, "others than root"},
 		"a file is no socket": {func(*testing.T) []check { return []check{checkSocket("hook socket", "/etc/passwd")} }, checkFail, "not a socket"},
@@ -161,10 +176,10 @@ func TestDoctor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			worst, reasons := checkOK, ""
 			for _, got := range c.look(t) {
-				if got.Result != checkOK {
-					worst, reasons = got.Result, reasons+got.Reason
+				if got.Status != checkOK && got.Status != checkSkip {
+					worst, reasons = worse(worst, got.Status), reasons+got.Where+": "+got.What
 				}
-				if (got.Do == "") != (got.Result == checkOK) {
+				if (got.Advice == "") != (got.Status == checkOK || got.Status == checkSkip) {
 					t.Errorf("%+v: what to do goes with what is not well", got)
 				}
 			}
@@ -172,6 +187,75 @@ func TestDoctor(t *testing.T) {
 				t.Errorf("%s (%s), want %s (%s)", worst, reasons, c.result, c.reason)
 			}
 		})
+	}
+}
+
+func worse(a, b string) string {
+	order := []string{checkOK, checkSkip, checkUnknown, checkWarn, checkFail}
+	if slices.Index(order, a) > slices.Index(order, b) {
+		return a
+	}
+	return b
+}
+
+// What is to be done wins over what could not be seen, and what there is not on this
+// host is neither.
+func TestDoctorVerdict(t *testing.T) {
+	for statuses, want := range map[string]int{
+		"":                  exitSound,
+		"ok":                exitSound,
+		"ok skip":           exitSound,
+		"unknown ok":        exitBlind,
+		"ok warn":           exitFinding,
+		"fail ok":           exitFinding,
+		"unknown warn ok":   exitFinding,
+		"warn unknown":      exitFinding,
+		"unknown fail skip": exitFinding,
+	} {
+		var checks []check
+		for _, s := range strings.Fields(statuses) {
+			checks = append(checks, check{Name: "x", Status: s})
+		}
+		code := exitSound
+		var exit exitError
+		if err := verdict(checks); errors.As(err, &exit) {
+			code = exit.code
+		} else if err != nil {
+			t.Errorf("%q: %v", statuses, err)
+		}
+		if code != want {
+			t.Errorf("%q: exit code %d, want %d", statuses, code, want)
+		}
+	}
+}
+
+// What does not return is unknown once the time is over, and the rest is shown.
+func TestDoctorDoesNotWaitForever(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	hang := make(chan struct{})
+	defer close(hang)
+	got := gather(ctx, []look{
+		{"a", func(context.Context) []check { <-hang; return nil }},
+		{"b", func(context.Context) []check { return []check{{"b", checkOK, "well", "", ""}} }},
+	})
+	if len(got) != 2 || got[0].Name != "a" || got[0].Status != checkUnknown || got[0].Advice == "" || got[1].Status != checkOK {
+		t.Errorf("%+v", got)
+	}
+}
+
+// What a program or a file says moves no cursor, in neither form.
+func TestDoctorPrintsNoEscapes(t *testing.T) {
+	checks := []check{{"x", checkFail, "says \x1b[2J\nCHECK\u202e", "/a\rb", "rm \x07"}}
+	for _, format := range []string{"text", "json"} {
+		var out bytes.Buffer
+		c := &cli{out: &out, format: format}
+		if err := c.print(checks, func(w io.Writer) error { return printChecks(w, checks) }); err != nil {
+			t.Fatal(err)
+		}
+		if strings.ContainsAny(out.String(), "\x1b\r\x07") || format == "text" && strings.Count(out.String(), "\n") != 3 || format == "text" && strings.Contains(out.String(), "\u202e") {
+			t.Errorf("%s: %q", format, out.String())
+		}
 	}
 }
 
@@ -194,16 +278,28 @@ func TestDoctorWarningIsOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{
-		filepath.Join(hooks, "probity-create.json"): `{"hook":{"path":"` + hook + `","args":["probity-hook","createRuntime"]}}`,
-		file: "hookSocket: none\nadminSocket: " + admin + "\n",
+		filepath.Join(hooks, createHook): `{"hook":{"path":"` + hook + `","args":["probity-hook","createRuntime"]}}`,
+		file:                             "hookSocket: none\nadminSocket: " + admin + "\n",
 	} {
 		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
 	var out, errs bytes.Buffer
-	code := run(context.Background(), []string{"doctor", "--config", file, "--hooks-dir", hooks}, nil, &out, &errs)
-	if fails := strings.Contains(out.String(), "  fail  "); code != exitFinding || fails || !strings.Contains(out.String(), "no hook socket") {
-		t.Errorf("exit code %d, want %d and nothing but a warning\n%s%s", code, exitFinding, out.String(), errs.String())
+	code := run(context.Background(), []string{"doctor", "-o", "json", "--config", file, "--hooks-dir", hooks}, nil, &out, &errs)
+	var checks []check
+	if err := json.Unmarshal(out.Bytes(), &checks); err != nil {
+		t.Fatalf("%v\n%s%s", err, out.String(), errs.String())
+	}
+	warned := false
+	for _, ch := range checks {
+		warned = warned || ch.Status == checkWarn && strings.Contains(ch.What, "no hook socket")
+		// What else this machine has is its own.
+		if ch.Status == checkFail && slices.Contains([]string{"configuration", "kernel", hooksName, "hook socket", "admin socket"}, ch.Name) {
+			t.Errorf("%+v", ch)
+		}
+	}
+	if code != exitFinding || !warned {
+		t.Errorf("exit code %d, want %d and a warning\n%s%s", code, exitFinding, out.String(), errs.String())
 	}
 }
