@@ -2,6 +2,7 @@ package runtimes
 
 import (
 	"encoding/json"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -256,5 +257,88 @@ func TestCtr(t *testing.T) {
 	away := slices.DeleteFunc(e.GapsOf("", evidence.GapRuntimeDisconnected), func(g *evidence.Gap) bool { return g.Source != "events:"+c.Address || g.To.IsZero() })
 	if len(away) != 2 { // until the agent was connected, and while containerd was away
 		t.Errorf("windows in which events were not heard: %+v", away)
+	}
+}
+
+// everybody is a policy for every container, of which it requires what the target lacks.
+const everybody = `
+name: everybody
+failPolicy: closed
+probes:
+  - {id: fn, type: uprobe, file: /bin/target, symbols: [hello, goodbye, never, absent]}
+`
+
+// Where NRI is off, CRI's containers are taken from the events as well: with their pods,
+// and without the pause processes. Nobody is refused, and the evidence says so. One id in
+// two namespaces is two containers.
+func TestCtrWithoutNRI(t *testing.T) {
+	c := StartContainerd(t)
+	d := containerdDriver{c}
+	digest := targetImage(t, d)
+	before := d.start(t, targetName, "before", "hello", "wait", "hello")
+	o := AgentOptions{Policies: []string{everybody}, Containerd: c.Address, NRISockets: []string{c.Scratch.Path("absent.sock")}}
+	a := StartAgent(t, o)
+	waitEvents(t, a, c, isConnected)
+	after := d.start(t, targetName, "after", "wait", "hello")
+	armedAgain(t, a, before, evidence.GapAdopted)
+	armedAgain(t, a, after, evidence.GapAdopted)
+
+	twins := []ctrs{{c, filepath.Base(c.Scratch.Cgroup)}, {c, "another"}}
+	var both []ctrRan
+	for i, x := range twins {
+		x.ctr(t, "images", "import", "--platform", "linux", c.Scratch.Path("target.tar"))
+		x.ctr(t, append([]string{"run", "--detach", "--null-io", "--cgroup", fmt.Sprintf("%s/twin%d", c.Scratch.Cgroup, i)},
+			slices.Concat(x.with("twin"), []string{targetName, "twin", "/bin/target", "wait", "hello"})...)...)
+		both = append(both, x.ran(t, "twin"))
+	}
+	runsOf := func(e Evidence) map[string]*evidence.Coverage {
+		runs := map[string]*evidence.Coverage{}
+		for _, v := range e.Coverage {
+			if v.ContainerID == "twin" {
+				runs[v.CgroupPath] = v
+			}
+		}
+		return runs
+	}
+	a.WaitLine(t, func(e Evidence) bool { return len(runsOf(e)) == 2 })
+	both[0].goOn(t)
+	both[0].wait(t)
+	both[0].remove(t)
+	a.WaitLine(t, func(e Evidence) bool { return runsOf(e)[c.Scratch.Cgroup+"/twin0"].Final })
+	if runsOf(a.Evidence(t))[c.Scratch.Cgroup+"/twin1"].Final {
+		t.Error("the end of one ended the other")
+	}
+	both[1].goOn(t)
+	for _, r := range []ran{before, after} {
+		r.goOn(t)
+	}
+	for _, r := range []ran{before, after, both[1]} {
+		if code := r.wait(t); code != 0 {
+			t.Errorf("%s: exit code %d", r.id(), code)
+		}
+	}
+	e := settled(t, a)
+	for _, r := range []ran{before, after, both[1]} {
+		o := want(t, e, r.id(), "fn", "hello", evidence.Hit, "", 1)
+		if o.ImageDigest != digest {
+			t.Errorf("%+v", o)
+		}
+		if v := e.Cover(r.id()); v.FailPolicyEnforced == nil || *v.FailPolicyEnforced || v.Refused != "" || v.Source != "events:"+c.Address {
+			t.Errorf("coverage %+v", v)
+		}
+	}
+	for name, r := range map[string]ran{"before": before, "after": after} {
+		want(t, e, r.id(), "fn", "never", evidence.Partial, "", 0)
+		if v := e.Cover(r.id()); v.ContainerName != name || v.Image != targetName || v.Pod == nil || v.Pod.Name != name+"-pod" || v.Pod.Namespace != "default" || v.Pod.UID == "" {
+			t.Errorf("coverage %+v", v)
+		}
+	}
+	if runs := runsOf(e); len(runs) != 2 || runs[c.Scratch.Cgroup+"/twin0"].RunID == runs[c.Scratch.Cgroup+"/twin1"].RunID {
+		t.Errorf("runs of the twins: %+v", runs)
+	}
+	for _, v := range e.Coverage {
+		if !slices.Contains([]string{before.id(), after.id(), "twin"}, v.ContainerID) {
+			t.Errorf("a container that is none: %+v", v)
+		}
 	}
 }
