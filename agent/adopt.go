@@ -128,7 +128,7 @@ func (a *Agent) adoptOne(ctx context.Context, n container.Notice, created func()
 	if err == nil && a.has(n) {
 		return // it was seen starting, or adopted before
 	}
-	n.Identity.Image = a.identify(ctx, n)
+	a.identify(ctx, &n)
 	probes := a.policies.Select(n.Identity)
 	if len(probes) == 0 {
 		a.count(n, false)

@@ -211,7 +211,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	a.redact = redact.New(all, a.redactKey, "")
 	var _ witness.Thrift = a.spool // what it has little room for is left out
 	a.witness = witness.New(witness.Config{Sink: a.spool, BootTime: cgroup.BootTime, Policies: a.policies.Digest, Redact: a.redact, Log: a.log.With("in", "witness")})
-	a.finder = image.New(image.Config{ContainerdAddress: cfg.ContainerdAddress, PodmanRoot: cfg.PodmanRoot, Log: a.log.With("in", "image")})
+	a.finder = image.New(image.Config{ContainerdAddress: cfg.ContainerdAddress, PodmanRoot: cfg.PodmanRoot, DockerRoot: cfg.DockerRoot, Log: a.log.With("in", "image")})
 	a.keptHook = a.cfg.Kept[keptHook]
 	delete(a.cfg.Kept, keptHook)
 	if err := a.openKernel(); err != nil {

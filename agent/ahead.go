@@ -74,8 +74,22 @@ func (a *Agent) identifyAhead(ctx context.Context, n container.Notice) container
 	return img
 }
 
-// identify is Finder.Identify, without asking again what is known.
-func (a *Agent) identify(ctx context.Context, n container.Notice) container.Image {
+// identify completes who a container is by its runtime's store: by Finder.Identify,
+// without asking again what is known, and by what docker calls it.
+func (a *Agent) identify(ctx context.Context, n *container.Notice) {
+	if n.Identity.Runtime == container.Docker && n.Identity.Name == "" {
+		name, labels := a.finder.Named(n.Identity.ID)
+		n.Identity.Name = container.Text(name)
+		labels, cut := container.Fit(labels)
+		if labels != nil {
+			n.Identity.Labels = labels
+		}
+		n.Identity.Cut = n.Identity.Cut || cut > 0
+	}
+	n.Identity.Image = a.imageOf(ctx, *n)
+}
+
+func (a *Agent) imageOf(ctx context.Context, n container.Notice) container.Image {
 	key := imageKey{n.Source, n.Identity.ID}
 	a.mu.Lock()
 	img, ok := a.images[key]

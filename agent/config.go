@@ -76,6 +76,8 @@ type Config struct {
 	ContainerdEvents string `yaml:"containerdEvents"`
 	// PodmanRoot is podman's storage (/var/lib/containers/storage).
 	PodmanRoot string `yaml:"podmanRoot"`
+	// DockerRoot is docker's data-root (/var/lib/docker).
+	DockerRoot string `yaml:"dockerRoot"`
 	// Barrier is how long a container's start is held at most (1200ms; the
 	// runtimes' own limit is 2 s, and a plugin past it is cut off).
 	Barrier time.Duration `yaml:"barrier"`
@@ -201,6 +203,7 @@ func (c Config) WithDefaults() (Config, error) {
 		return c, fmt.Errorf("containerdEvents: %q: want on or off", c.ContainerdEvents)
 	}
 	set(&c.PodmanRoot, "/var/lib/containers/storage")
+	set(&c.DockerRoot, "/var/lib/docker")
 	switch {
 	case c.SpoolQuotaMiB == 0:
 		c.SpoolQuotaMiB = 1024

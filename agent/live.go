@@ -170,7 +170,7 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 	}()
 	if n.Identity.User == 0 { // else there is only what the user claims
 		// Not with ctx: that ends with the barrier, and who comes late has a name too.
-		n.Identity.Image = a.identify(context.WithoutCancel(ctx), n)
+		a.identify(context.WithoutCancel(ctx), &n)
 	}
 	probes := a.policies.Select(n.Identity)
 	a.count(n, len(probes) > 0)

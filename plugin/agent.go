@@ -107,6 +107,7 @@ if it is the default one.`,
 	f.StringArrayVar(&flags.RuntimeStates, "runtime-state", nil, "`directory` with the states of runc's or crun's containers, or none; may be repeated (default /run/runc and /run/crun)")
 	f.StringVar(&flags.ContainerdAddress, "containerd-address", "", "`path` of containerd's socket (default /run/containerd/containerd.sock)")
 	f.StringVar(&flags.PodmanRoot, "podman-root", "", "`directory` of podman's storage (default /var/lib/containers/storage)")
+	f.StringVar(&flags.DockerRoot, "docker-root", "", "`directory` that is docker's data-root (default /var/lib/docker)")
 	f.StringVar(&flags.KeepIn, "keep-in", "", "`directory` below a BPF file system where what counts is pinned for the next agent, where no service manager holds it")
 	f.StringVar(&flags.BTF, "btf", "", "`file` with kernel types, or directory of archives, for kernels without /sys/kernel/btf/vmlinux")
 	f.DurationVar(&flags.Barrier, "barrier", 0, "hold a container's start at most this long (default 1.2s)")
@@ -140,7 +141,7 @@ func override(cfg, flags agent.Config) agent.Config {
 	for _, p := range []struct{ into, from *string }{
 		{&cfg.Node, &flags.Node}, {&cfg.State, &flags.State}, {&cfg.Spool, &flags.Spool}, {&cfg.Policies, &flags.Policies},
 		{&cfg.HookSocket, &flags.HookSocket}, {&cfg.AdminSocket, &flags.AdminSocket},
-		{&cfg.ContainerdAddress, &flags.ContainerdAddress}, {&cfg.PodmanRoot, &flags.PodmanRoot}, {&cfg.BTF, &flags.BTF}, {&cfg.KeepIn, &flags.KeepIn},
+		{&cfg.ContainerdAddress, &flags.ContainerdAddress}, {&cfg.PodmanRoot, &flags.PodmanRoot}, {&cfg.DockerRoot, &flags.DockerRoot}, {&cfg.BTF, &flags.BTF}, {&cfg.KeepIn, &flags.KeepIn},
 	} {
 		if *p.from != "" {
 			*p.into = *p.from

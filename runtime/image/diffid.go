@@ -40,6 +40,10 @@ func (f *Finder) nameLayers(ctx context.Context, n container.Notice, img contain
 		}
 	case container.Podman, container.CRIO:
 		f.storedDiffIDs(layers)
+	case container.Docker:
+		if err := f.dockerDiffIDs(n.Identity.ID, layers); err != nil {
+			f.conf.Log.Debug("layers without diff ids", "container", n.Identity.ID, "err", err)
+		}
 	default:
 		return
 	}

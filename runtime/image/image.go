@@ -3,7 +3,7 @@
 // pattern means. It works offline, from the runtimes' own stores.
 //
 // In: a notice that a runtime source has cross-checked; /proc; podman's and
-// CRI-O's storage directory; containerd's socket, by read-only calls in the
+// CRI-O's storage directory, and docker's; containerd's socket, by read-only calls in the
 // container's namespace; the directories of the layers. Out: a [container.Image], a
 // [Rootfs], and from a [Cache] a [View] of the container's files.
 //
@@ -28,6 +28,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"path"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -39,12 +40,14 @@ import (
 const (
 	DefaultContainerd = "/run/containerd/containerd.sock"
 	DefaultPodmanRoot = "/var/lib/containers/storage"
+	DefaultDockerRoot = "/var/lib/docker"
 )
 
 // Config says where the stores are. The zero value means the defaults.
 type Config struct {
 	ContainerdAddress string // path of containerd's socket
 	PodmanRoot        string // graphroot of podman and CRI-O, for containers whose bundle does not lie in one
+	DockerRoot        string // docker's data-root
 	Log               *slog.Logger
 }
 
@@ -66,6 +69,7 @@ type Finder struct {
 func New(c Config) *Finder {
 	c.ContainerdAddress = cmp.Or(c.ContainerdAddress, DefaultContainerd)
 	c.PodmanRoot = cmp.Or(c.PodmanRoot, DefaultPodmanRoot)
+	c.DockerRoot = path.Clean(cmp.Or(c.DockerRoot, DefaultDockerRoot))
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -95,6 +99,8 @@ func (f *Finder) Identify(ctx context.Context, n container.Notice) container.Ima
 		img, err = f.fromContainerd(ctx, n)
 	case container.Podman, container.CRIO:
 		img, err = f.fromStorage(n)
+	case container.Docker:
+		img, err = f.fromDocker(ctx, n)
 	default:
 		img = n.Identity.Image
 		if img.Digest == "" && img.DigestReason == "" {

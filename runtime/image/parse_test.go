@@ -190,3 +190,13 @@ func FuzzStorage(f *testing.F) {
 		_, _ = parseLayers(b)
 	})
 }
+
+func FuzzDocker(f *testing.F) {
+	f.Add([]byte(`{"Name":"/a","Image":"` + aDigest + `","Driver":"overlay2","Config":{"Image":"n","Labels":{"a":"b"}},"ImageManifest":{"digest":"` + bDigest + `"}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := parseDockerContainer(b)
+		if err == nil && strings.ContainsAny(c.Driver, "/.\x00") {
+			t.Fatalf("driver %q is a path", c.Driver)
+		}
+	})
+}
