@@ -247,7 +247,6 @@ func printStatus(w io.Writer, st agent.Status) error {
 
 // stored says how full the spool is, and what it cost.
 func stored(u spool.Usage) (lines []string) {
-	mib := func(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 	of := func(n int64) string {
 		if n == 0 {
 			return "no bound"

@@ -53,8 +53,9 @@ func (c *cli) doctor() *cobra.Command {
 		Use: "doctor", Short: "Say what is wrong on this host, and what to do about it",
 		Long: `Doctor looks at this host as the agent needs it, and says of each thing whether it
 is well, and what to do if not: the configuration, the kernel, the container
-runtimes and whether they tell of their containers (NRI, hooks), the sockets.
-It changes nothing and needs no agent.
+runtimes and whether they tell of their containers (NRI, hooks), the service, its
+sockets, key and spool, the clock. It changes nothing. It needs no agent, and asks
+the one that runs, if there is one.
 
 It runs the runtimes' own programs, to ask for their version and for the
 configuration that holds: only those that nobody but root can change, looked
@@ -76,8 +77,14 @@ else with 3 if something could not be looked at; else with 0.`,
 				{"kernel", func(context.Context) []check { return checkKernel() }},
 				{"runtimes", h.checkRuntimes},
 				{"containerd", func(ctx context.Context) []check { return h.checkContainerd(ctx, cfg) }},
+				{"cri-o", func(ctx context.Context) []check { return h.checkCRIO(ctx, cfg) }},
 				{hooksName, func(context.Context) []check { return checkHooks(hooks, h.has("podman"), cfg.HookSocket) }},
+				{"service", h.checkService},
 				{"sockets", func(context.Context) []check { return checkSockets(cfg) }},
+				{"agent", func(ctx context.Context) []check { return checkAgent(ctx, cfg) }},
+				{"key", func(context.Context) []check { return []check{checkKey(cfg)} }},
+				{spoolName, func(ctx context.Context) []check { return checkSpool(ctx, cfg) }},
+				{"clock", func(context.Context) []check { return []check{checkClock()} }},
 			})...)
 			if err := c.print(checks, func(w io.Writer) error { return printChecks(w, checks) }); err != nil {
 				return err

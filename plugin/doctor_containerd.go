@@ -50,6 +50,9 @@ func (t tree) texts(key string) (out []string) {
 }
 
 func (t tree) duration(key string) time.Duration {
+	if ns, ok := t[key].(int64); ok {
+		return time.Duration(ns)
+	}
 	s, _ := t[key].(string)
 	d, _ := time.ParseDuration(s)
 	return d

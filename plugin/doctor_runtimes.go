@@ -112,11 +112,15 @@ func (d service) restart(unit string) string {
 	return "systemctl restart " + unit
 }
 
-// option returns the last value of an option of a command line: --name V, --name=V,
-// -s V or -s=V.
-func option(args []string, long, short string) (value string, ok bool) {
+// option returns the last value of an option of a command line, by any of its names:
+// --name V or --name=V, with one dash or two.
+func option(args []string, names ...string) (value string, ok bool) {
 	for i, a := range args {
-		for _, name := range []string{"--" + long, "-" + long, "-" + short} {
+		if a = strings.TrimPrefix(a, "-"); !strings.HasPrefix(args[i], "-") {
+			continue
+		}
+		a = strings.TrimPrefix(a, "-")
+		for _, name := range names {
 			if v, cut := strings.CutPrefix(a, name+"="); cut {
 				value, ok = v, true
 			} else if a == name && i+1 < len(args) {
