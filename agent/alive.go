@@ -47,7 +47,7 @@ func (a *Agent) living(ctx context.Context) error {
 	if a.ring != nil {
 		loops = append(loops, &loop{name: "ring", turns: &a.ring.turns})
 	}
-	told := false
+	told := ""
 	for {
 		hang := ""
 		for _, l := range loops {
@@ -57,10 +57,10 @@ func (a *Agent) living(ctx context.Context) error {
 		}
 		if hang == "" {
 			a.cfg.Alive()
-		} else if !told {
+		} else if hang != told {
 			a.log.Error("a loop hangs: the watchdog is not told any more that the agent lives", "loop", hang)
 		}
-		told = hang != ""
+		told = hang
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

@@ -1,6 +1,11 @@
 package agent
 
 import (
+	"context"
+	"log/slog"
+	"os"
+	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -24,21 +29,89 @@ func TestAlive(t *testing.T) {
 	}
 }
 
-// A loop that hangs has it say nothing, until it goes on: here the one that proves that
-// probes are armed, which waits for the agent's lock.
-func TestHangs(t *testing.T) {
-	n, alive := beating(t, 5*time.Millisecond)
-	<-alive
-	n.mu.Lock()
-	for quiet := false; !quiet; {
-		select {
-		case <-alive:
-		case <-time.After(time.Second):
-			quiet = true
-		}
+// watchdog is what a watchdog hears, and what the agent's log says of hanging loops: ""
+// for a beat, or a loop's name.
+type watchdog struct{ heard chan string }
+
+func (w watchdog) hear(s string) {
+	select {
+	case w.heard <- s:
+	default: // nobody listens now
 	}
-	n.mu.Unlock()
-	<-alive
+}
+
+// Enabled, Handle, WithAttrs and WithGroup implement slog.Handler.
+func (w watchdog) Enabled(context.Context, slog.Level) bool { return true }
+func (w watchdog) WithAttrs([]slog.Attr) slog.Handler       { return w }
+func (w watchdog) WithGroup(string) slog.Handler            { return w }
+func (w watchdog) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "loop" {
+			w.hear(a.Value.String())
+		}
+		return true
+	})
+	return nil
+}
+
+// A loop that hangs has the agent say nothing, until it goes on. Each of the loops waits
+// for the agent's lock here, when it has something to do, and only one has.
+func TestHangs(t *testing.T) {
+	const stands = "name: test\nprobes:\n  - {id: hello, type: uprobe, file: /bin/target, symbols: [hello], stopAfter: 1}\n"
+	for loop, c := range map[string]struct {
+		health   time.Duration
+		policies string
+		work     func(*testing.T, *box)
+	}{
+		"health": {5 * time.Millisecond, wanted, func(*testing.T, *box) {}},
+		// A probe stands down.
+		"sweep": {time.Hour, stands, func(_ *testing.T, b *box) { b.run() }},
+		// A program is executed.
+		"ring": {time.Hour, wanted, func(t *testing.T, b *box) {
+			cg, err := os.Open(b.cgroup)
+			must(t, err)
+			defer cg.Close()
+			cmd := exec.Command("/bin/true")
+			cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}
+			must(t, cmd.Run())
+		}},
+	} {
+		t.Run(loop, func(t *testing.T) {
+			w := watchdog{make(chan string, 1000)}
+			n := newNodeWith(t, Config{Health: c.health, AliveEvery: 5 * time.Millisecond, Alive: func() { w.hear("") }, Log: slog.New(w)}, c.policies)
+			b := newBox(t, 1, "hello")
+			n.notify(context.Background(), b.notice("c1"), yes)
+			late := time.NewTimer(failsafe)
+			defer late.Stop()
+			// next is what is heard next, or "-" if nothing is for so long.
+			next := func(most time.Duration) string {
+				quiet := time.NewTimer(most)
+				defer quiet.Stop()
+				select {
+				case s := <-w.heard:
+					return s
+				case <-quiet.C:
+					return "-"
+				case <-late.C:
+					t.Fatal("the watchdog goes on being told that the agent lives")
+				}
+				return ""
+			}
+			n.mu.Lock()
+			unlock := n.mu.Unlock
+			defer func() { unlock() }()
+			c.work(t, b)
+			for said := ""; said != "-"; {
+				if said = next(failsafe); said == loop {
+					said = next(time.Second) // another may have hung on this machine, for a moment
+				}
+			}
+			n.mu.Unlock()
+			unlock = func() {}
+			for next(failsafe) != "" {
+			}
+		})
+	}
 }
 
 // A loop hangs if it is at the same thing for longer than it may be, and not if it
