@@ -359,7 +359,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	cancel()
 	stopSpool()
-	return errors.Join(err, <-spoolDone, <-keeping, a.Close())
+	err = errors.Join(err, <-spoolDone, <-keeping)
+	a.cfg.Stopping()
+	return errors.Join(err, a.Close())
 }
 
 // stopRuns ends every run with final: false.
@@ -380,9 +382,13 @@ func (a *Agent) stopRuns() {
 	a.users.wait()
 	for _, l := range runs {
 		a.lastCheck(l)
+		a.cfg.Stopping()
 	}
-	a.readOut(slices.Collect(maps.Values(runs))...)
-	a.witness.Stop()
+	for some := range slices.Chunk(slices.Collect(maps.Values(runs)), 32) {
+		a.readOut(some...)
+		a.cfg.Stopping()
+	}
+	a.witness.Stop(a.cfg.Stopping)
 	a.signNode(&evidence.Gap{
 		GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, Count: evidence.Loss{N: 1}, Detail: "the agent stopped",
 	}, func(g *evidence.Gap, now evidence.Time) { g.From = now })

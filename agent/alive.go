@@ -39,7 +39,8 @@ func (l *loop) hangs(now time.Time, most time.Duration) bool {
 // living tells a watchdog that the agent lives, as often as it wants to be told three
 // times over, unless a loop hangs. The spool's writer is not among them: a disk that
 // does not answer is not mended by another agent, and what waits in memory would be
-// lost with this one.
+// lost with this one. When the agent ends it says so, and stopRuns goes on to tell: from
+// then on who waits for the end has a time of his own.
 func (a *Agent) living(ctx context.Context) error {
 	tick := time.NewTicker(a.cfg.AliveEvery)
 	defer tick.Stop()
@@ -64,6 +65,7 @@ func (a *Agent) living(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			a.cfg.Stopping()
 			return nil
 		}
 	}

@@ -103,6 +103,9 @@ type Config struct {
 	// Starting is called at least once for each chunk of the spool that is read before
 	// Ready, of which there may be many.
 	Starting func() `yaml:"-"`
+	// Stopping is called when the agent begins to end, and whenever it got further with
+	// that: the last lines of many runs take their time.
+	Stopping func() `yaml:"-"`
 	// Reread reads the configuration again, for a reload.
 	Reread func() (Config, error) `yaml:"-"`
 	// Hangup asks for a reload, as SIGHUP does.
@@ -248,7 +251,7 @@ func (c Config) WithDefaults() (Config, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	for _, f := range []*func(){&c.Ready, &c.Starting, &c.Alive} {
+	for _, f := range []*func(){&c.Ready, &c.Starting, &c.Stopping, &c.Alive} {
 		if *f == nil {
 			*f = func() {}
 		}

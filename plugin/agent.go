@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 
@@ -72,7 +73,8 @@ if it is the default one.`,
 					cfg.Log.Warn("the service manager was not told", "err", err)
 				}
 			}
-			cfg.Starting = extend()
+			cfg.Starting = extend("")
+			cfg.Stopping = stopping()
 			if interval, err := daemon.SdWatchdogEnabled(false); err == nil && interval > 0 {
 				cfg.AliveEvery = interval / 3
 				cfg.Alive = func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog) }
@@ -161,14 +163,24 @@ func override(cfg, flags agent.Config) agent.Config {
 	return cfg
 }
 
-// extend returns what asks the service manager for more time to start, once a second at
-// most: it ends one that takes longer than TimeoutStartSec=.
-func extend() func() {
+// stopping returns what tells the service manager that the agent ends, and from then on
+// that it gets further with that: who is ended by a signal that is not the service
+// manager's is still running for it, and its watchdog would kill what writes the last
+// lines of many runs. One that hangs is killed when the time that it was given is over.
+func stopping() func() {
+	more := extend("\n" + daemon.SdNotifyWatchdog)
+	tell := sync.OnceFunc(func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyStopping) })
+	return func() { tell(); more() }
+}
+
+// extend returns what asks the service manager for more time to start or to stop, once a
+// second at most: it ends one that takes longer than TimeoutStartSec=, or TimeoutStopSec=.
+func extend(besides string) func() {
 	var last time.Time
 	return func() {
 		if now := time.Now(); now.Sub(last) >= time.Second {
 			last = now
-			_, _ = daemon.SdNotify(false, "EXTEND_TIMEOUT_USEC=30000000")
+			_, _ = daemon.SdNotify(false, "EXTEND_TIMEOUT_USEC=30000000"+besides)
 		}
 	}
 }

@@ -521,11 +521,13 @@ func (w *Witness) End(runID string, at int64, final bool) {
 	w.cfg.Sink.Seal()
 }
 
-// Stop ends every run with final: false, because the agent stops.
-func (w *Witness) Stop() {
+// Stop ends every run with final: false, because the agent stops. It calls progress after
+// each.
+func (w *Witness) Stop(progress func()) {
 	now := w.cfg.BootTime()
 	for _, r := range w.all() {
 		w.end(r.runID, now, false)
+		progress()
 	}
 	w.mu.Lock()
 	lost := slices.Collect(maps.Values(w.sources))

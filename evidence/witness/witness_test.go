@@ -442,10 +442,11 @@ func TestStop(t *testing.T) {
 	st := newStage(t, armed(1, "hello"))
 	st.Publish(st.id, 0)
 	st.out.lines = nil
-	st.Stop()
+	ended := 0
+	st.Stop(func() { ended++ })
 	cov := take[*evidence.Coverage](st.out)
-	if len(cov) != 1 || cov[0].Final || !cov[0].Ended.IsZero() || len(st.Live()) != 0 {
-		t.Fatalf("%+v", cov)
+	if len(cov) != 1 || cov[0].Final || !cov[0].Ended.IsZero() || len(st.Live()) != 0 || ended != 1 {
+		t.Fatalf("%+v, told %d times", cov, ended)
 	}
 }
 
