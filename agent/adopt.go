@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -141,8 +142,10 @@ func (a *Agent) adoptOne(ctx context.Context, n container.Notice, created func()
 		if known {
 			return // who armed it watches it, and has seen its end if that is what it is
 		}
-		a.problem("container %s, which ran already, is not adopted: %v", n.Identity.ID, err)
-		a.witness.SourceMissed(n.Source, n.At, cgroup.BootTime(), fmt.Sprintf("container %s, which ran already, was not adopted: %v", n.Identity.ID, err))
+		if n.Made == 0 { // else it was told of when it began, and is only too short
+			a.problem("container %s, which ran already, is not adopted: %v", n.Identity.ID, err)
+		}
+		a.witness.SourceMissed(n.Source, cmp.Or(n.Made, n.At), cgroup.BootTime(), fmt.Sprintf("container %s, which ran already, was not adopted: %v", n.Identity.ID, err))
 		return
 	}
 	if created != nil && !created() {

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -92,9 +94,19 @@ func (a *Agent) task(ctx context.Context, t events.Task, making chan struct{}) {
 		default:
 			a.notify(ctx, t.Notice, nil)
 		}
+	case t.Unknown:
+		a.unknownTask(t)
+		a.notify(ctx, t.Notice, nil) // it may run still, and a policy be for everybody
 	default:
 		a.notify(ctx, t.Notice, nil)
 	}
+}
+
+// unknownTask signs that a task has run of which nobody can say whether a policy would
+// have been for it.
+func (a *Agent) unknownTask(t events.Task) {
+	a.log.Warn("a container that nobody knows any more", "container", t.Identity.ID)
+	a.witness.SourceMissed(t.Source, cmp.Or(t.Made, t.At), cgroup.BootTime(), fmt.Sprintf("container %s, which ran already, is not known to containerd any more", t.Identity.ID))
 }
 
 // hearsNRI reports whether some NRI socket is connected. Whose it is, nobody says.

@@ -51,9 +51,9 @@ type Notice struct {
 	Namespace string
 	// Bundle is the OCI bundle's directory, if known.
 	Bundle string
-	// Made is the boot time at which the bundle's configuration was written, as the file
-	// says and the clocks stand now: what began this life. 0 is not known; set with
-	// Stopped, by a source that was told the bundle.
+	// Made is a boot time before which this life cannot have begun, as the clocks stand
+	// now: when the bundle's configuration was written (with Stopped, by a source that was
+	// told the bundle), or when its creation was told. 0 is not known.
 	Made int64
 	// Mounts are the mounts that the container gets on top of its root file
 	// system, where they are not in /proc/PID/mountinfo yet.

@@ -44,6 +44,9 @@ import (
 // Task is what is told of one task, which is a container that has a process.
 type Task struct {
 	container.Notice
+	// Unknown says that containerd has no record of the container (any more): nothing but
+	// its id is known.
+	Unknown bool
 	// CRI says that containerd's CRI plugin made the container, so that NRI tells of it
 	// unless it is off.
 	CRI bool
@@ -75,8 +78,9 @@ type Config struct {
 type Source struct {
 	cfg  Config
 	name string
-	told map[key]int // by container, the pid of the task that Notify was told of
-	lost bool        // nothing is heard
+	told map[key]int   // by container, the pid of the task that Notify was told of
+	made map[key]int64 // when the task was created, in boot time
+	lost bool          // nothing is heard
 }
 
 type key struct{ namespace, id string }
@@ -198,7 +202,7 @@ func (s *Source) attempt(ctx context.Context) (connected bool, err error) {
 		}
 	}()
 
-	s.told = map[key]int{}
+	s.told, s.made = map[key]int{}, map[key]int64{}
 	if err := s.list(ctx, conn); err != nil {
 		return false, err
 	}
@@ -247,6 +251,12 @@ func (s *Source) event(ctx context.Context, conn *grpc.ClientConn, env *types.En
 	k := key{e.Namespace, e.ID}
 	switch e.Kind {
 	case container.Created, container.Started:
+		if e.Kind == container.Created {
+			if len(s.made) >= maxTold {
+				clear(s.made)
+			}
+			s.made[k] = bootTime(env.GetTimestamp().AsTime())
+		}
 		s.tell(ctx, conn, e)
 	case container.Stopped, container.Removed:
 		if e.Exec != "" {
@@ -254,12 +264,18 @@ func (s *Source) event(ctx context.Context, conn *grpc.ClientConn, env *types.En
 		}
 		if e.Kind == container.Removed {
 			delete(s.told, k)
+			delete(s.made, k)
 		}
 		s.cfg.Notify(ctx, Task{Notice: container.Notice{
 			Source: s.name, Kind: e.Kind, Namespace: e.Namespace, Pid: e.Pid, At: cgroup.BootTime(),
 			Identity: container.Identity{Runtime: runtimeOf(e.Namespace), ID: e.ID},
 		}})
 	}
+}
+
+// bootTime is the boot time of a moment, as the clocks stand now, and not after now.
+func bootTime(at time.Time) int64 {
+	return max(0, cgroup.BootTime()-max(0, int64(time.Since(at))))
 }
 
 // list tells of the tasks that there are.
@@ -303,6 +319,7 @@ func (s *Source) tell(ctx context.Context, conn *grpc.ClientConn, e Event) {
 		return // without a process there is nothing to look at: its start will say
 	}
 	t, ok := s.describe(ctx, conn, e, at)
+	t.Made = s.made[k]
 	if !ok {
 		return
 	}

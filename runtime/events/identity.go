@@ -58,7 +58,7 @@ func (s *Source) describe(ctx context.Context, conn *grpc.ClientConn, e Event, a
 	rec, err := s.record(ctx, conn, e)
 	if err != nil { // it runs, whoever it is
 		s.cfg.Log.Warn("containerd does not say whose task it is", "namespace", e.Namespace, "container", e.ID, "error", err)
-		t.Identity.Image.DigestReason = "containerd did not say what the container is"
+		t.Unknown, t.Identity.Image.DigestReason = true, "containerd did not say what the container is"
 		return t, e.Kind != container.Created
 	}
 	if e.Namespace == containerd.CRI {

@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	snapshots "github.com/containerd/containerd/api/services/snapshots/v1"
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
@@ -341,4 +343,45 @@ func TestCtrWithoutNRI(t *testing.T) {
 			t.Errorf("a container that is none: %+v", v)
 		}
 	}
+}
+
+// A container that has ended before the agent could look at it is a gap from before its
+// first instruction on, also if nobody can say any more what it was.
+func TestCtrUnseen(t *testing.T) {
+	c := StartContainerd(t)
+	d := containerdDriver{c}
+	targetImage(t, d)
+	x := ctrs{c, filepath.Base(c.Scratch.Cgroup)}
+	x.ctr(t, "images", "import", "--platform", "linux", c.Scratch.Path("target.tar"))
+	a := StartAgent(t, d.agent(AgentOptions{Policies: []string{targetPolicy}}))
+	d.attach(t, a)
+	waitEvents(t, a, c, isConnected)
+	signal := func(s syscall.Signal) {
+		t.Helper()
+		if err := syscall.Kill(a.Pid(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal(syscall.SIGSTOP)
+	t.Cleanup(func() { _ = syscall.Kill(a.Pid(), syscall.SIGCONT) }) // else it does not end
+	before := time.Now()
+	x.ctr(t, slices.Concat([]string{"run", "--rm", "--null-io"}, x.with("gone"), []string{targetName, "gone", "/bin/target", "hello"})...)
+	ended := x.run(t, "ended", "hello")
+	ended.wait(t)
+	after := time.Now()
+	signal(syscall.SIGCONT)
+	of := func(e Evidence, id string) []*evidence.Gap {
+		return slices.DeleteFunc(e.GapsOf("", evidence.GapRuntimeDisconnected), func(g *evidence.Gap) bool {
+			return g.Source != "events:"+c.Address || !strings.Contains(g.Detail, "container "+id)
+		})
+	}
+	e := a.WaitLine(t, func(e Evidence) bool { return len(of(e, "gone")) > 0 && len(of(e, "ended")) > 0 })
+	for _, id := range []string{"gone", "ended"} {
+		// They began after the first moment, and ended before the last.
+		g := of(e, id)
+		if len(g) != 1 || g[0].From.Std().After(after) || g[0].From.Std().Before(before) || !g[0].To.Std().After(after) {
+			t.Errorf("%s: gaps %+v, want one from between %v and %v", id, g, before, after)
+		}
+	}
+	settled(t, a)
 }
