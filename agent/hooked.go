@@ -73,8 +73,9 @@ func (a *Agent) hookFor(n container.Notice) *nri.Hook {
 	return &nri.Hook{Path: a.cfg.HookProgram, Args: []string{"probity-hook", wire.CreateRuntime.String(), "--socket", a.cfg.HookSocket}, Timeout: hookTimeout}
 }
 
-// hookTimeout is when the runtime kills a hook: long after it has ended by itself.
-const hookTimeout = 5 * time.Second
+// hookTimeout is when the runtime kills a hook, and fails the container: long after it has
+// ended by itself, which takes two seconds, on a machine where nothing gets to run.
+const hookTimeout = 30 * time.Second
 
 // unhook forgets a container that is gone.
 func (a *Agent) unhook(id string) {

@@ -143,7 +143,7 @@ func TestHookFiles(t *testing.T) {
 		if err := json.Unmarshal(b, &h); err != nil {
 			t.Fatalf("%s: %v", file, err) // every podman run would fail
 		}
-		if h.Version != "1.0.0" || h.Hook.Path != "/usr/libexec/probity/probity-hook" || h.Hook.Timeout != 5 ||
+		if h.Version != "1.0.0" || h.Hook.Path != "/usr/libexec/probity/probity-hook" || h.Hook.Timeout != 30 ||
 			!slices.Equal(h.Hook.Args, []string{"probity-hook", stage}) || !slices.Equal(h.Stages, []string{stage}) {
 			t.Errorf("%s: %+v", file, h)
 		}

@@ -106,7 +106,7 @@ func add(list []byte, stage, hook string) ([]byte, error) {
 		Path    string   `json:"path"`
 		Args    []string `json:"args"`
 		Timeout int      `json:"timeout"`
-	}{hook, []string{"probity-hook", stage}, 5})
+	}{hook, []string{"probity-hook", stage}, 30})
 	if err != nil {
 		return nil, err
 	}

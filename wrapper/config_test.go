@@ -15,8 +15,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-const ours = `{"path":"/h","args":["probity-hook","createRuntime"],"timeout":5}`
-const oursAfter = `{"path":"/h","args":["probity-hook","poststop"],"timeout":5}`
+const ours = `{"path":"/h","args":["probity-hook","createRuntime"],"timeout":30}`
+const oursAfter = `{"path":"/h","args":["probity-hook","poststop"],"timeout":30}`
 
 func TestAddHooks(t *testing.T) {
 	both := `"createRuntime":[` + ours + `],"poststop":[` + oursAfter + `]`

@@ -101,7 +101,7 @@ func (r *refusingRunc) closeWithoutAgent(t *testing.T) string {
 func (r *refusingRunc) run(t *testing.T, name string) (string, bool, error) {
 	r.write(t, "bundle/config.json", fmt.Sprintf(`{"ociVersion":"1.0.2","process":{"user":{"uid":0,"gid":0},"args":["/bin/target","hello","say"],"env":["PATH=/bin"],"cwd":"/"},
 "root":{"path":"rootfs"},"mounts":[{"destination":"/proc","type":"proc","source":"proc"}],
-"hooks":{"createRuntime":[{"path":%q,"args":["probity-hook","createRuntime","--socket",%q,"--fail-policy",%q],"timeout":5}]},
+"hooks":{"createRuntime":[{"path":%q,"args":["probity-hook","createRuntime","--socket",%q,"--fail-policy",%q],"timeout":30}]},
 "linux":{"cgroupsPath":%q,"namespaces":[{"type":"mount"},{"type":"pid"},{"type":"ipc"}]}}`, r.a.Binaries.Hook, r.a.HookSocket, r.Path("fail-policy"), r.Cgroup+"/"+name))
 	out, err := output(exec.Command(r.path, "--root", r.mkdir(t, "runc"), "run", "--bundle", r.Path("bundle"), name))
 	return name, strings.Contains(out, "said"), err

@@ -92,7 +92,7 @@ func (o *OCI) Make(t T, id string, b Bundle) *OCIContainer {
 	hooks := map[string]any{}
 	if o.hook != "" {
 		for _, stage := range []string{"createRuntime", "poststop"} {
-			hooks[stage] = []any{map[string]any{"path": o.hook, "args": []string{"probity-hook", stage, "--socket", o.socket}, "timeout": 5}}
+			hooks[stage] = []any{map[string]any{"path": o.hook, "args": []string{"probity-hook", stage, "--socket", o.socket}, "timeout": 30}}
 		}
 	}
 	config, err := json.Marshal(map[string]any{
