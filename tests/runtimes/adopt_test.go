@@ -81,6 +81,8 @@ func TestAdopted(t *testing.T) {
 func TestAdoptedAfterAKill(t *testing.T) {
 	underEach(t, AgentOptions{Policies: []string{targetPolicy}}, func(t *testing.T, d driver, a *Agent) {
 		targetImage(t, d)
+		// The first start of an image may be too late in an emulated machine.
+		d.start(t, targetName, "first").wait(t)
 		c := d.start(t, targetName, "survivor", "hello", "hello", "wait", "goodbye")
 		a.WaitLine(t, func(e Evidence) bool {
 			o := e.Latest(c.id(), "fn", "hello")

@@ -1,8 +1,10 @@
 package runtimes
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 )
@@ -39,6 +41,42 @@ const (
 	Cannot = "cannot: "
 	NotRun = "not run: "
 )
+
+// ReadMatrix reads docs/runtimes.json.
+func ReadMatrix(path string) (m Matrix, err error) {
+	b, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(b, &m)
+	}
+	return m, err
+}
+
+// Write writes it.
+func (m Matrix) Write(path string) error {
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
+}
+
+// Put takes the results of a runtime in the place of those that are there, and returns
+// those. What was not run now leaves what there is.
+func (m *Matrix) Put(r MatrixRuntime, at int) (was MatrixRuntime) {
+	i := slices.IndexFunc(m.Runtimes, func(x MatrixRuntime) bool { return x.Name == r.Name })
+	if i < 0 {
+		m.Runtimes = slices.Insert(m.Runtimes, min(at, len(m.Runtimes)), r)
+		return r
+	}
+	was = m.Runtimes[i]
+	if len(r.Rows) > 0 {
+		m.Runtimes[i] = r
+	}
+	return was
+}
+
+// ReportMark begins the line of a result that TestScenarios prints with -report.
+const ReportMark = "matrix: "
 
 // row finds a scenario's.
 func (r MatrixRuntime) row(scenario string) (MatrixRow, bool) {

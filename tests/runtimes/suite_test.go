@@ -1,6 +1,7 @@
 package runtimes
 
 import (
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -67,7 +68,7 @@ func (s podmanSuite) try(t *testing.T, name string, o manner, orders ...string) 
 }
 
 func (s podmanSuite) versions(t *testing.T) map[string]string {
-	return map[string]string{"podman": refusingPodman{s.podmanDriver}.version(t), "runc": runcVersion(t, need.Runc(t))}
+	return map[string]string{"podman": refusingPodman{s.podmanDriver}.version(t), filepath.Base(runc()): runcVersion(t, runc())}
 }
 
 func (r podmanRan) pid(t *testing.T) int    { return r.p.Pid(t, r.c) }
@@ -89,9 +90,7 @@ func containerdSuite(t *testing.T) suite {
 
 func crioSuite(t *testing.T) suite {
 	d := crioDriver{StartCRIO(t)}
-	return criSuite{d, &d.criServer, "cri-o", refusingCRIO{d}.version, map[string]string{
-		sameID: startsOnce, failClosed: "it starts a container that a plugin refuses, and logs that",
-	}}
+	return criSuite{d, &d.criServer, "cri-o", refusingCRIO{d}.version, map[string]string{sameID: startsOnce}}
 }
 
 const startsOnce = "CRI starts no container twice: a restart is another container in the same pod, as under " + crashLoop
@@ -114,7 +113,7 @@ func (s criSuite) try(t *testing.T, name string, o manner, orders ...string) (li
 }
 
 func (s criSuite) versions(t *testing.T) map[string]string {
-	return map[string]string{s.program: s.says(t), "runc": runcVersion(t, need.Runc(t))}
+	return map[string]string{s.program: s.says(t), filepath.Base(runc()): runcVersion(t, runc())}
 }
 
 func (r criRan) pid(t *testing.T) int { return r.c.Pid(t) }
