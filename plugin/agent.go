@@ -90,7 +90,7 @@ if it is the default one.`,
 				err = a.Run(ctx)
 			}
 			err = errors.Join(err, ended(err == nil && !another()))
-			if errors.Is(err, nodekey.ErrPIN) {
+			if errors.Is(err, nodekey.ErrPIN) || errors.Is(err, nodekey.ErrLocked) {
 				return exitError{exitPIN, err}
 			}
 			return blind(err)

@@ -1,6 +1,6 @@
 // Command probity is the agent and its command line. It wires packages
 // together and maps what they return to exit codes: 0 sound, 1 a finding,
-// 2 usage, 3 could not look, 4 (of the agent) a token refused the PIN.
+// 2 usage, 3 could not look, 4 (of the agent) a token refused the PIN or is locked.
 package main
 
 import (

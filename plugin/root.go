@@ -17,7 +17,7 @@ const (
 	exitFinding = 1
 	exitUsage   = 2
 	exitBlind   = 3 // could not look
-	exitPIN     = 4 // of the agent: a token refused the PIN, and the unit is not to try it again
+	exitPIN     = 4 // of the agent: a token refused the PIN or is locked, and the unit is not to try it again
 )
 
 // exitError carries an exit code. A nil err has been reported already.

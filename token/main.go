@@ -55,8 +55,11 @@ func private() (in, out *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "requests"), os.NewFile(uintptr(fds[1]), "answers"), nil
 }
 
-// errPIN is wrapped where the token did not take the PIN.
-var errPIN = errors.New("log in to the token")
+// errPIN is wrapped where the token did not take the PIN, errLocked where it takes none.
+var (
+	errPIN    = errors.New("log in to the token")
+	errLocked = errors.New("the token's PIN is locked: its security officer has to set it again")
+)
 
 // session is an open key.
 type session interface {
@@ -100,8 +103,11 @@ func run(in io.Reader, out io.Writer) error {
 		if err != nil {
 			text := err.Error()
 			kind, answer = wire.Failed, []byte(text[:min(len(text), 1024)])
-			if errors.Is(err, errPIN) {
+			switch {
+			case errors.Is(err, errPIN):
 				kind = wire.Refused
+			case errors.Is(err, errLocked):
+				kind = wire.Locked
 			}
 		}
 		if err := wire.Write(out, kind, answer); err != nil {

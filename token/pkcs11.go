@@ -63,7 +63,7 @@ func open(o wire.Open) (_ session, der []byte, err error) {
 		case len(o.PIN) == 0:
 			return nil, nil, errors.New("the token wants a PIN: give pin-source")
 		case info.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
-			return nil, nil, errors.New("the token's PIN is locked: its security officer has to set it again")
+			return nil, nil, errLocked
 		case info.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
 			return nil, nil, errors.New("one more wrong PIN locks the token, so it is not tried: make sure that it is right, and log in once with another program (pkcs11-tool --login)")
 		}
@@ -84,8 +84,10 @@ func open(o wire.Open) (_ session, der []byte, err error) {
 func whyNot(err error) error {
 	switch code := pkcs11.Error(0); {
 	case !errors.As(err, &code):
-	case code == pkcs11.CKR_PIN_INCORRECT, code == pkcs11.CKR_PIN_INVALID, code == pkcs11.CKR_PIN_LEN_RANGE, code == pkcs11.CKR_PIN_EXPIRED, code == pkcs11.CKR_PIN_LOCKED:
+	case code == pkcs11.CKR_PIN_INCORRECT, code == pkcs11.CKR_PIN_INVALID, code == pkcs11.CKR_PIN_LEN_RANGE, code == pkcs11.CKR_PIN_EXPIRED:
 		return errPIN
+	case code == pkcs11.CKR_PIN_LOCKED:
+		return errLocked
 	}
 	return errors.New("log in to the token")
 }

@@ -338,6 +338,9 @@ var ErrExists = errors.New("the node has a key already")
 // itself.
 var ErrPIN = pkcs11.ErrPIN
 
+// ErrLocked is wrapped where it has locked itself.
+var ErrLocked = pkcs11.ErrLocked
+
 // ErrRunning is wrapped where an agent has the state directory.
 var ErrRunning = errors.New("an agent is running")
 

@@ -73,6 +73,7 @@ const (
 	Asks            = "asks"      // reads its standard input then, and wants its end
 	FinalTry        = "final try" // the token says that one more wrong PIN locks it
 	Locked          = "locked"    // the token says that it is locked
+	Locks           = "locks"     // it says so when one logs in
 )
 
 // LoginsVariable names a file that gets a byte for each login through such a module.

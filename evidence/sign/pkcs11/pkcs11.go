@@ -83,6 +83,10 @@ type Key struct {
 // itself.
 var ErrPIN = errors.New("the token refuses the PIN")
 
+// ErrLocked is wrapped where the token has locked itself: no PIN is tried any more, until
+// its security officer has set it again.
+var ErrLocked = errors.New("the token's PIN is locked")
+
 // Open starts the helper and has it open the key.
 func Open(cfg Config) (*Key, error) {
 	k, err := start(cfg, false)
@@ -250,6 +254,8 @@ func (k *Key) ask(op byte, body []byte, most time.Duration) ([]byte, error) {
 		return nil, fmt.Errorf("the helper: %s", printable(string(answer)))
 	case wire.Refused:
 		return nil, fmt.Errorf("%w: %s", ErrPIN, printable(string(answer)))
+	case wire.Locked:
+		return nil, fmt.Errorf("%w: %s", ErrLocked, printable(string(answer)))
 	}
 	return nil, fmt.Errorf("the helper's answer begins with %d", kind)
 }

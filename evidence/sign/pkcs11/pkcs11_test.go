@@ -90,6 +90,9 @@ func misbehave(how string) {
 	case "refuses":
 		asked()
 		wire.Write(os.Stdout, wire.Refused, []byte("CKR_PIN_INCORRECT\x1b[31m"))
+	case "is locked":
+		asked()
+		wire.Write(os.Stdout, wire.Locked, []byte("CKR_PIN_LOCKED\x1b[31m"))
 	case "short signature":
 		opens()
 		asked()
@@ -127,7 +130,7 @@ func TestHelperMisbehaves(t *testing.T) {
 	for how, want := range map[string]string{
 		"dies at once": `exit status 7, and said "cannot\x1b open shared object"`, "dies while it signs": "exit status 9", "hangs at once": "none within", "hangs while it signs": "none within",
 		"says it in text": "not a frame", "answers too much": "not a frame", "no public key": "is the key", "another kind": "begins with 9",
-		"refuses": `"CKR_PIN_INCORRECT\x1b[31m"`, "short signature": "63 bytes", "wrong signature": "no signature of", "floods its standard error": "",
+		"refuses": `"CKR_PIN_INCORRECT\x1b[31m"`, "is locked": `locked: "CKR_PIN_LOCKED\x1b[31m"`, "short signature": "63 bytes", "wrong signature": "no signature of", "floods its standard error": "",
 	} {
 		t.Run(how, func(t *testing.T) {
 			t.Setenv(behave, how)
@@ -380,7 +383,7 @@ func TestModuleBetween(t *testing.T) {
 		}
 		return len(b)
 	}
-	for how, want := range map[string]string{"": "", tokens.Prints: "", tokens.Asks: "", tokens.FinalTry: "one more wrong PIN", tokens.Locked: "is locked"} {
+	for how, want := range map[string]string{"": "", tokens.Prints: "", tokens.Asks: "", tokens.FinalTry: "one more wrong PIN", tokens.Locked: "is locked", tokens.Locks: "is locked"} {
 		t.Run(how, func(t *testing.T) {
 			t.Setenv(tokens.BetweenVariable, how)
 			c, before := cfg, loggedIn()
@@ -390,10 +393,10 @@ func TestModuleBetween(t *testing.T) {
 				_, _, err = k.SignDigest([32]byte{1})
 				k.Close()
 			}
-			if (err == nil) != (want == "") || err != nil && (!strings.Contains(err.Error(), want) || errors.Is(err, ErrPIN)) {
+			if (err == nil) != (want == "") || err != nil && (!strings.Contains(err.Error(), want) || errors.Is(err, ErrPIN) || errors.Is(err, ErrLocked) != (want == "is locked")) {
 				t.Errorf("got %v, want %q", err, want)
 			}
-			if logins := loggedIn() - before; (logins == 0) != (want != "") {
+			if logins := loggedIn() - before; (logins == 0) != (want != "" && how != tokens.Locks) {
 				t.Errorf("it logged in %d times", logins)
 			}
 		})

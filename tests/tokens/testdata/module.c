@@ -53,6 +53,8 @@ static CK_RV login(CK_SESSION_HANDLE session, CK_USER_TYPE who, CK_UTF8CHAR_PTR 
 			return CKR_GENERAL_ERROR;
 		close(fd);
 	}
+	if (is("locks"))
+		return CKR_PIN_LOCKED;
 	return real->C_Login(session, who, pin, len);
 }
 

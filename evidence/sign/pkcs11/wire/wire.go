@@ -31,6 +31,8 @@ const (
 	// Refused is Failed where the token did not take the PIN: after a few of these
 	// it locks itself.
 	Refused byte = 2
+	// Locked is Failed where it has done so.
+	Locked byte = 3
 )
 
 // Open says which key to open. Exactly one key must be meant.
