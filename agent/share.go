@@ -46,6 +46,10 @@ func groupID(name string) (int, error) {
 	return int(id), nil
 }
 
+// Readers returns the number of the group that may read the spool; 0 is none. An agent
+// does not start where there is an error.
+func (c Config) Readers() (int, error) { return groupID(c.Group) }
+
 // share makes the spool's directories the group's to read, and sees to it that the
 // group gets there. The acknowledgements are not its to write: what every consumer
 // has acknowledged may be removed.

@@ -14,6 +14,7 @@ import (
 
 	"probity/agent"
 	"probity/bpf/kernel"
+	"probity/bpf/policy"
 	"probity/evidence/verify"
 )
 
@@ -52,10 +53,10 @@ func (c *cli) doctor() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "doctor", Short: "Say what is wrong on this host, and what to do about it",
 		Long: `Doctor looks at this host as the agent needs it, and says of each thing whether it
-is well, and what to do if not: the configuration, the kernel, the container
-runtimes and whether they tell of their containers (NRI, hooks), the service, its
-sockets, key and spool, the clock. It changes nothing. It needs no agent, and asks
-the one that runs, if there is one.
+is well, and what to do if not: the configuration and policies, the kernel, the
+container runtimes and whether they tell of their containers (NRI, hooks), the
+service, its sockets, key and spool, the clock. It changes nothing. It needs no
+agent, and asks the one that runs, if there is one.
 
 It runs the runtimes' own programs, to ask for their version and for the
 configuration that holds: only those that nobody but root can change, looked
@@ -75,6 +76,7 @@ else with 3 if something could not be looked at; else with 0.`,
 			h.config = file
 			checks := append([]check{first}, gather(ctx, []look{
 				{"kernel", func(context.Context) []check { return checkKernel() }},
+				{"policies", func(context.Context) []check { return []check{checkPolicies(cfg)} }},
 				{"runtimes", h.checkRuntimes},
 				{"containerd", func(ctx context.Context) []check { return h.checkContainerd(ctx, cfg) }},
 				{"cri-o", func(ctx context.Context) []check { return h.checkCRIO(ctx, cfg) }},
@@ -178,7 +180,30 @@ func checkConfig(file string, named bool) (agent.Config, check) {
 		cfg, _ = agent.Config{HookSocket: cfg.HookSocket, AdminSocket: cfg.AdminSocket}.WithDefaults()
 		return cfg, check{name, checkFail, err.Error(), "", "mend " + file + "; the agent does not start with it"}
 	}
+	if _, err := cfg.Readers(); err != nil {
+		return cfg, check{name, checkFail, err.Error(), file, "mend that; the agent does not start with it"}
+	}
 	return cfg, well
+}
+
+func checkPolicies(cfg agent.Config) check {
+	found := func(status, what, advice string) check { return check{"policies", status, what, cfg.Policies, advice} }
+	set, err := policy.Load(cfg.Policies)
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return found(checkUnknown, err.Error(), "run as root: sudo probity doctor")
+	case errors.Is(err, os.ErrNotExist):
+		return found(checkFail, "absent: the agent does not start", "mkdir -p "+quote(cfg.Policies)+", and put policies *.yaml there")
+	case err != nil:
+		return found(checkFail, err.Error()+": the agent does not start", "probity policy check "+quote(cfg.Policies))
+	case len(set.Policies) == 0:
+		return found(checkWarn, "no file *.yaml: nothing is probed", "put policies there; docs/probes.md says what they can ask for")
+	}
+	probes := 0
+	for _, p := range set.Policies {
+		probes += len(p.Probes)
+	}
+	return found(checkOK, fmt.Sprintf("policies: %d, probes: %d", len(set.Policies), probes), "")
 }
 
 func checkKernel() []check {

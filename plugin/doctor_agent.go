@@ -111,7 +111,7 @@ func judgeAgent(st agent.Status) []check {
 		}
 	}
 	if len(all) == 0 {
-		found(checkOK, fmt.Sprintf("it answers: %d policies with %d probes, %d live runs", st.Policies.Policies, st.Policies.Probes, st.Live), "")
+		found(checkOK, fmt.Sprintf("it answers; policies: %d, probes: %d, live runs: %d", st.Policies.Policies, st.Policies.Probes, st.Live), "")
 	}
 	return all
 }

@@ -56,7 +56,7 @@ func TestDoctorAgent(t *testing.T) {
 		status string
 		what   string
 	}{
-		"well":         {func(*agent.Status) {}, checkOK, "7 live runs"},
+		"well":         {func(*agent.Status) {}, checkOK, "live runs: 7"},
 		"another":      {func(s *agent.Status) { s.Version = "v0" }, checkWarn, "version v0"},
 		"cannot sign":  {func(s *agent.Status) { s.Unsigned = "the token is gone" }, checkFail, "the token is gone"},
 		"disconnected": {func(s *agent.Status) { s.Sources["containerd"] = "disconnected: gone" }, checkWarn, "of containerd it hears nothing"},

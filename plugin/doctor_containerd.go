@@ -153,7 +153,6 @@ func (c containerd) judge(effective tree, absent bool, cfg agent.Config) []check
 	files := c.files()
 	r := nriAsked{name: nriName, where: c.file, running: c.running, restart: c.restart("containerd"), agent: c.agent}
 	r.set = func(key, value string) string { return c.set(files, absent, key, value) + " && " + r.restart }
-	var all []check
 	switch {
 	case slices.ContainsFunc(criPlugins, func(p string) bool { return slices.Contains(off, p) }):
 		return []check{{nriName, checkSkip, "CRI is off (disabled_plugins): it runs no pods, and NRI tells of nothing else", c.file, ""}}
@@ -164,16 +163,16 @@ func (c containerd) judge(effective tree, absent bool, cfg agent.Config) []check
 	case disabled:
 		f.off, r.on = "disable = true", r.set("disable", "false")
 	}
-	all = append(all, r.check(f, cfg))
-	if drop := c.notImported(files); len(drop) > 0 {
-		advice := c.imports(absent) + " && " + r.restart
-		what := fmt.Sprintf("says something of NRI and is not imported by %s: present, but not effective", c.file)
-		if f.off != "" { // one advice at a time: the drop-in may be all that is needed
-			all[0].Advice = "import what is there, see below; if it is still off: " + all[0].Advice
-		}
-		for _, name := range drop {
-			all = append(all, check{nriName, checkWarn, what, name, advice})
-		}
+	inert := c.notImported(files)
+	advice := c.imports(absent) + " && " + r.restart
+	on := slices.IndexFunc(inert, func(d configFile) bool { return d.tree.table("plugins", nriPlugin)["disable"] == false })
+	if disabled && on >= 0 {
+		f.off += "; " + inert[on].name + " says disable = false, which is not imported: present, but not effective"
+		inert, r.on = nil, advice // it is all that is needed
+	}
+	all := []check{r.check(f, cfg)}
+	for _, d := range inert {
+		all = append(all, check{nriName, checkWarn, fmt.Sprintf("says something of NRI and is not imported by %s: present, but not effective", c.file), d.name, advice})
 	}
 	return all
 }
@@ -224,7 +223,7 @@ func (c containerd) files() (files []configFile) {
 func (c containerd) dropIns() string { return filepath.Join(filepath.Dir(c.file), "conf.d", "*.toml") }
 
 // notImported are the drop-in files that say something of NRI and are not read.
-func (c containerd) notImported(read []configFile) (names []string) {
+func (c containerd) notImported(read []configFile) (found []configFile) {
 	matches, _ := filepath.Glob(c.dropIns()) // the pattern is well formed
 	for _, name := range matches[:min(len(matches), maxFiles)] {
 		if slices.ContainsFunc(read, func(f configFile) bool { return f.name == name }) {
@@ -236,10 +235,10 @@ func (c containerd) notImported(read []configFile) (names []string) {
 		}
 		// One that cannot be parsed may say so, too.
 		if t, err := parseTOML(b); err != nil || t.table("plugins", nriPlugin) != nil || slices.Contains(t.texts("disabled_plugins"), nriPlugin) {
-			names = append(names, name)
+			found = append(found, configFile{name, t})
 		}
 	}
-	return names
+	return found
 }
 
 // imports is a command that has the main file import the drop-in files.
@@ -252,7 +251,7 @@ func (c containerd) imports(absent bool) string {
 	case len(main) > 0 && len(main[0].tree) == 0: // sed cannot insert into an empty file
 		return fmt.Sprintf(`printf '%%s\n' 'version = 2' %s >> %s`, quote(line), file)
 	case len(main) > 0 && main[0].tree["imports"] != nil:
-		return fmt.Sprintf(`sed -i %s %s`, quote(`s|^[[:space:]]*imports[[:space:]]*=.*|`+line+`|`), file)
+		return fmt.Sprintf(`sed -i %s %s`, quote(`s|^\s*imports\s*=.*|`+line+`|`), file)
 	default: // before the first table
 		return fmt.Sprintf(`sed -i %s %s`, quote("1i "+line), file)
 	}
@@ -263,12 +262,12 @@ func (c containerd) imports(absent bool) string {
 func (c containerd) set(files []configFile, absent bool, key, value string) string {
 	for _, f := range slices.Backward(files) {
 		if f.tree.table("plugins", nriPlugin)[key] != nil {
-			return fmt.Sprintf(`sed -i %s %s`, quote(`/^[[:space:]]*\[.*io\.containerd\.nri\.v1\.nri.\]/,/^[[:space:]]*\[/ s|^\([[:space:]]*`+key+`[[:space:]]*=\).*|\1 `+value+`|`), quote(f.name))
+			return fmt.Sprintf(`sed -i %s %s`, quote(`/^\s*\[.*io\.containerd\.nri\.v1\.nri.\]/,/^\s*\[/ s|^\(\s*`+key+`\s*=\).*|\1 `+value+`|`), quote(f.name))
 		}
 	}
 	for _, f := range slices.Backward(files) {
 		if f.tree.table("plugins", nriPlugin) != nil {
-			return fmt.Sprintf(`sed -i %s %s`, quote(`/^[[:space:]]*\[.*io\.containerd\.nri\.v1\.nri.\]/a `+key+" = "+value), quote(f.name))
+			return fmt.Sprintf(`sed -i %s %s`, quote(`/^\s*\[.*io\.containerd\.nri\.v1\.nri.\]/a `+key+" = "+value), quote(f.name))
 		}
 	}
 	section := fmt.Sprintf(`'[plugins."%s"]' %s`, nriPlugin, quote("  "+key+" = "+value))
@@ -286,5 +285,5 @@ func (c containerd) enable(files []configFile) string {
 			names = append(names, quote(f.name))
 		}
 	}
-	return fmt.Sprintf(`sed -i %s %s`, quote(`/^[[:space:]]*\[/! s/.io\.containerd\.nri\.v1\.nri.[[:space:]]*,\{0,1\}//`), strings.Join(names, " "))
+	return fmt.Sprintf(`sed -i %s %s`, quote(`/^\s*\[/! s/.io\.containerd\.nri\.v1\.nri.\s*,\{0,1\}//`), strings.Join(names, " "))
 }

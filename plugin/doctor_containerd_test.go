@@ -50,7 +50,7 @@ func TestDoctorContainerd(t *testing.T) {
 		"not imported, empty":    {main: "", drop: "version = 3\n" + nriTable + "  disable = true\n", status: checkOK, what: on, inert: checkFail},
 		"not imported, no file":  {main: "-", drop: "version = 3\n" + nriTable + "  disable = true\n", status: checkOK, what: on, inert: checkFail},
 		"imports nothing":        {main: "version = 3\nimports = []\n", drop: "version = 3\ndisabled_plugins = ['io.containerd.nri.v1.nri']\n", status: checkOK, what: on, inert: checkFail},
-		"off, drop-in not read":  {main: "version = 3\n" + nriTable + "  socket_path = '/var/run/nri/nri.sock'\n  disable = true\n", drop: "version = 3\n" + nriTable + "  disable = false\n", status: checkFail, what: "disable = true", inert: checkOK},
+		"off, drop-in not read":  {main: "version = 3\n" + nriTable + "  socket_path = '/var/run/nri/nri.sock'\n  disable = true\n", drop: "version = 3\n" + nriTable + "  disable = false\n", status: checkFail, what: "conf.d/x.toml says disable = false, which is not imported: present, but not effective", after: checkOK},
 		"of other things":        {main: "version = 3\n", drop: "version = 3\n[debug]\n  level = 'debug'\n", status: checkOK, what: on},
 		"imported by its name":   {main: "version = 3\nimports = ['conf.d/x.toml']\n", drop: "version = 3\n" + nriTable + "  disable = false\n", status: checkOK, what: on},
 		"a broken drop-in":       {main: "version = 3\nimports = ['DIR/conf.d/*.toml']\n", drop: "[[[", status: checkFail, what: "does not start with it"},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"probity/agent"
 	"probity/runtime/handoff"
 	"probity/runtime/handoff/wire"
 	"probity/tests/need"
@@ -52,6 +54,15 @@ func TestDoctor(t *testing.T) {
 				put(t, filepath.Join(dir, name), text, 0o644)
 			}
 			return checkHooks(dir, true, wire.DefaultPath)
+		}
+	}
+	policies := func(files map[string]string) func(*testing.T) []check {
+		return func(t *testing.T) []check {
+			dir := t.TempDir()
+			for name, text := range files {
+				put(t, filepath.Join(dir, name), text, 0o644)
+			}
+			return []check{checkPolicies(agent.Config{Policies: dir})}
 		}
 	}
 	program := func(text string, mode os.FileMode) func(*testing.T) []check {
@@ -171,7 +182,17 @@ func TestDoctor(t *testing.T) {
 			}
 			return []check{c}
 		}, checkFail, "spoolQuotaMiB: 3"},
-		"configuration": {func(t *testing.T) []check { _, c := checkConfig("/etc/passwd", true); return []check{c} }, checkFail, "/etc/passwd"},
+		"configuration group": {func(t *testing.T) []check {
+			path := filepath.Join(t.TempDir(), "probity.yaml")
+			put(t, path, "group: no-such-group\n", 0o644)
+			_, c := checkConfig(path, true)
+			return []check{c}
+		}, checkFail, "no-such-group"},
+		"policies":        {policies(map[string]string{"a.yaml": "name: a\nprobes:\n  - {id: x, type: tracepoint, event: 'sched:sched_process_exec'}\n"}), checkOK, ""},
+		"no policy":       {policies(nil), checkWarn, "nothing is probed"},
+		"a broken policy": {policies(map[string]string{"a.yaml": "name: [\n"}), checkFail, "the agent does not start"},
+		"no policies":     {func(*testing.T) []check { return []check{checkPolicies(agent.Config{Policies: "/nonexistent"})} }, checkFail, "absent"},
+		"configuration":   {func(t *testing.T) []check { _, c := checkConfig("/etc/passwd", true); return []check{c} }, checkFail, "/etc/passwd"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			worst, reasons := checkOK, ""
@@ -274,6 +295,9 @@ func TestDoctorWarningIsOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		json.NewEncoder(w).Encode(agent.Status{Version: versionString()})
+	}))
 	if err := os.Mkdir(hooks, 0o755); err != nil {
 		t.Fatal(err)
 	}
