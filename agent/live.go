@@ -398,7 +398,7 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	}
 	// What fails because the container has ended meanwhile says so.
 	failed := func(r evidence.NotArmedReason, err error) witness.Start {
-		if populated, perr := a.cgroups.Populated(n.Identity.CgroupPath); perr == nil && !populated {
+		if a.ended(n.Identity) {
 			r = evidence.EndedBeforeArmed
 		}
 		return refuse(r, err)

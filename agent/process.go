@@ -2,10 +2,16 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"probity/runtime/container"
 )
 
 // holdPid takes a pidfd, or nil if there is no such process (any more).
@@ -50,4 +56,32 @@ func waitPid(ctx context.Context, p *os.File) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// pfExiting is PF_EXITING of the kernel's linux/sched.h, as /proc/PID/stat shows it.
+const pfExiting = 0x4
+
+// exiting reports whether a process has ended or begun to: then it executes nothing any
+// more, and its memory, files, root and namespaces are being taken from it.
+func exiting(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH)
+	}
+	// Field 9, behind a name that may have anything in it (proc_pid_stat(5)).
+	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	if len(fields) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(fields[6], 10, 64)
+	return err == nil && flags&pfExiting != 0
+}
+
+// ended reports whether nothing of a container executes any more.
+func (a *Agent) ended(id container.Identity) bool {
+	if populated, err := a.cgroups.Populated(id.CgroupPath); err == nil && !populated {
+		return true
+	}
+	pids, whole, err := a.cgroups.Procs(id.CgroupPath, id.CgroupID)
+	return err == nil && whole && !slices.ContainsFunc(pids, func(pid int) bool { return !exiting(pid) })
 }

@@ -22,7 +22,7 @@ func (a *Agent) sandbox(l *live, n container.Notice) sandbox.Verdict {
 		return sandbox.Verdict{} // it may have been another's pid; the end is told elsewhere
 	}
 	v := facts.Judge()
-	if v.Kind == "" && err != nil && !errors.Is(err, process.ErrGone) && n.Identity.User == 0 { // a user could fill the list
+	if v.Kind == "" && err != nil && !errors.Is(err, process.ErrGone) && !exiting(n.Pid) && n.Identity.User == 0 { // a user could fill the list
 		a.problem("whether a sandbox runs container %s could not be told: %v", n.Identity.ID, err)
 	}
 	return v
