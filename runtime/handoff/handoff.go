@@ -185,7 +185,7 @@ func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
 	if err != nil {
 		a := s.reject(peer, err)
 		if !errors.Is(err, wire.ErrProtocol) { // who speaks something else gets no answer
-			s.answer(conn, a)
+			s.answer(conn, peer, a)
 		}
 		return
 	}
@@ -194,7 +194,7 @@ func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
 	req := Request{Stage: stage, Body: body, Peer: peer}
 	a := s.ask(ctx, req, gone)
 	stop()
-	if !s.answer(conn, a) && a.Refuse {
+	if !s.answer(conn, peer, a) && a.Refuse {
 		s.late(req, false)
 	}
 }
@@ -257,12 +257,16 @@ func rootOnly(p Peer) (done func(), err error) {
 	return nil, nil
 }
 
-func (s *Server) reject(p Peer, err error) (a Answer) {
-	level := slog.LevelWarn
-	if p.Uid != 0 { // who else may connect could fill the log
-		level = slog.LevelDebug
+// level is of what is logged because of a peer: who is not root could fill the log.
+func (p Peer) level() slog.Level {
+	if p.Uid != 0 {
+		return slog.LevelDebug
 	}
-	s.cfg.Log.Log(context.Background(), level, "hook rejected", "pid", p.Pid, "uid", p.Uid, "error", err)
+	return slog.LevelWarn
+}
+
+func (s *Server) reject(p Peer, err error) (a Answer) {
+	s.cfg.Log.Log(context.Background(), p.level(), "hook rejected", "pid", p.Pid, "uid", p.Uid, "error", err)
 	if s.cfg.Rejected != nil {
 		a = s.cfg.Rejected(p, err)
 	}
@@ -270,17 +274,17 @@ func (s *Server) reject(p Peer, err error) (a Answer) {
 }
 
 // answer reports whether the peer was told.
-func (s *Server) answer(conn *net.UnixConn, a Answer) bool {
+func (s *Server) answer(conn *net.UnixConn, p Peer, a Answer) bool {
 	verdict := wire.Proceed
 	if a.Refuse {
 		verdict = wire.Refuse
 	}
 	if err := conn.SetDeadline(time.Now().Add(s.cfg.Transfer)); err != nil {
-		s.cfg.Log.Warn("answer a hook", "error", err)
+		s.cfg.Log.Log(context.Background(), p.level(), "answer a hook", "error", err)
 		return false
 	}
 	if _, err := conn.Write(wire.AppendAnswer(nil, verdict, a.Message)); err != nil {
-		s.cfg.Log.Warn("answer a hook", "error", err)
+		s.cfg.Log.Log(context.Background(), p.level(), "answer a hook", "error", err)
 		return false
 	}
 	return true
