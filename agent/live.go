@@ -407,7 +407,11 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	if err != nil {
 		return failed(evidence.FileUnreadable, fmt.Errorf("find the container's root file system: %w", err))
 	}
-	view, err := a.layers.View(l.ctx, rootfs)
+	views := a.layers.View
+	if l.user {
+		views = a.users.view
+	}
+	view, err := views(l.ctx, rootfs)
 	if err != nil {
 		return failed(evidence.FileUnreadable, fmt.Errorf("read the container's layers: %w", err))
 	}

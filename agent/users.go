@@ -16,6 +16,7 @@ import (
 	"probity/runtime/container"
 	"probity/runtime/handoff"
 	"probity/runtime/handoff/wire"
+	"probity/runtime/image"
 	"probity/runtime/oci"
 )
 
@@ -37,6 +38,9 @@ const (
 	maxUsers    = 1024             // of whom it is remembered what they took
 	missedEvery = time.Minute      // a source's gaps are told together, after the first
 	maxMissed   = 64               // sources of which that is told apart
+	userReading = 2                // containers of users whose layers are read, at once
+	userReads   = 5 * time.Second  // reading the layers of one
+	userFiles   = 1 << 18          // names of files in their layers that are kept
 	userStuck   = 10 * time.Second // a start that is not armed then is signed as unseen
 )
 
@@ -52,6 +56,24 @@ func ofUsers(source string) bool { return strings.HasPrefix(source, noUser+":") 
 // rootsRuns are the runs that are not users'.
 func (a *Agent) rootsRuns() []*live {
 	return slices.DeleteFunc(a.runs(), func(l *live) bool { return l.user })
+}
+
+func newUsers() users {
+	return users{layers: &image.Cache{Entries: userFiles, LayerEntries: userFiles / 2}, reading: make(chan struct{}, userReading)}
+}
+
+// view is [image.Cache.View] of a user's layers, which may be as many and as large as he
+// likes: in turn, and not for long.
+func (u *users) view(ctx context.Context, r image.Rootfs) (*image.View, error) {
+	select {
+	case u.reading <- struct{}{}:
+		defer func() { <-u.reading }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(ctx, userReads)
+	defer cancel()
+	return u.layers.View(ctx, r)
 }
 
 // wait waits for the goroutines of users' runs, but not for long.
@@ -97,9 +119,13 @@ func usersProcesses() (pids []int, whole bool, err error) {
 
 // users is what users have taken.
 type users struct {
-	mu sync.Mutex
 	// work are the goroutines of users' runs, which must not hold up the agent's end.
-	work   sync.WaitGroup
+	work sync.WaitGroup
+	// layers is what was read of users' layers: they must not have root's forgotten.
+	layers  *image.Cache
+	reading chan struct{} // holds who reads
+
+	mu     sync.Mutex
 	by     map[uint32]*userShare
 	missed map[string]*missed
 }

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"probity/bpf"
 	"probity/evidence"
 	"probity/runtime/cgroup"
@@ -164,6 +166,76 @@ func TestUserLayersOfRoot(t *testing.T) {
 	}
 }
 
+// A user may serve himself what he calls a layer, or the root of his container: nothing in
+// it is opened, and the agent does not wait for him.
+func TestUserServesHisFiles(t *testing.T) {
+	for name, do := range map[string]func(*testing.T) *box{
+		"a layer": func(t *testing.T) *box {
+			b := newUserBox(t, "mkdir served; mount -t tmpfs none served; mkdir served/lower", "$PWD/served/lower")
+			need.DeadFUSE(t, b.dir+"/u/served") // where the agent sees it
+			return b
+		},
+		"the root": func(t *testing.T) *box {
+			node := t.TempDir() + "/fuse"
+			must(t, unix.Mknod(node, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 229))))
+			must(t, errors.Join(os.Chmod(node, 0o666), os.Chmod(filepath.Dir(node), 0o755), os.Chmod(filepath.Dir(filepath.Dir(node)), 0o755)))
+			return newUserBox(t, "exec 3<>"+node+"; cd /; mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 none $OLDPWD/merged; echo; read x; exit; cd $OLDPWD", "$PWD/lower")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, bpf.Options{})
+			b := do(t)
+			done := make(chan bool)
+			go func() { n.startUser(b, "c1"); close(done) }()
+			select {
+			case <-done:
+			case <-time.After(time.Minute):
+				t.Fatal("it waits for the user's server")
+			}
+			b.end()
+			must(t, n.waitIdle(context.Background()))
+			obs, _ := n.lines("c1")
+			if o := obs["hello"]; o == nil || o.State != evidence.NotArmed {
+				t.Errorf("%+v", o)
+			}
+		})
+	}
+}
+
+// What is kept of users' layers is bounded apart from what is kept of root's.
+func TestUserLayersAreHisOwn(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	n.users.layers.LayerEntries = 1
+	mine, b := newBox(t, 1, "hello"), newUserBox(t, "true", "$PWD/lower")
+	n.startUser(b, "his")
+	n.notify(context.Background(), mine.notice("mine"), yes)
+	for _, l := range n.runs() {
+		if used := len(l.handle.Sites) > 0 && l.handle.Sites[0].Armed; used == l.user {
+			t.Errorf("%s: armed %v", l.container, used)
+		}
+	}
+	mine.end()
+	b.end()
+}
+
+// A file in his layer that is not his is not one of his container's: he may have linked it
+// there.
+func TestUserLinksAnothersFile(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	b := newUserBox(t, "true", "$PWD/lower")
+	must(t, errors.Join(os.Remove(b.dir+"/u/lower/bin/target"), os.Link(b.dir+"/root/bin/target", b.dir+"/u/lower/bin/target")))
+	n.startUser(b, "c1")
+	if used, _ := n.obj.Slots(); used != 0 {
+		t.Errorf("%d sites are armed", used)
+	}
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	obs, _ := n.lines("c1")
+	if o := obs["hello"]; o == nil || o.State != evidence.NotArmed || o.Reason != evidence.FileUnreadable {
+		t.Errorf("%+v", o)
+	}
+}
+
 // A container's id is its user's choice. One that is another's, or root's, is not armed
 // under it, and changes nothing of what becomes of theirs.
 func TestUserTakesAnothersID(t *testing.T) {
@@ -235,7 +307,7 @@ func TestUserIsNotRefused(t *testing.T) {
 
 // What one user takes is bounded, and another has his own.
 func TestUsersShare(t *testing.T) {
-	var u users
+	u := newUsers()
 	at := time.Unix(1e9, 0)
 	var leave []func()
 	for range userPeers {

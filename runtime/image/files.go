@@ -79,11 +79,12 @@ func (d *OpenDir) Close() error { return unix.Close(d.fd) }
 
 // Read opens one of the layer's files as [Match.Open] does, and returns its size.
 func (d *OpenDir) Read(rel string) (*os.File, int64, error) {
-	return openRegular(d.fd, d.layer.Dir, rel)
+	return openRegular(d.fd, d.layer, rel)
 }
 
 // openRegular opens a regular file below an open directory, and nothing else.
-func openRegular(dir int, name, rel string) (*os.File, int64, error) {
+func openRegular(dir int, layer Layer, rel string) (*os.File, int64, error) {
+	name := layer.Dir
 	fd, st, err := openPath(dir, rel)
 	if err != nil {
 		return nil, 0, fmt.Errorf("open %s in %s: %w", rel, name, err)
@@ -91,6 +92,9 @@ func openRegular(dir int, name, rel string) (*os.File, int64, error) {
 	defer unix.Close(fd)
 	if kindOfStat(&st) != regular {
 		return nil, 0, fmt.Errorf("open %s in %s: %w", rel, name, ErrNotRegular)
+	}
+	if err := layer.theirs(&st); err != nil {
+		return nil, 0, fmt.Errorf("open %s in %s: %w", rel, name, err)
 	}
 	// The same inode again, for reading: fd was opened by path only.
 	f, err := os.OpenFile(procFd(fd), os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)

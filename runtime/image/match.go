@@ -51,7 +51,7 @@ func (m Match) Open() (*os.File, error) {
 		return nil, fmt.Errorf("open %s: %w", m.Path, err)
 	}
 	defer unix.Close(dir)
-	f, _, err := openRegular(dir, m.Layer.Dir, m.Rel)
+	f, _, err := openRegular(dir, m.Layer, m.Rel)
 	return f, err
 }
 

@@ -19,6 +19,7 @@ type Layer struct {
 	Dir    string // on the host
 	DiffID string // "sha256:" and hex, or "" where no store vouches for it
 	Owner  uint32 // the user whose it must be to be opened; 0: that is not asked
+	ids    string // his, and those subordinate to him, as uid_map has them: files are theirs
 }
 
 // Rootfs says what a container's root file system is made of.
@@ -28,6 +29,7 @@ type Rootfs struct {
 	Upper  string  // the writable directory on the host, or ""; with no layers, the whole root
 	Merged string  // a path by which the agent reaches the merged tree; "" if it must not
 	Owner  uint32  // the user whose own runtime has made it, or 0
+	ids    string  // as in Layer
 
 	Mounts []container.Mount // below the root, except kernel interfaces
 	Files  []string          // destinations in Mounts that are known to be single files

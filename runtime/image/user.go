@@ -3,7 +3,10 @@ package image
 import (
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +31,10 @@ func stackOfUser(n container.Notice) (Rootfs, error) {
 	root := filepath.Clean(n.Rootfs)
 	if !filepath.IsAbs(root) || root == "/" || n.Pid <= 0 {
 		return r, fmt.Errorf("%q is not the directory of a user's container", n.Rootfs)
+	}
+	var err error
+	if r.ids, err = idsOf(n.Pid); err != nil {
+		return r, err
 	}
 	ms, err := mountsWithin(n.Pid, root)
 	if err != nil {
@@ -79,7 +86,7 @@ func (r *Rootfs) overlayOfUser(m *mount, root string) error {
 		if err != nil {
 			return err
 		}
-		r.Layers = append(r.Layers, Layer{Dir: dir, Owner: r.Owner})
+		r.Layers = append(r.Layers, Layer{Dir: dir, Owner: r.Owner, ids: r.ids})
 	}
 	if o.upper != "" {
 		r.Upper, err = abs(o.upper)
@@ -179,4 +186,38 @@ func (d *localDirs) layer(l Layer) (int, error) {
 }
 
 // upper is the writable directory as a layer.
-func (r *Rootfs) upper() Layer { return Layer{Dir: r.Upper, Owner: r.Owner} }
+func (r *Rootfs) upper() Layer { return Layer{Dir: r.Upper, Owner: r.Owner, ids: r.ids} }
+
+// maxIDs bounds uid_map, which has 340 lines at most (user_namespaces(7)).
+const maxIDs = 340 * 33
+
+// idsOf reads which ids are mapped in a process's user namespace.
+func idsOf(pid int) (string, error) {
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/uid_map")
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxIDs))
+	return string(b), err
+}
+
+// theirs returns an error if a file in a user's layer belongs to nobody of his: he may
+// have linked it there.
+func (l Layer) theirs(st *unix.Stat_t) error {
+	if l.Owner == 0 || st.Uid == l.Owner {
+		return nil
+	}
+	for line := range strings.Lines(l.ids) {
+		f := strings.Fields(line)
+		if len(f) != 3 {
+			break
+		}
+		first, err := strconv.ParseUint(f[1], 10, 32)
+		n, nerr := strconv.ParseUint(f[2], 10, 32)
+		if id := uint64(st.Uid); err == nil && nerr == nil && id >= first && id-first < n {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: it belongs to uid %d, and the layer to %d", ErrNotTheirs, st.Uid, l.Owner)
+}

@@ -36,6 +36,11 @@ func (o owner) open(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	served, err := o.served()
+	if err != nil {
+		unix.Close(dir)
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
 	rest := split(path)
 	for links := 0; len(rest) > 0; {
 		name := rest[0]
@@ -45,7 +50,10 @@ func (o owner) open(path string) (*os.File, error) {
 			unix.Close(dir)
 			return nil, fmt.Errorf("open %s, at %q: %w", path, name, err)
 		}
-		target, err := o.trusts(fd)
+		target := ""
+		if err = served.holds(fd); err == nil {
+			target, err = o.trusts(fd)
+		}
 		switch {
 		case err != nil:
 			err = fmt.Errorf("open %s, at %q: %w", path, name, err)

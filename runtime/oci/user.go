@@ -1,9 +1,11 @@
 package oci
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -35,8 +37,8 @@ func UserSource(uid uint32) string { return fmt.Sprintf("rootless:%d", uid) }
 // command. So it has no digest of an image. Init is held by the pidfd that is returned:
 // while that is alive its pid is the same process.
 //
-// What he serves himself (FUSE) can keep the call waiting for ever: bound how many of a
-// user's there are.
+// Nothing is looked up in a file system that he may serve himself (FUSE), and nothing of
+// his process is read that such a one could hold up.
 func UserNotice(state []byte, peerPid int, uid uint32) (container.Notice, *os.File, error) {
 	at := cgroup.BootTime()
 	if uid == 0 {
@@ -125,6 +127,50 @@ func (o owner) namespaces(pid int) (depth int, err error) {
 		fd = parent
 	}
 	return 0, fmt.Errorf("%w: pid %d is in too many user namespaces", ErrNotOwn, pid)
+}
+
+// mounts are the types of file systems, by the ids of their mounts; nil does not ask.
+type mounts map[int]string
+
+// served returns what is needed to recognise a file system that a user serves himself
+// (FUSE, by fusermount): a lookup in it may never come back, and not even SIGKILL ends
+// who waits for it.
+func (o owner) served() (mounts, error) {
+	if o == 0 {
+		return nil, nil
+	}
+	b, err := readBounded("/proc/self/mountinfo", maxMountinfo)
+	if err != nil {
+		return nil, err
+	}
+	types := mounts{}
+	for line := range bytes.Lines(b) {
+		head, tail, _ := bytes.Cut(line, []byte(" - "))
+		id, err := strconv.Atoi(string(bytes.SplitN(head, []byte(" "), 2)[0]))
+		if fields := bytes.Fields(tail); err == nil && len(fields) > 0 {
+			types[id] = string(fields[0])
+		}
+	}
+	return types, nil
+}
+
+// holds returns an error if a directory that was opened by path only is in one: then
+// nothing below it may be named.
+func (m mounts) holds(fd int) error {
+	if m == nil {
+		return nil
+	}
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &st); err != nil {
+		return err
+	}
+	switch t, known := m[int(st.Mnt_id)]; {
+	case !known:
+		return errors.New("it was mounted just now")
+	case strings.HasPrefix(t, "fuse"):
+		return fmt.Errorf("it is on %s, which may never answer", t)
+	}
+	return nil
 }
 
 // claims fills in what the user's own storage says, marked as that. runc's and crun's

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -394,5 +395,29 @@ func TestSubordinate(t *testing.T) {
 		if err := User(os.Getpid(), uid); (err == nil) != want {
 			t.Errorf("uid %d: %v", uid, err)
 		}
+	}
+}
+
+// A user may have mounted what he serves himself on the way to his bundle: nothing below it
+// is named.
+func TestUserServesHisBundle(t *testing.T) {
+	s := userPlay(t, someone, "a/b", "runc", nil)
+	served := filepath.Join(filepath.Dir(filepath.Dir(s.bundle)), "served")
+	if err := errors.Join(os.Mkdir(served, 0o755), os.Chown(served, someone, someone)); err != nil {
+		t.Fatal(err)
+	}
+	need.DeadFUSE(t, served)
+	told := make(chan error, 1)
+	go func() {
+		_, err := userNotice(s.state(map[string]any{"bundle": served + "/b"}), s.Hook, someone)
+		told <- err
+	}()
+	select {
+	case err := <-told:
+		if !errors.Is(err, ErrBundle) || !strings.Contains(err.Error(), "fuse") {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("it waits for the user's server")
 	}
 }
