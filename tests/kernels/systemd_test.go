@@ -37,7 +37,7 @@ func TestSystemd(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	root, scripts := unpackRPM(t, work)
-	step := guest.Step{Name: "systemd", Dir: "/", Args: []string{"/systemd.test", "-test.v", "-test.timeout=24m"}, Env: []string{need.SystemdMachine + "=/package", need.Require + "=systemd"}, Limit: 1450}
+	step := guest.Step{Name: "systemd", Dir: "/", Args: []string{"/systemd.test", "-test.v", "-test.timeout=24m", "-test.run", "^TestMachine$"}, Env: []string{need.SystemdMachine + "=/package", need.Require + "=systemd"}, Limit: 1450}
 	boot := bootOrFail(t, m, dir, guest.Job{Cgroups: guest.V2, Systemd: true, Steps: []guest.Step{step}}, Load{
 		"/init":            first,
 		"/systemd.test":    test,
