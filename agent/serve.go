@@ -70,7 +70,7 @@ func (a *Agent) serve(g *errgroup.Group, ctx context.Context) {
 	if a.userHooks != nil {
 		srv := handoff.New(a.userHooks, handoff.Config{
 			Handle: a.hookOfUser, Deadline: a.cfg.Barrier + barrierMargin, Log: a.log.With("in", "rootless"),
-			Late: a.userLate, Rejected: a.userRejected, Admit: a.admitUser,
+			Late: a.userLate, Rejected: a.userRejected, Admit: a.admitUser, Every: usersEvery,
 		})
 		g.Go(func() error { return srv.Run(ctx) })
 		g.Go(func() error { return a.tellMissed(ctx) })

@@ -29,19 +29,20 @@ import (
 
 // The bounds. A compose file of a developer starts some tens of containers at once.
 const (
-	userPeers   = 8                // requests of one user that are looked at, at once
-	userStarts  = 64               // starts of one user at once
-	userEvery   = 5 * time.Second  // he has one more each
-	userRuns    = 32               // runs of one user that live
-	usersRuns   = 128              // those of all users
-	userArming  = 4                // runs of one user that are being armed, at once
-	maxUsers    = 1024             // of whom it is remembered what they took
-	missedEvery = time.Minute      // a source's gaps are told together, after the first
-	maxMissed   = 64               // sources of which that is told apart
-	userReading = 2                // containers of users whose layers are read, at once
-	userReads   = 5 * time.Second  // reading the layers of one
-	userFiles   = 1 << 18          // names of files in their layers that are kept
-	userStuck   = 10 * time.Second // a start that is not armed then is signed as unseen
+	userPeers   = 8                     // requests of one user that are looked at, at once
+	usersEvery  = 10 * time.Millisecond // a request, of all users
+	userStarts  = 64                    // starts of one user at once
+	userEvery   = 5 * time.Second       // he has one more each
+	userRuns    = 32                    // runs of one user that live
+	usersRuns   = 128                   // those of all users
+	userArming  = 4                     // runs of one user that are being armed, at once
+	maxUsers    = 1024                  // of whom it is remembered what they took
+	missedEvery = time.Minute           // a source's gaps are told together, after the first
+	maxMissed   = 64                    // sources of which that is told apart
+	userReading = 2                     // containers of users whose layers are read, at once
+	userReads   = 5 * time.Second       // reading the layers of one
+	userFiles   = 1 << 18               // names of files in their layers that are kept
+	userStuck   = 10 * time.Second      // a start that is not armed then is signed as unseen
 )
 
 // usersWord is why nothing is claimed of what a user's container did not execute.

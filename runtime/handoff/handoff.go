@@ -74,6 +74,9 @@ type Config struct {
 	// Transfer bounds the reading of a request, and the writing of an
 	// answer. Default 500 ms.
 	Transfer time.Duration
+	// Every is how long one more peer takes to be accepted, after Peers of them in a row
+	// (0: no time). So what it costs to hang up on peers is bounded, too.
+	Every time.Duration
 	// Peers bounds how many are served at once; more wait in the kernel's
 	// backlog. Default 64.
 	Peers int
@@ -122,7 +125,14 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stop()
 
 	slots := make(chan struct{}, s.cfg.Peers)
+	var free time.Time // when as many may be accepted in a row again
 	for {
+		if now := time.Now(); s.cfg.Every > 0 {
+			if free = free.Add(s.cfg.Every); free.Before(now) {
+				free = now
+			}
+			wait(ctx, free.Sub(now)-time.Duration(s.cfg.Peers-1)*s.cfg.Every)
+		}
 		select {
 		case slots <- struct{}{}:
 		case <-ctx.Done():
@@ -150,6 +160,9 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 func wait(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -509,3 +509,17 @@ func TestAdmit(t *testing.T) {
 	close(goOn)
 	receiveOne(t, done)
 }
+
+// More peers than may be accepted in a row wait until it is their time.
+func TestEvery(t *testing.T) {
+	need.Root(t)
+	path := serve(t, 0, Config{Every: time.Hour, Peers: 2, Handle: func(context.Context, Request) Answer { return Answer{} }})
+	for range 2 {
+		if _, err := ask(path, []byte("{}"), within); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := ask(path, []byte("{}"), 100*time.Millisecond); !errors.Is(err, wire.ErrTimeout) {
+		t.Errorf("a third one is answered: %v", err)
+	}
+}
