@@ -30,6 +30,7 @@ var suites = []struct {
 	gone func() string // why it cannot be run here; nil: it can, or its test says what it needs
 }{
 	{"containerd (CRI)", containerdSuite, nil},
+	{"containerd (ctr)", newCtrSuite, nil},
 	{"podman", func(t *testing.T) suite { return podmanSuite{podmanDriver{NewPodman(t)}} }, nil},
 	{"runc", runcSuite, nil},
 	{"crun", crunSuite, nil},

@@ -1,0 +1,174 @@
+package runtimes
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"testing"
+
+	"probity/runtime/cgroup"
+)
+
+// ctrSuite is containerd by its own interface, as ctr has it, beside CRI. Nobody waits
+// for the agent, and so the suite does: it starts a task when the agent has armed it.
+type ctrSuite struct {
+	containerdDriver
+	t *testing.T // of all scenarios: their containers outlive the phases
+	x ctrs
+	a *Agent // that is to arm; it may not run
+}
+
+func newCtrSuite(t *testing.T) suite {
+	d := containerdDriver{StartContainerd(t)}
+	return &ctrSuite{containerdDriver: d, t: t, x: ctrs{d.Containerd, filepath.Base(d.Scratch.Cgroup)}}
+}
+
+func (s *ctrSuite) attach(t *testing.T, a *Agent) {
+	s.a = a
+	s.containerdDriver.attach(t, a)
+	waitEvents(t, a, s.Containerd, isConnected)
+}
+
+func (s *ctrSuite) image(t *testing.T) {
+	targetImage(t, s.containerdDriver)
+	s.x.ctr(t, "images", "import", "--platform", "linux", s.Scratch.Path("target.tar"))
+}
+
+func (s *ctrSuite) cannot(scenario string) string {
+	if scenario == failClosed {
+		return "nobody is asked before a container starts"
+	}
+	return ""
+}
+
+func (s *ctrSuite) restart(t *testing.T, meanwhile func()) {
+	s.Stop(t)
+	meanwhile()
+	s.Start(t)
+	if s.agentRuns() {
+		waitEvents(t, s.a, s.Containerd, isConnected)
+	}
+}
+
+func (s *ctrSuite) versions(t *testing.T) map[string]string {
+	return criSuite{driver: s.containerdDriver, program: "containerd", says: refusingContainerd{s.containerdDriver}.version}.versions(t)
+}
+
+func (s *ctrSuite) try(t *testing.T, name string, o manner, orders ...string) (life, error) {
+	args := append([]string{"containers", "create", "--snapshotter", "overlayfs"}, s.x.with(name)...)
+	if o.memory > 0 {
+		args = append(args, "--memory-limit", strconv.FormatInt(o.memory, 10))
+	}
+	if o.sharePID {
+		args = append(args, "--with-ns", fmt.Sprintf("pid:/proc/%d/ns/pid", s.holder(t).pid(t)))
+	}
+	s.x.ctr(t, append(args, append([]string{targetName, name, "/bin/target"}, orders...)...)...)
+	c := ctrLife{s.x.ran(s.t, name), s, new(atomic.Int32)}
+	return c, c.start(t)
+}
+
+// holder is a container that holds a pid namespace, as a pod's pause process does.
+func (s *ctrSuite) holder(t *testing.T) ctrRan {
+	t.Helper()
+	r := ctrRan{s.x, "holder"}
+	if _, err := s.x.try(t, "containers", "info", r.c); err != nil {
+		s.x.run(s.t, r.c, "wait")
+	}
+	return r
+}
+
+// agentRuns reports whether there is an agent.
+func (s *ctrSuite) agentRuns() bool {
+	select {
+	case <-s.a.Done():
+		return false
+	default:
+		return true
+	}
+}
+
+// ctrLife is a container of the suite.
+type ctrLife struct {
+	ctrRan
+	s        *ctrSuite
+	sessions *atomic.Int32
+}
+
+// start makes a task and starts it when it is armed.
+func (r ctrLife) start(t *testing.T) error {
+	t.Helper()
+	start := r.x.task(t, r.c)
+	pid := r.pid(t)
+	ctx, cancel := within(t, Patience)
+	defer cancel()
+	for r.s.agentRuns() && !r.s.armed(t, r.c, pid) {
+		if ctx.Err() != nil {
+			t.Fatalf("task %s is not armed\n%s", r.c, r.s.a.server.tail())
+		}
+		pause(ctx)
+	}
+	start()
+	return nil
+}
+
+// armed reports whether the agent has a run of the container that is in the cgroup of
+// the process: an earlier life was in another.
+func (s *ctrSuite) armed(t *testing.T, id string, pid int) bool {
+	t.Helper()
+	code, out, errs := s.a.Probity(t, "containers", "-o", "json", "--admin-socket", s.a.AdminSocket)
+	if code != 0 {
+		t.Logf("containers: exit code %d\n%s", code, errs)
+		return false
+	}
+	var live []struct {
+		Identity struct {
+			ID       string `json:"id"`
+			CgroupID string `json:"cgroupId"`
+		} `json:"identity"`
+	}
+	if err := json.Unmarshal([]byte(out), &live); err != nil {
+		t.Fatal(err)
+	}
+	fs, err := cgroup.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, own, err := fs.OfPid(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range live {
+		if l.Identity.ID == id && l.Identity.CgroupID == strconv.FormatUint(own, 10) {
+			return true
+		}
+	}
+	return false
+}
+
+func (r ctrLife) again(t *testing.T) life {
+	r.wait(t)
+	_, _ = r.x.try(t, "tasks", "delete", r.c) // exits as the task did
+	if err := r.start(t); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (r ctrLife) session(args []string) []string {
+	return slices.Concat([]string{"tasks", "exec", "--exec-id", fmt.Sprintf("x%d", r.sessions.Add(1)), r.c}, args)
+}
+
+func (r ctrLife) exec(t *testing.T, args ...string) {
+	t.Helper()
+	r.x.ctr(t, r.session(args)...)
+}
+
+func (r ctrLife) goOn(t *testing.T, orders ...string) {
+	t.Helper()
+	if _, err := r.x.try(t, r.session(slices.Concat([]string{"/bin/target"}, orders, []string{"go"}))...); err != nil {
+		t.Logf("let it go on: %v", err) // if it does not, waiting for it fails
+	}
+}
