@@ -150,13 +150,15 @@ func verdict(checks []check) error {
 func printChecks(w io.Writer, checks []check) error {
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "CHECK\tSTATUS\tWHAT")
-	for _, ch := range checks {
+	for i, ch := range checks {
 		what := ch.What
 		if ch.Where != "" {
 			what = ch.Where + ": " + what
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\n", verify.Printable(ch.Name), ch.Status, verify.Printable(what))
-		if ch.Advice != "" {
+		if i > 0 && ch.Advice != "" && ch.Advice == checks[i-1].Advice {
+			fmt.Fprintf(t, "\t\tto do: the same\n")
+		} else if ch.Advice != "" {
 			fmt.Fprintf(t, "\t\tto do: %s\n", verify.Printable(ch.Advice))
 		}
 	}

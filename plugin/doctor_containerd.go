@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -61,22 +62,52 @@ func (t tree) duration(key string) time.Duration {
 // checkContainerd looks at every containerd that runs, else at the one that is
 // installed: what it was told, and what holds of it.
 func (h *host) checkContainerd(ctx context.Context, cfg agent.Config) (all []check) {
-	seen := map[string]bool{}
+	var found []containerd
 	for _, d := range h.daemons["containerd"] {
-		file := containerdFile(d.args, d.dir)
-		if key := d.program + "\x00" + file; !seen[key] && len(seen) < maxDaemons {
-			seen[key] = true
-			all = append(all, containerd{service: d, file: file, running: true, agent: h.config}.check(ctx, cfg)...)
+		c := containerd{service: d, file: containerdFile(d.args, d.dir), running: true, agent: h.config}
+		if !slices.ContainsFunc(found, func(o containerd) bool { return o.program == c.program && o.file == c.file }) && len(found) < maxDaemons {
+			found = append(found, c)
 		}
 	}
-	if len(seen) > 0 {
-		return all
+	if len(found) == 0 {
+		path, err := h.find("containerd")
+		if path == "" || err != nil {
+			return nil // checkRuntimes says so
+		}
+		args := h.execStart(ctx, "containerd")
+		found = []containerd{{service: service{program: path, args: args}, file: containerdFile(args, "/"), agent: h.config}}
 	}
-	path, err := h.find("containerd")
-	if path == "" || err != nil {
-		return nil // checkRuntimes says so
+	var at []string
+	for _, c := range found {
+		effective, absent, bad := c.effective(ctx)
+		if bad != nil {
+			all = append(all, *bad)
+			continue
+		}
+		all = append(all, c.judge(effective, absent, cfg)...)
+		if address := c.address(effective); address != "" {
+			at = append(at, address)
+		}
 	}
-	return containerd{service: service{program: path}, file: containerdFile(h.execStart(ctx, "containerd"), "/"), agent: h.config}.check(ctx, cfg)
+	// The agent asks one of them about images, and for the containers of ctr, nerdctl and docker.
+	if len(at) > 0 && !slices.ContainsFunc(at, func(a string) bool { return a == cfg.ContainerdAddress || samePath(a, cfg.ContainerdAddress) }) {
+		all = append(all, check{"containerd socket", checkWarn, fmt.Sprintf("the agent asks at %s about images and containers outside CRI: nobody is there", cfg.ContainerdAddress), at[0],
+			fmt.Sprintf("set containerdAddress: %s in %s and systemctl restart probity", at[0], h.config)})
+	}
+	return all
+}
+
+// address is where it listens, or "".
+func (c containerd) address(effective tree) string {
+	if a, ok := option(c.args, "address", "a"); ok {
+		return a
+	}
+	for _, t := range []tree{effective.table("plugins", "io.containerd.server.v1.grpc"), effective.table("grpc")} { // of 2.x, of 1.x
+		if a, _ := t["address"].(string); a != "" {
+			return a
+		}
+	}
+	return ""
 }
 
 // containerdFile is the configuration file that a command line names.
@@ -116,10 +147,14 @@ type containerd struct {
 
 const nriName = "containerd NRI"
 
-func (c containerd) check(ctx context.Context, cfg agent.Config) []check {
-	found := func(status, what, advice string) []check { return []check{{nriName, status, what, c.file, advice}} }
+// effective asks for the configuration that holds; absent if there is no file. Bad is
+// why there is none.
+func (c containerd) effective(ctx context.Context) (effective tree, absent bool, bad *check) {
+	found := func(status, what, advice string) (tree, bool, *check) {
+		return nil, false, &check{nriName, status, what, c.file, advice}
+	}
 	_, err := trusted(c.file)
-	absent := errors.Is(err, os.ErrNotExist)
+	absent = errors.Is(err, os.ErrNotExist)
 	switch {
 	case absent: // the defaults hold
 	case errors.Is(err, errOthers):
@@ -132,14 +167,13 @@ func (c containerd) check(ctx context.Context, cfg agent.Config) []check {
 	if ctx.Err() != nil || errors.Is(err, errOthers) {
 		return found(checkUnknown, err.Error(), command)
 	}
-	var effective tree
 	if err == nil {
 		effective, err = parseTOML([]byte(out))
 	}
 	if err != nil {
 		return found(checkFail, err.Error()+": containerd does not start with it", "mend what this names: "+command)
 	}
-	return c.judge(effective, absent, cfg)
+	return effective, absent, nil
 }
 
 // judge compares what holds with what the files beside it say.
@@ -246,9 +280,9 @@ func (c containerd) imports(absent bool) string {
 	line := fmt.Sprintf(`imports = ["%s"]`, c.dropIns())
 	file := quote(c.file)
 	switch main := c.files(); {
-	case absent:
-		return fmt.Sprintf(`printf '%%s\n' 'version = 2' %s > %s`, quote(line), file)
-	case len(main) > 0 && len(main[0].tree) == 0: // sed cannot insert into an empty file
+	case file != c.file: // what a shell would need quoted sed might not take as it is
+		return fmt.Sprintf("make %s the first line of %s", line, c.file)
+	case absent || len(main) > 0 && len(main[0].tree) == 0: // sed cannot insert into an empty file
 		return fmt.Sprintf(`printf '%%s\n' 'version = 2' %s >> %s`, quote(line), file)
 	case len(main) > 0 && main[0].tree["imports"] != nil:
 		return fmt.Sprintf(`sed -i %s %s`, quote(`s|^\s*imports\s*=.*|`+line+`|`), file)
@@ -257,24 +291,35 @@ func (c containerd) imports(absent bool) string {
 	}
 }
 
+// nriHeader begins the plugin's table, for us and for sed.
+const nriHeader = `^\s*\[.*io\.containerd\.nri\.v1\.nri.\]`
+
+var nriHeaders = regexp.MustCompile("(?m)" + nriHeader)
+
 // set is a command that gives a key of the plugin's another value, where it is set
 // last, or else in the main file.
 func (c containerd) set(files []configFile, absent bool, key, value string) string {
-	for _, f := range slices.Backward(files) {
-		if f.tree.table("plugins", nriPlugin)[key] != nil {
-			return fmt.Sprintf(`sed -i %s %s`, quote(`/^\s*\[.*io\.containerd\.nri\.v1\.nri.\]/,/^\s*\[/ s|^\(\s*`+key+`\s*=\).*|\1 `+value+`|`), quote(f.name))
-		}
-	}
-	for _, f := range slices.Backward(files) {
-		if f.tree.table("plugins", nriPlugin) != nil {
-			return fmt.Sprintf(`sed -i %s %s`, quote(`/^\s*\[.*io\.containerd\.nri\.v1\.nri.\]/a `+key+" = "+value), quote(f.name))
-		}
-	}
 	section := fmt.Sprintf(`'[plugins."%s"]' %s`, nriPlugin, quote("  "+key+" = "+value))
 	if absent {
 		return fmt.Sprintf(`mkdir -p %s && printf '%%s\n' 'version = 2' %s > %s`, quote(filepath.Dir(c.file)), section, quote(c.file))
 	}
-	return fmt.Sprintf(`printf '%%s\n' %s >> %s`, section, quote(c.file))
+	for _, has := range []func(tree) bool{func(t tree) bool { return t[key] != nil }, func(t tree) bool { return t != nil }} {
+		for _, f := range slices.Backward(files) {
+			table := f.tree.table("plugins", nriPlugin)
+			if !has(table) {
+				continue
+			}
+			if b, err := readFile(f.name); err != nil || !nriHeaders.Match(b) { // by dots, or in one line
+				return fmt.Sprintf(`set %s = %s in [plugins."%s"] of %s`, key, value, nriPlugin, f.name)
+			}
+			edit := `/` + nriHeader + `/a ` + key + ` = ` + value
+			if table[key] != nil {
+				edit = `/` + nriHeader + `/,/^\s*\[/ s|^\(\s*` + key + `\s*=\).*|\1 ` + value + `|`
+			}
+			return fmt.Sprintf(`sed -i %s %s`, quote(edit), quote(f.name))
+		}
+	}
+	return fmt.Sprintf(`printf '%%s\n' '' %s >> %s`, section, quote(c.file)) // its last line may have no end
 }
 
 // enable is a command that takes the plugin out of every list of disabled ones.

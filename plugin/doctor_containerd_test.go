@@ -84,7 +84,12 @@ func TestDoctorContainerd(t *testing.T) {
 				}
 			}
 			check := func() []check {
-				return containerd{service: service{program: tools.Containerd}, file: file, agent: "/etc/probity/probity.yaml"}.check(t.Context(), cfg)
+				c := containerd{service: service{program: tools.Containerd}, file: file, agent: "/etc/probity/probity.yaml"}
+				effective, absent, bad := c.effective(t.Context())
+				if bad != nil {
+					return []check{*bad}
+				}
+				return c.judge(effective, absent, cfg)
 			}
 			got := check()
 			if got[0].Status != c.status || !strings.Contains(got[0].What, c.what) {
@@ -232,6 +237,76 @@ func runContainerd(t *testing.T, tools need.ContainerdTools, dir, file string) (
 	}
 	t.Fatalf("containerd does not serve:\n%s", strings.Join(said, "\n"))
 	return nil
+}
+
+// Where the table is not there, as in containerd 1.7, it is appended, whatever the file
+// ends with; where it is written in another way, no command is made up.
+func TestContainerdSet(t *testing.T) {
+	for text, want := range map[string]string{
+		"-":                                "",
+		"":                                 "",
+		"version = 2":                      "",
+		"version = 2\n[debug]\nlevel = ''": "",
+		nriTable + "socket_path = '/x'":    "",
+		nriTable + "disable=true":          "",
+		"plugins.'io.containerd.nri.v1.nri'.disable = true": `set disable = false in [plugins."io.containerd.nri.v1.nri"] of FILE`,
+		"plugins = {'io.containerd.nri.v1.nri' = {}}":       `set disable = false in [plugins."io.containerd.nri.v1.nri"] of FILE`,
+	} {
+		c := containerd{file: filepath.Join(t.TempDir(), "a b", "c.toml")}
+		if text != "-" {
+			if err := errors.Join(os.Mkdir(filepath.Dir(c.file), 0o755), os.WriteFile(c.file, []byte(text), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		advice := c.set(c.files(), text == "-", "disable", "false")
+		if want != "" {
+			if advice != strings.Replace(want, "FILE", c.file, 1) {
+				t.Errorf("%q: %s", text, advice)
+			}
+			continue
+		}
+		out, err := exec.Command("/bin/sh", "-ec", advice).CombinedOutput()
+		if files := c.files(); err != nil || len(files) != 1 || files[0].tree.table("plugins", nriPlugin)["disable"] != false {
+			t.Errorf("%q: after %s: %v %s\n%v", text, advice, err, out, files)
+		}
+	}
+}
+
+// The agent asks one containerd about images: it is seen where none listens there.
+func TestDoctorContainerdAddress(t *testing.T) {
+	tools := need.Containerd(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "c.toml")
+	if err := os.WriteFile(file, []byte("version = 3\n[grpc]\naddress = '/run/of-the-file.sock'\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	one := service{program: tools.Containerd, args: []string{"--config", file}}
+	other := service{program: tools.Containerd, args: []string{"--address=/run/of-the-line.sock", "--config", filepath.Join(dir, "absent")}}
+	for _, c := range []struct {
+		run  []service
+		asks string
+		at   string // "": nothing to say
+	}{
+		{[]service{one}, "/run/containerd/containerd.sock", "/run/of-the-file.sock"},
+		{[]service{one}, "/run/of-the-file.sock", ""},
+		{[]service{other}, "/run/containerd/containerd.sock", "/run/of-the-line.sock"},
+		{[]service{one, other}, "/run/of-the-line.sock", ""},
+	} {
+		cfg, err := agent.Config{ContainerdAddress: c.asks}.WithDefaults()
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := ""
+		for _, ch := range (&host{daemons: map[string][]service{"containerd": c.run}, config: "/c"}).checkContainerd(t.Context(), cfg) {
+			if ch.Name == "containerd socket" {
+				at = ch.Where
+				judged(t, ch, checkWarn, "the agent asks at "+c.asks)
+			}
+		}
+		if at != c.at {
+			t.Errorf("%+v: said of %q", c, at)
+		}
+	}
 }
 
 func TestOption(t *testing.T) {

@@ -13,7 +13,6 @@ const (
 	crioName   = "cri-o NRI"
 	crioConfig = "/etc/crio/crio.conf"
 	crioDrops  = "/etc/crio/crio.conf.d"
-	crioSocket = "/var/run/crio/crio.sock"
 )
 
 // checkCRIO asks the CRI-O that runs, or else the one that is installed, what holds.
@@ -61,18 +60,12 @@ func (c crio) check(ctx context.Context, cfg agent.Config) []check {
 	return []check{r.check(f, cfg)}
 }
 
-// ask asks the running one on its socket, which is what it really has, and else
-// has the program read the files.
+// listens is where `crio config` says that CRI-O's socket is.
+var listens = regexp.MustCompile(`(?m)^(?:# ?)?listen *= *"([^"\n]*)"`)
+
+// ask has the program read the files, and asks the running one, on the socket that they
+// name, for what it has made of them. The command is the one that says it.
 func (c crio) ask(ctx context.Context) (out, command string, err error) {
-	if c.running {
-		socket, ok := option(c.args, "listen")
-		if !ok {
-			socket = crioSocket
-		}
-		if out, err = tell(ctx, c.program, "status", "--socket="+socket, "config"); err == nil || ctx.Err() != nil {
-			return out, fmt.Sprintf("%s status --socket=%s config", c.program, quote(socket)), err
-		}
-	}
 	var args []string
 	command = quote(c.program)
 	for _, o := range []struct{ long, short string }{{"config", "c"}, {"config-dir", "d"}} {
@@ -81,8 +74,23 @@ func (c crio) ask(ctx context.Context) (out, command string, err error) {
 			command += " --" + o.long + "=" + quote(v)
 		}
 	}
+	command += " config"
 	out, err = tell(ctx, c.program, append(args, "config")...)
-	return out, command + " config", err
+	if err != nil || !c.running {
+		return out, command, err
+	}
+	socket, ok := option(c.args, "listen")
+	if m := listens.FindStringSubmatch(out); !ok && m != nil {
+		socket = m[1]
+	}
+	live, err := tell(ctx, c.program, "status", "--socket="+socket, "config")
+	if ctx.Err() != nil {
+		return "", command, err
+	}
+	if err != nil { // an older one has no such command: what the files say
+		return out, command, nil
+	}
+	return live, fmt.Sprintf("%s status --socket=%s config", quote(c.program), quote(socket)), nil
 }
 
 // defaulted is a key of NRI's that `crio config` shows as a comment, because it has

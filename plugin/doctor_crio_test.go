@@ -57,11 +57,43 @@ func TestCRIOFacts(t *testing.T) {
 			t.Errorf("%s: %+v, %v, %v; want %+v", line, got, known, err, want)
 		}
 	}
+	// What a running one answers to `crio status config`.
+	live := "[crio]\n  [crio.api]\n    listen = \"/x\"\n  [crio.nri]\n    enable_nri = true\n    nri_listen = \"/var/run/nri/nri.sock\"\n    nri_plugin_registration_timeout = \"5s\"\n    nri_plugin_request_timeout = \"3s\"\n    nri_disable_connections = false\n    [crio.nri.default_validator]\n      nri_enable_default_validator = false\n"
+	if got, known, err := crioFacts(live); err != nil || !known || got != on {
+		t.Errorf("a running one: %+v, %v, %v; want %+v", got, known, err, on)
+	}
 	if _, known, err := crioFacts("[crio]\n[crio.api]\n"); known || err != nil {
 		t.Errorf("one without NRI: %v, %v", known, err)
 	}
 	if _, _, err := crioFacts("time=x level=info\n"); err == nil {
 		t.Error("what is no TOML is no error")
+	}
+}
+
+// One that runs is asked for what it has, where its files say that it listens; one that
+// does not answer is taken for what they say.
+func TestCRIORuns(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	program := script(t, dir, "crio", `case "$*" in
+"--config=/c config") printf '[crio.api]\n# listen = "/run/of-the-files"\n[crio.nri]\n# enable_nri = true\n# nri_listen = "/n"\n' ;;
+"status --socket=/run/of-the-files config") printf '[crio.nri]\nenable_nri = false\nnri_listen = "/n"\n' ;;
+*) exit 1 ;;
+esac`)
+	for _, c := range []struct {
+		args    []string
+		running bool
+		off     string
+	}{
+		{[]string{"--config", "/c"}, false, ""},
+		{[]string{"--config", "/c"}, true, "enable_nri = false"},
+		{[]string{"--config", "/c", "--listen=/run/elsewhere"}, true, ""},
+	} {
+		out, _, err := crio{service{program: program, args: c.args}, c.running, ""}.ask(t.Context())
+		f, known, ferr := crioFacts(out)
+		if err != nil || ferr != nil || !known || f.off != c.off {
+			t.Errorf("%+v: %+v, %v, %v, %v", c, f, known, err, ferr)
+		}
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -85,7 +84,8 @@ func tell(ctx context.Context, program string, args ...string) (string, error) {
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // it is killed with its children
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
-	cmd.WaitDelay = time.Second
+	// From its end on, too: on a busy machine what it has printed may take a second to be read.
+	cmd.WaitDelay = defaultPatience
 	var out, said upTo
 	out.left, said.left = maxAnswer, maxAnswer
 	cmd.Stdout, cmd.Stderr = &out, &said
