@@ -58,6 +58,7 @@ func TestRPM(t *testing.T) {
 		"/usr/share/doc/probity/docs",
 		"/usr/share/doc/probity/docs/design.md",
 		"/usr/share/doc/probity/docs/docker.md",
+		"/usr/share/doc/probity/docs/doctor.md",
 		"/usr/share/doc/probity/docs/fail-policy.md",
 		"/usr/share/doc/probity/docs/keys.md",
 		"/usr/share/doc/probity/docs/privacy.md",
