@@ -24,7 +24,7 @@ const seeLog = "journalctl -u probity -n 50"
 // checkService asks systemd for the agent's unit.
 func (h *host) checkService(ctx context.Context) []check {
 	const name = "service"
-	if _, err := os.Stat("/run/systemd/system"); err != nil {
+	if !bySystemd() {
 		return []check{{name, checkSkip, "systemd does not run here", "", ""}}
 	}
 	systemctl, err := findProgram("systemctl", h.dirs)
@@ -58,7 +58,7 @@ func judgeService(out string) check {
 	case unit["LoadState"] != "loaded":
 		return found(checkFail, "it is "+unit["LoadState"], "systemctl status probity; systemd-analyze verify probity.service")
 	case state == "failed" && unit["ExecMainStatus"] == fmt.Sprint(exitPIN):
-		return found(checkFail, "the token refused the PIN: it is not tried again, since that would lock the token", "put the right PIN where key: says, then systemctl start probity")
+		return found(checkFail, "the token refused the PIN: it is not tried again, since that would lock the token", "put the right PIN where key: says, then "+startAgent())
 	case state == "failed":
 		return found(checkFail, fmt.Sprintf("it failed (%s, exit status %s)", unit["Result"], unit["ExecMainStatus"]), seeLog)
 	case state != "active":
@@ -92,7 +92,7 @@ func judgeAgent(st agent.Status) []check {
 	var all []check
 	found := func(status, what, advice string) { all = append(all, check{name, status, what, "", advice}) }
 	if st.Version != versionString() {
-		found(checkWarn, fmt.Sprintf("it is version %s, this command is %s", st.Version, versionString()), "systemctl restart probity")
+		found(checkWarn, fmt.Sprintf("it is version %s, this command is %s", st.Version, versionString()), restart("probity"))
 	}
 	if st.Unsigned != "" {
 		found(checkFail, "it cannot sign now, and evidence waits: "+st.Unsigned, seeLog)

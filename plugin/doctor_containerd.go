@@ -92,7 +92,7 @@ func (h *host) checkContainerd(ctx context.Context, cfg agent.Config) (all []che
 	// The agent asks one of them about images, and for the containers of ctr, nerdctl and docker.
 	if len(at) > 0 && !slices.ContainsFunc(at, func(a string) bool { return a == cfg.ContainerdAddress || samePath(a, cfg.ContainerdAddress) }) {
 		all = append(all, check{"containerd socket", checkWarn, fmt.Sprintf("the agent asks at %s about images and containers outside CRI: nobody is there", cfg.ContainerdAddress), at[0],
-			fmt.Sprintf("set containerdAddress: %s in %s and systemctl restart probity", at[0], h.config)})
+			then(fmt.Sprintf("set containerdAddress: %s in %s", at[0], h.config), restart("probity"))})
 	}
 	return all
 }
@@ -186,19 +186,19 @@ func (c containerd) judge(effective tree, absent bool, cfg agent.Config) []check
 	disabled, _ := plugin["disable"].(bool)
 	files := c.files()
 	r := nriAsked{name: nriName, where: c.file, running: c.running, restart: c.restart("containerd"), agent: c.agent}
-	r.set = func(key, value string) string { return c.set(files, absent, key, value) + " && " + r.restart }
+	r.set = func(key, value string) string { return then(c.set(files, absent, key, value), r.restart) }
 	switch {
 	case slices.ContainsFunc(criPlugins, func(p string) bool { return slices.Contains(off, p) }):
 		return []check{{nriName, checkSkip, "CRI is off (disabled_plugins): it runs no pods, and NRI tells of nothing else", c.file, ""}}
 	case slices.Contains(off, nriPlugin):
-		f.off, r.on = "disabled_plugins", c.enable(files)+" && "+r.restart
+		f.off, r.on = "disabled_plugins", then(c.enable(files), r.restart)
 	case plugin == nil:
 		return []check{{nriName, checkFail, "this containerd has no NRI: its containers are not armed", c.program, "install containerd 1.7 or newer; 2.0 or newer has NRI switched on"}}
 	case disabled:
 		f.off, r.on = "disable = true", r.set("disable", "false")
 	}
 	inert := c.notImported(files)
-	advice := c.imports(absent) + " && " + r.restart
+	advice := then(c.imports(absent), r.restart)
 	on := slices.IndexFunc(inert, func(d configFile) bool { return d.tree.table("plugins", nriPlugin)["disable"] == false })
 	if disabled && on >= 0 {
 		f.off += "; " + inert[on].name + " says disable = false, which is not imported: present, but not effective"

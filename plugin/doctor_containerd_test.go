@@ -125,7 +125,7 @@ func TestDoctorContainerd(t *testing.T) {
 // follow runs an advice, but for the restart of what does not run.
 func follow(t *testing.T, advice string) {
 	t.Helper()
-	command, ok := strings.CutSuffix(advice, " && systemctl restart containerd")
+	command, ok := strings.CutSuffix(advice, then("", restart("containerd")))
 	if !ok {
 		t.Fatalf("no restart: %s", advice)
 	}
@@ -187,7 +187,7 @@ plugin_config_path = '%[1]s/conf.d'
 		t.Errorf("off: %+v", got)
 	}
 	write(false)
-	if got := asked(); got.Status != checkFail || !strings.Contains(got.What, "started with another") || got.Advice != "systemctl restart containerd" {
+	if got := asked(); got.Status != checkFail || !strings.Contains(got.What, "started with another") || got.Advice != restart("containerd") {
 		t.Errorf("switched on after its start: %+v", got)
 	}
 	stop()

@@ -41,8 +41,8 @@ func (c crio) check(ctx context.Context, cfg agent.Config) []check {
 		file = crioConfig
 	}
 	r := nriAsked{name: crioName, where: file, running: c.running, restart: c.restart("crio"), agent: c.agent}
-	r.set = func(key, value string) string { return setCRIO(c.args, "nri_"+key, value) + " && " + r.restart }
-	r.on = setCRIO(c.args, "enable_nri", "true") + " && " + r.restart
+	r.set = func(key, value string) string { return then(setCRIO(c.args, "nri_"+key, value), r.restart) }
+	r.on = then(setCRIO(c.args, "enable_nri", "true"), r.restart)
 	out, command, err := c.ask(ctx)
 	if ctx.Err() != nil || errors.Is(err, errOthers) {
 		return []check{{crioName, checkUnknown, err.Error(), file, command}}

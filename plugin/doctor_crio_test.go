@@ -150,7 +150,7 @@ shown enable_nri true; shown nri_listen '"/var/run/nri/nri.sock"'; shown nri_dis
 			if c.after == "" {
 				return
 			}
-			command, ok := strings.CutSuffix(got[0].Advice, " && systemctl restart crio")
+			command, ok := strings.CutSuffix(got[0].Advice, then("", restart("crio")))
 			if !ok {
 				t.Fatalf("no restart: %s", got[0].Advice)
 			}

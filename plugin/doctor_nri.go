@@ -43,10 +43,10 @@ func (r nriAsked) check(f nriFacts, cfg agent.Config) check {
 	case f.noConnections:
 		return found(checkFail, "NRI is on, and lets no plugin connect: its containers are not armed", r.set("disable_connections", "false"))
 	case slices.Contains(cfg.NRISockets, "none"):
-		return found(checkWarn, "NRI is on, and the agent is told not to use it (nriSockets: none)", "take nriSockets: [none] out of "+r.agent+" and systemctl restart probity")
+		return found(checkWarn, "NRI is on, and the agent is told not to use it (nriSockets: none)", then("take nriSockets: [none] out of "+r.agent, restart("probity")))
 	case !slices.ContainsFunc(cfg.NRISockets, func(s string) bool { return s == f.socket || samePath(s, f.socket) }):
 		return found(checkFail, fmt.Sprintf("NRI is at %s, and the agent connects to %s", f.socket, strings.Join(cfg.NRISockets, ", ")),
-			fmt.Sprintf("add %s to nriSockets in %s and systemctl restart probity", quote(f.socket), r.agent))
+			then(fmt.Sprintf("add %s to nriSockets in %s", quote(f.socket), r.agent), restart("probity")))
 	case f.request > 0 && f.request <= cfg.Barrier:
 		return found(checkWarn, fmt.Sprintf("a plugin has %s to answer and the agent may hold a start for %s: it can be cut off", f.request, cfg.Barrier), r.set("plugin_request_timeout", `"2s"`))
 	case !r.running:

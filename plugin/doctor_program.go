@@ -80,7 +80,7 @@ func tell(ctx context.Context, program string, args ...string) (string, error) {
 		return "", fmt.Errorf("not run: %w", err)
 	}
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = []string{"PATH=" + strings.Join(systemDirs, ":"), "LC_ALL=C", "HOME=/nonexistent"}
+	cmd.Env = []string{"PATH=" + strings.Join(systemDirs, ":"), "LC_ALL=C", "HOME=/"}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // it is killed with its children
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }

@@ -109,7 +109,28 @@ func (d service) restart(unit string) string {
 	if d.unit != "" {
 		unit = d.unit
 	}
-	return "systemctl restart " + unit
+	return restart(unit)
+}
+
+func restart(unit string) string {
+	if bySystemd() {
+		return "systemctl restart " + unit
+	}
+	return "start " + unit + " anew"
+}
+
+// then is a command with the restart that it takes to be effective.
+func then(command, restart string) string {
+	if bySystemd() {
+		return command + " && " + restart
+	}
+	return command + "; then " + restart
+}
+
+// bySystemd reports whether services here are systemd's.
+func bySystemd() bool {
+	_, err := os.Stat("/run/systemd/system")
+	return err == nil
 }
 
 // option returns the last value of an option of a command line, by any of its names:

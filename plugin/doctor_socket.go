@@ -12,7 +12,12 @@ import (
 	"probity/agent"
 )
 
-const startAgent = "systemctl start probity"
+func startAgent() string {
+	if bySystemd() {
+		return "systemctl start probity"
+	}
+	return "start it: probity agent"
+}
 
 // checkSockets looks at those on which the agent listens.
 func checkSockets(cfg agent.Config) (all []check) {
@@ -32,24 +37,24 @@ func checkSocket(name, path string) check {
 	err := unix.Lstat(path, &st)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return found(checkFail, "absent: the agent does not run", startAgent)
+		return found(checkFail, "absent: the agent does not run", startAgent())
 	case err != nil:
 		return found(checkUnknown, err.Error(), "run as root: sudo probity doctor")
 	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
-		return found(checkFail, "not a socket", "rm "+quote(path)+" && systemctl restart probity")
+		return found(checkFail, "not a socket", then("rm "+quote(path), restart("probity")))
 	}
 	if err := unix.Stat(filepath.Dir(path), &dir); err != nil {
 		return found(checkUnknown, err.Error(), "run as root: sudo probity doctor")
 	}
 	if st.Uid != 0 || dir.Uid != 0 || dir.Mode&0o022 != 0 {
 		return found(checkFail, "others than root may replace it",
-			fmt.Sprintf("chown root %[1]s && chmod 0755 %[1]s && systemctl restart probity", quote(filepath.Dir(path))))
+			then(fmt.Sprintf("chown root %[1]s && chmod 0755 %[1]s", quote(filepath.Dir(path))), restart("probity")))
 	}
 	switch is, err := listening(path); {
 	case err != nil:
 		return found(checkUnknown, "find who listens: "+err.Error(), "mount /proc, and look again")
 	case !is:
-		return found(checkFail, "nobody listens: the agent does not run", startAgent)
+		return found(checkFail, "nobody listens: the agent does not run", startAgent())
 	}
 	return found(checkOK, fmt.Sprintf("mode %04o", st.Mode&0o777), "")
 }
