@@ -198,6 +198,19 @@ probes:
 	})
 }
 
+// Init's end is not the container's: with a shared pid namespace a child lives on.
+func TestChildOutlivesInit(t *testing.T) {
+	p := NewPodman(t)
+	d := podmanDriver{p}
+	a := StartAgent(t, d.agent(AgentOptions{Policies: []string{targetPolicy}}))
+	d.attach(t, a)
+	targetImage(t, d)
+	id := p.Detach(t, "--pid", "host", targetName, "orphan")
+	p.Wait(t, id)
+	e := settled(t, a)
+	want(t, e, id, "fn", "hello", evidence.Hit, "", 3)
+}
+
 // Files that a hostile image may hold where a policy looks.
 func TestHostileFiles(t *testing.T) {
 	policy := `

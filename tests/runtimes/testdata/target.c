@@ -130,6 +130,28 @@ static void orphan(void)
 	_exit(0);
 }
 
+static void child(void)
+{
+	pid_t init = getpid();
+	int done[2];
+	char c;
+
+	if (pipe(done))
+		_exit(1);
+	if (!fork()) {
+		for (int i = 0; i < 3; i++)
+			hello();
+		close(done[0]);
+		close(done[1]);
+		while (getppid() == init)
+			usleep(1000);
+		_exit(0);
+	}
+	close(done[1]);
+	if (read(done[0], &c, 1))
+		_exit(1);
+}
+
 static void eat(void)
 {
 	char *volatile p;
@@ -167,6 +189,8 @@ int main(int argc, char **argv)
 			sparse(argv[0]);
 		else if (!strcmp(argv[i], "orphan"))
 			orphan();
+		else if (!strcmp(argv[i], "child"))
+			child();
 		else if (!strcmp(argv[i], "exit") && i + 1 < argc)
 			return atoi(argv[i + 1]);
 		else if (!strcmp(argv[i], "crash"))
