@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -290,6 +291,52 @@ func TestUserDoesNotAnswerForRoot(t *testing.T) {
 	l.armed = armed
 	n.mu.Unlock()
 	b.end()
+}
+
+// Between the check and the arming he may have moved it to a cgroup that is not his alone.
+func TestUserMovesHisContainer(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	mine, b := newBox(t, 1, "hello"), newUserBox(t, "true", "$PWD/lower")
+	must(t, os.WriteFile(mine.cgroup+"/cgroup.procs", []byte(strconv.Itoa(b.cmd.Process.Pid)), 0))
+	n.startUser(b, "c1")
+	if len(n.runs()) != 0 {
+		t.Error("it is a run")
+	}
+	b.end()
+	if gaps := n.gapsOf(evidence.ScopeSource); len(gaps) != 1 || !strings.Contains(gaps[0].Detail, "it has moved to") {
+		t.Errorf("%+v", gaps)
+	}
+}
+
+// How many containers of users live, and are being armed, is bounded for each and for all.
+func TestUsersRuns(t *testing.T) {
+	x := container.Notice{Source: oci.UserSource(someone), Identity: container.Identity{ID: "one more", User: someone}}
+	armed, arming := make(chan struct{}), make(chan struct{})
+	close(armed)
+	for name, c := range map[string]struct {
+		source string
+		n      int
+		armed  chan struct{}
+		want   string
+	}{
+		"his":                    {x.Source, userRuns, armed, "of uid 61234 live"},
+		"one less":               {x.Source, userRuns - 1, armed, ""},
+		"being armed":            {x.Source, userArming, arming, "are being armed"},
+		"another's being armed":  {"rootless:1", userArming, arming, ""},
+		"another's":              {"rootless:1", userRuns, armed, ""},
+		"those of all users":     {"rootless:1", usersRuns, armed, "of users live"},
+		"root's, however many":   {"hook", usersRuns, arming, ""},
+		"root's, by another way": {"nri:/var/run/nri/nri.sock", usersRuns, arming, ""},
+	} {
+		a := &Agent{live: map[string]*live{}}
+		for i := range c.n {
+			a.live[strconv.Itoa(i)] = &live{container: strconv.Itoa(i), start: startKey{source: c.source}, armed: c.armed}
+		}
+		err := a.ofUserLocked(x, cgroup.ErrShared)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
 }
 
 // Nothing is refused to a user: a policy's requirements are signed as not enforced.
