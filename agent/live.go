@@ -439,6 +439,7 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	kept := l.earlier != nil && l.earlier.Kept
 	processes := func() ([]int, bool, error) { return a.cgroups.Procs(n.Identity.CgroupPath, n.Identity.CgroupID) }
 	if l.user { // the files are his also where he is not in the container
+		withoutSets(plan)
 		rootfs.Upper, processes = "", usersProcesses
 	}
 	h, err := a.engine.Arm(l.ctx, probe.Target{

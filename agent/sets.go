@@ -49,11 +49,7 @@ func (a *Agent) entry(e *bpf.SetEntry) {
 		return // its entries are read when it is
 	}
 	id := probe.Identified{}
-	switch {
-	case e.Set != bpf.SetExec && e.Set != bpf.SetLibraries:
-	case l.user:
-		id.Why = usersWord
-	default:
+	if e.Set == bpf.SetExec || e.Set == bpf.SetLibraries {
 		select {
 		case a.identifying <- setWork{l: l, entry: *e}:
 			return

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"probity/bpf/probe"
+	"probity/evidence"
 	"probity/runtime/cgroup"
 	"probity/runtime/container"
 	"probity/runtime/handoff"
@@ -32,7 +34,7 @@ const (
 	userPeers   = 8                     // requests of one user that are looked at, at once
 	usersEvery  = 10 * time.Millisecond // a request, of all users
 	userStarts  = 64                    // starts of one user at once
-	userEvery   = 5 * time.Second       // he has one more each
+	userEvery   = 30 * time.Second      // he has one more each
 	userRuns    = 32                    // runs of one user that live
 	usersRuns   = 128                   // those of all users
 	userArming  = 4                     // runs of one user that are being armed, at once
@@ -47,6 +49,17 @@ const (
 
 // usersWord is why nothing is claimed of what a user's container did not execute.
 const usersWord = "it is a user's own (rootless) container: what he says that it has is armed, and what it executes is not looked at"
+
+// withoutSets refuses the sets of a plan for a user's container. Their entries are what a
+// container can fill the spool with: there each container id has its share, and of ids a
+// user has as many as he likes, root's among them.
+func withoutSets(plan probe.Plan) {
+	for i := range plan.Sites {
+		if s := &plan.Sites[i]; s.Set != "" && s.Reason == "" {
+			s.Reason, s.Detail = evidence.OverBudget, "sets of users' containers are not kept: they have no share of the spool"
+		}
+	}
+}
 
 // noUser is the source of what was told by who is no user, as far as is known.
 const noUser = "rootless"

@@ -125,11 +125,14 @@ func TestUserArmed(t *testing.T) {
 		t.Errorf("cgroup %s", cov.CgroupPath)
 	}
 	for _, p := range cov.Probes {
-		if want := map[string]evidence.State{"hello": evidence.Hit, "never": evidence.Partial, "exec": evidence.Hit, "network": evidence.Partial}[p.ProbeID]; p.State != want || p.SearchComplete && p.ProbeID != "exec" && p.ProbeID != "network" {
+		if want := map[string]evidence.State{"hello": evidence.Hit, "never": evidence.Partial, "exec": evidence.Hit, "network": evidence.NotArmed}[p.ProbeID]; p.State != want || p.SearchComplete && p.ProbeID != "exec" && p.ProbeID != "network" {
 			t.Errorf("%+v, want %s", p, want)
 		}
 	}
 	obs, gaps := n.lines("c1")
+	if o := obs["network"]; o.State != evidence.NotArmed || o.Reason != evidence.OverBudget {
+		t.Errorf("network: %+v", o)
+	}
 	if o := obs["hello"]; o.State != evidence.Hit || *o.Count != 1 || !o.Final {
 		t.Errorf("hello: %+v", o)
 	}
