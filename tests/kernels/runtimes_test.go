@@ -21,7 +21,7 @@ const inDebian = ", Debian 13"
 
 // shortly are the tests of tests/runtimes that are run unless -whole says that there is
 // time for all scenarios, which take a quarter of an hour.
-var shortly = []string{"TestSpine", "TestAdoptedAfterAKill", "TestKeptOverAKill", "TestRuntimeRestart"}
+var shortly = []string{"TestSpine", "TestAdoptedAfterAKill", "TestPinnedOverAKill", "TestAgentKilled"}
 
 // TestRuntimes runs the scenarios of tests/runtimes with the runtimes of another release,
 // in a machine with systemd and the unified hierarchy: containerd 1.7, and podman 5 with
@@ -70,6 +70,11 @@ func TestRuntimes(t *testing.T) {
 	t.Log(strings.Join(s.Output, "\n\t"))
 	if !s.Ended || s.Exit != 0 {
 		t.Fatalf("ended %v, exit code %d", s.Ended, s.Exit)
+	}
+	for name := range strings.SplitSeq(tests, "|") {
+		if !slices.ContainsFunc(s.Output, func(text string) bool { return strings.HasPrefix(text, "--- PASS: "+name+" ") }) {
+			t.Errorf("%s was not run", name)
+		}
 	}
 	if !whole {
 		return
