@@ -399,19 +399,20 @@ func TestUsersShare(t *testing.T) {
 	}
 }
 
-// buildHook builds the hook, once.
-var buildHook = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "agent-hook")
-	if err != nil {
-		return "", err
-	}
+// buildHook builds the hook.
+func buildHook(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "agent-hook") // which users can enter
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	must(t, os.Chmod(dir, 0o755))
 	cmd := exec.Command("go", "build", "-o", dir+"/probity-hook", "probity/hook")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if b, err := cmd.CombinedOutput(); err != nil {
-		return "", errors.New(string(b))
+		t.Fatalf("%s, %v", b, err)
 	}
-	return dir + "/probity-hook", os.Chmod(dir, 0o755)
-})
+	return dir + "/probity-hook"
+}
 
 // The socket of users is there if an operator wants it. Who is no user is hung up on, and
 // a user is told nothing; what was not taken is signed, once in a while.
@@ -422,9 +423,7 @@ func TestRootlessSocket(t *testing.T) {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	must(t, os.Chmod(dir, 0o755))
 	path := dir + "/rootless.sock"
-	hook, err := buildHook()
-	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(filepath.Dir(hook)) })
+	hook := buildHook(t)
 	n := newNodeWith(t, Config{RootlessHookSocket: path}, wanted)
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o666 {
 		t.Fatalf("%v, %v", st, err)
