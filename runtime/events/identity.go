@@ -42,7 +42,9 @@ func runtimeOf(namespace string) container.Runtime {
 // describe says whose task it is. It is not ok if nobody needs to know: the pause
 // process of a pod is no container, and one of CRI's that is only created is NRI's.
 func (s *Source) describe(ctx context.Context, conn *grpc.ClientConn, e Event, at int64) (t Task, ok bool) {
-	if e.Kind == container.Created { // first of all: there is little time
+	// First of all, since there is little time; but of CRI's most are NRI's.
+	early := e.Kind == container.Created && e.Namespace != containerd.CRI
+	if early {
 		if t.Created = s.created(ctx, conn, e); t.Created == nil {
 			return t, false // its start is told of, too
 		}
@@ -72,8 +74,13 @@ func (s *Source) describe(ctx context.Context, conn *grpc.ClientConn, e Event, a
 			}
 		}
 	}
-	if e.Kind == container.Created && rec.GetRuntime().GetName() != runcShim {
-		return t, false
+	if e.Kind == container.Created {
+		if !early {
+			t.Created = s.created(ctx, conn, e)
+		}
+		if t.Created == nil || rec.GetRuntime().GetName() != runcShim {
+			return t, false
+		}
 	}
 	sp, err := parseSpec(rec.GetSpec().GetValue())
 	if err != nil {
