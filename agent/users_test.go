@@ -206,6 +206,52 @@ func TestUserServesHisFiles(t *testing.T) {
 	}
 }
 
+// mapper maps a file 5000 times.
+const mapper = `#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+	int fd = open(argv[1], O_RDONLY);
+	for (int i = 0; i < 5000; i++)
+		if (mmap(0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 0) == MAP_FAILED)
+			return 1;
+	puts("");
+	fflush(stdout);
+	return read(0, argv[1], 1) < 0;
+}
+`
+
+// Who has a file of his mapped very often, outside the container, has nothing attached to
+// it: every fork of the machine would wait for that.
+func TestUserMapsHisFile(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	b := newUserBox(t, "true", "$PWD/lower")
+	must(t, os.WriteFile(b.dir+"/mapper.c", []byte(mapper), 0o644))
+	if out, err := exec.Command("gcc", "-o", b.dir+"/mapper", b.dir+"/mapper.c").CombinedOutput(); err != nil {
+		t.Fatalf("%s, %v", out, err)
+	}
+	cmd := exec.Command(b.dir+"/mapper", b.dir+"/u/lower/bin/target")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: someone, Gid: someone}}
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	t.Cleanup(func() { in.Close(); _ = cmd.Wait() })
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	n.startUser(b, "c1")
+	b.end()
+	must(t, n.waitIdle(context.Background()))
+	obs, _ := n.lines("c1")
+	if o := obs["hello"]; o == nil || o.State != evidence.NotArmed || o.Reason != evidence.OverBudget {
+		t.Errorf("%+v", o)
+	}
+}
+
 // What is kept of users' layers is bounded apart from what is kept of root's.
 func TestUserLayersAreHisOwn(t *testing.T) {
 	n := newNode(t, bpf.Options{})
