@@ -11,7 +11,7 @@
  *	exit N		end with this code
  *	crash		by a null pointer
  *	eat		memory, up to 256 MiB
- *	names		leave a name server behind, which says 192.0.2.1 to everything
+ *	names A		leave a name server behind at address A, which says 192.0.2.1 to everything
  */
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -74,7 +74,7 @@ static void copy(const char *self, const char *to)
 	close(out);
 }
 
-static void names(void)
+static void names(const char *address)
 {
 	struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(53) }, from;
 	static const unsigned char answer[] = { 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1 };
@@ -83,7 +83,7 @@ static void names(void)
 	socklen_t len;
 	ssize_t n;
 
-	inet_pton(AF_INET, "127.9.0.53", &at.sin_addr);
+	inet_pton(AF_INET, address, &at.sin_addr);
 	if (bind(s, (struct sockaddr *)&at, sizeof(at)))
 		_exit(1);
 	if (fork())
@@ -197,8 +197,8 @@ int main(int argc, char **argv)
 			*(volatile int *volatile)NULL = 0;
 		else if (!strcmp(argv[i], "eat"))
 			eat();
-		else if (!strcmp(argv[i], "names"))
-			names();
+		else if (!strcmp(argv[i], "names") && i + 1 < argc)
+			names(argv[++i]);
 	}
 	return 0;
 }
