@@ -248,10 +248,24 @@ func TestCtr(t *testing.T) {
 		t.Errorf("coverage of CRI's container %+v", v)
 	}
 
-	// Whoever was first, the evidence is right about it.
-	never, hits := e.Latest(at.id(), "fn", "never"), e.Latest(at.id(), "fn", "hello")
-	gap := runGaps(e.GapsOf(at.id(), evidence.GapLateAttach))
-	gap = append(gap, runGaps(e.GapsOf(at.id(), evidence.GapAdopted))...)
+	rightAbout(t, e, at.id())
+	away := slices.DeleteFunc(e.GapsOf("", evidence.GapRuntimeDisconnected), func(g *evidence.Gap) bool {
+		return g.Source != "events:"+c.Address || g.To.IsZero() || !strings.Contains(g.Detail, "connection")
+	})
+	if len(away) != 2 { // until the agent was connected, and while containerd was away
+		for _, g := range away {
+			t.Errorf("a window in which events were not heard: %+v", *g)
+		}
+	}
+}
+
+// rightAbout checks what is said of a container that did not wait: whoever was first, the
+// evidence is right about it.
+func rightAbout(t *testing.T, e Evidence, id string) {
+	t.Helper()
+	never, hits := e.Latest(id, "fn", "never"), e.Latest(id, "fn", "hello")
+	gap := runGaps(e.GapsOf(id, evidence.GapLateAttach))
+	gap = append(gap, runGaps(e.GapsOf(id, evidence.GapAdopted))...)
 	switch {
 	case len(gap) == 0 && (hits.State != evidence.Hit || *hits.Count != 1 || never.State != evidence.ArmedNoHit):
 		t.Errorf("no gap, and %+v, %+v", hits, never)
@@ -261,15 +275,6 @@ func TestCtr(t *testing.T) {
 	t.Logf("a container that ctr run starts: %s", hits.State)
 	for _, g := range gap {
 		t.Logf("%s %v", g.Reason, g.To.Std().Sub(g.From.Std()))
-	}
-
-	away := slices.DeleteFunc(e.GapsOf("", evidence.GapRuntimeDisconnected), func(g *evidence.Gap) bool {
-		return g.Source != "events:"+c.Address || g.To.IsZero() || !strings.Contains(g.Detail, "connection")
-	})
-	if len(away) != 2 { // until the agent was connected, and while containerd was away
-		for _, g := range away {
-			t.Errorf("a window in which events were not heard: %+v", *g)
-		}
 	}
 }
 
