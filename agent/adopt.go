@@ -249,6 +249,9 @@ func (a *Agent) believe(n *container.Notice, init *os.File) (began int64, cgErr,
 func (a *Agent) beginRun(run lifecycle.Run, init *os.File) *live {
 	l := &live{id: run.ID, container: run.Notice.Identity.ID, start: keyOfStart(run.Notice), user: ofUsers(run.Notice.Source), init: init, armed: make(chan struct{}), checking: newTurn(), since: time.Now()}
 	l.ctx, l.stop = context.WithCancel(context.Background())
+	if x := a.left[run.ID]; x != nil && x.kept {
+		l.kept = x
+	}
 	l.earlier, l.started = a.takeUp(run.ID)
 	a.live[l.id] = l
 	return l

@@ -103,6 +103,22 @@ func (a *Agent) endKeptRuns(ctx context.Context, progress func(), ended ...*left
 	}
 }
 
+// giveBack seals a run that was taken up and that ended before it could be armed: what
+// its counters have is read as if nobody had taken it up.
+func (a *Agent) giveBack(l *live) {
+	x := l.kept
+	x.ctx, x.stop = context.WithCancel(l.ctx)
+	a.mu.Lock()
+	a.table.Armed(l.id, false)
+	a.left[l.id] = x
+	close(l.armed)
+	a.mu.Unlock()
+	a.endKeptRuns(x.ctx, nil, x)
+	a.mu.Lock()
+	delete(a.live, l.id) // not before: who waits for all runs' ends waits for this one's
+	a.mu.Unlock()
+}
+
 // watchLeft seals a run that nobody has taken up when it ends.
 func (a *Agent) watchLeft(x *left) {
 	err := a.cgroups.WaitEmptyID(x.ctx, x.Coverage.CgroupPath, uint64(x.Coverage.CgroupID))

@@ -41,6 +41,7 @@ type live struct {
 	// earlier says since when it ran before it was armed, and why; nil of a run that
 	// is seen starting. started is then when it did; 0 is not known.
 	earlier *witness.Earlier
+	kept    *left // what it was taken up from, if its counters went on
 	started int64
 	init    *os.File        // pidfd of the container's first process; nil if that has ended
 	armed   chan struct{}   // closed when arming is over
@@ -265,6 +266,10 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	}
 	l.mountNS = mountNSOf(run.Notice.Pid)
 	start := a.armNow(l, run, probes, cgErr)
+	if l.handle == nil && l.kept != nil && a.ended(run.Notice.Identity) {
+		a.giveBack(l)
+		return
+	}
 	held := l.earlier != nil || (l.held == nil || l.held()) && (l.created == nil || l.created())
 	l.unmet = unmet(probes, start.Sites, start.Searches)
 	a.witness.Armed(start)

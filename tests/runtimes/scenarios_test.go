@@ -449,6 +449,11 @@ var scenarios = []scenario{{
 		}
 	},
 	after: func(s *scene) {
+		// Ended before the agent has taken it up, nobody could look at its files.
+		s.r.a.WaitLine(s.T, func(e Evidence) bool {
+			o := e.Latest(s.c.id(), "fn", "hello")
+			return o != nil && o.Count != nil && *o.Count == 4
+		})
 		s.c.exec(s.T, "/bin/target", "hello")
 		s.c.goOn(s.T)
 		s.exits(s.c, 0)
