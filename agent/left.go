@@ -106,6 +106,8 @@ func (a *Agent) endKeptRuns(ctx context.Context, progress func(), ended ...*left
 // giveBack seals a run that was taken up and that ended before it could be armed: what
 // its counters have is read as if nobody had taken it up.
 func (a *Agent) giveBack(l *live) {
+	a.begin()
+	defer a.end() // tells who waits for all runs' ends
 	x := l.kept
 	x.ctx, x.stop = context.WithCancel(l.ctx)
 	a.mu.Lock()
