@@ -16,7 +16,7 @@ type Table struct {
 	created map[string]*Run   // only created, by container id
 	order   []string          // ids in created, oldest first
 	sealed  recent[key]       // runs that have ended
-	removed recent[string]    // containers removed that were not created
+	removed recent[string]    // containers removed that have no run
 	ended   recent[process]   // of runs that have ended
 	lost    map[string]int64  // sources that are away, since when
 	stopped bool
@@ -181,12 +181,13 @@ func (t *Table) look(id string) []Action {
 }
 
 func (t *Table) remove(id string) []Action {
-	if r := t.uncreate(id); r != nil {
-		return []Action{Forget{Run: *r}}
-	}
+	r := t.uncreate(id)
 	if len(t.byID[id]) == 0 {
-		// Its creation may be on its way still, and would never leave.
+		// Its creation may be on its way still, or again, and would never leave.
 		t.removed.add(id, MaxSealed)
+	}
+	if r != nil {
+		return []Action{Forget{Run: *r}}
 	}
 	return t.look(id)
 }

@@ -181,6 +181,11 @@ func TestTable(t *testing.T) {
 			{apply(removed, "a", 0), "forget a"},
 			{apply(removed, "a", 0), ""},
 		}, 0},
+		{"its creation is told of again after its removal", []step{
+			{apply(created, "a", 0), "prefetch a"},
+			{apply(removed, "a", 0), "forget a"},
+			{apply(created, "a", 0), ""},
+		}, 0},
 		{"no notice of the start but a late one", []step{
 			{apply(started, "a", 1), "arm a/1"},
 			{apply(existing, "a", 1), ""},
