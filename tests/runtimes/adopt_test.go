@@ -143,7 +143,7 @@ func TestAdoptedAfterAKill(t *testing.T) {
 		if d := cover.From.Std().Sub(first.From.Std()); d.Abs() > time.Second {
 			t.Errorf("the window moved by %v", d)
 		}
-		if out := a.Verify(t); !strings.Contains(out, "1 run,") {
+		if out := a.Verify(t); !strings.Contains(out, "of 2 runs,") {
 			t.Errorf("verify says\n%s", out)
 		}
 	})
