@@ -39,8 +39,8 @@ fi
 
 packages=$(go list -e ./...) || die "go list failed"
 mapfile -t quick < <(grep -v '/tests/' <<<"$packages")
-# tests/systemd runs in a machine that tests/kernels boots.
-mapfile -t slow < <(grep '/tests/' <<<"$packages" | grep -v '/tests/systemd$')
+# tests/systemd and tests/doctor run in machines that tests/kernels boots.
+mapfile -t slow < <(grep '/tests/' <<<"$packages" | grep -vE '/tests/(systemd|doctor)$')
 boot=${PROBITY_BOOT:-6.12}
 timeout=15m
 machines=("${boot//,/ }" userland-amd64 containers-amd64)
