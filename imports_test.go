@@ -38,14 +38,18 @@ var rules = map[string]rule{
 		ours:    []string{"runtime/container", "runtime/cgroup"},
 		modules: []string{"golang.org/x/sys/unix", "github.com/opencontainers/runtime-spec/specs-go"},
 	},
+	"runtime/dial": {modules: []string{"golang.org/x/sys/unix"}},
 	"runtime/nri": {
-		ours:    []string{"runtime/container", "runtime/cgroup"},
-		modules: []string{"golang.org/x/sys/unix", "github.com/containerd/nri/pkg/", "github.com/containerd/ttrpc"},
+		ours:    []string{"runtime/container", "runtime/cgroup", "runtime/dial"},
+		modules: []string{"github.com/containerd/nri/pkg/", "github.com/containerd/ttrpc"},
 	},
 	// Who listens on containerd's socket is looked at in one place.
-	"runtime/containerd": {modules: []string{"golang.org/x/sys/unix", "google.golang.org/grpc"}},
+	"runtime/containerd": {
+		ours:    []string{"runtime/dial"},
+		modules: []string{"golang.org/x/sys/unix", "google.golang.org/grpc"},
+	},
 	"runtime/events": {
-		ours:    []string{"runtime/container", "runtime/containerd", "runtime/cgroup", "runtime/process"},
+		ours:    []string{"runtime/container", "runtime/containerd", "runtime/cgroup", "runtime/dial", "runtime/process"},
 		modules: []string{"github.com/containerd/containerd/api/", "google.golang.org/grpc", "google.golang.org/protobuf/encoding/protowire"},
 	},
 	// The hook's half must stay tiny: 2 MB and 1.5 ms are its promise.

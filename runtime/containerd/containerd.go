@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +20,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+
+	"probity/runtime/dial"
 )
 
 // The namespaces whose containers are not their users' own.
@@ -36,8 +37,8 @@ const MaxMessage = 16 << 20
 // again when it is lost; least is the least time that each try has.
 func Client(socket string, least time.Duration) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("unix://"+socket,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // dial looks who listens
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx, socket) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // connect looks who listens
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return connect(ctx, socket) }),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -59,8 +60,8 @@ func In(ctx context.Context, namespace string) context.Context {
 // ErrSocket is wrapped by what is returned of a socket that is not one of root's.
 var ErrSocket = errors.New("not a socket that root alone has made")
 
-// dial connects to the socket and looks who listens.
-func dial(ctx context.Context, socket string) (net.Conn, error) {
+// connect connects to the socket and looks who listens.
+func connect(ctx context.Context, socket string) (net.Conn, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(socket, &st); err != nil {
 		return nil, fmt.Errorf("look at %s: %w", socket, err)
@@ -68,7 +69,7 @@ func dial(ctx context.Context, socket string) (net.Conn, error) {
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
 		return nil, fmt.Errorf("%s: %w: it is no socket", socket, ErrSocket)
-	case !trusted(st.Uid):
+	case !dial.Trusted(st.Uid):
 		return nil, fmt.Errorf("%s: %w: it belongs to uid %d", socket, ErrSocket, st.Uid)
 	case st.Mode&0o002 != 0:
 		return nil, fmt.Errorf("%s: %w: everybody may write to it (mode %#o)", socket, ErrSocket, st.Mode&0o777)
@@ -85,19 +86,9 @@ func dial(ctx context.Context, socket string) (net.Conn, error) {
 }
 
 func listener(c *net.UnixConn) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var cred *unix.Ucred
-	var sockErr error
-	err = raw.Control(func(fd uintptr) {
-		cred, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	if err = errors.Join(err, sockErr); err == nil && !trusted(cred.Uid) {
-		err = fmt.Errorf("%w: uid %d does", ErrSocket, cred.Uid)
+	uid, err := dial.ListenerUID(c)
+	if err == nil && !dial.Trusted(uid) {
+		err = fmt.Errorf("%w: uid %d does", ErrSocket, uid)
 	}
 	return err
 }
-
-func trusted(uid uint32) bool { return uid == 0 || int(uid) == os.Geteuid() }

@@ -46,7 +46,7 @@ func TestDial(t *testing.T) {
 		}
 		return path
 	}
-	c, err := dial(context.Background(), open("own"))
+	c, err := connect(context.Background(), open("own"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,17 +56,17 @@ func TestDial(t *testing.T) {
 	if err := os.Chmod(everybodys, 0o662); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := dial(context.Background(), everybodys); !errors.Is(err, ErrSocket) {
+	if _, err := connect(context.Background(), everybodys); !errors.Is(err, ErrSocket) {
 		t.Errorf("a socket that everybody may write to: %v", err)
 	}
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := dial(context.Background(), file); !errors.Is(err, ErrSocket) {
+	if _, err := connect(context.Background(), file); !errors.Is(err, ErrSocket) {
 		t.Errorf("a file: %v", err)
 	}
-	if _, err := dial(context.Background(), filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := connect(context.Background(), filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("nothing there: %v", err)
 	}
 }
@@ -108,14 +108,14 @@ func TestDialStranger(t *testing.T) {
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal(line, err)
 	}
-	if _, err := dial(context.Background(), path); !errors.Is(err, ErrSocket) {
+	if _, err := connect(context.Background(), path); !errors.Is(err, ErrSocket) {
 		t.Errorf("another user's socket: %v", err)
 	}
 	// As if root had made it, and another listened.
 	if err := errors.Join(os.Chown(path, 0, 0), os.Chmod(path, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := dial(context.Background(), path); !errors.Is(err, ErrSocket) {
+	if _, err := connect(context.Background(), path); !errors.Is(err, ErrSocket) {
 		t.Errorf("another user listens: %v", err)
 	}
 }

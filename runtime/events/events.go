@@ -39,6 +39,7 @@ import (
 	"probity/runtime/cgroup"
 	"probity/runtime/container"
 	"probity/runtime/containerd"
+	"probity/runtime/dial"
 )
 
 // Task is what is told of one task, which is a container that has a process.
@@ -106,8 +107,6 @@ func New(cfg Config) *Source {
 func Name(socket string) string { return "events:" + socket }
 
 const (
-	firstPause = 50 * time.Millisecond
-	lastPause  = time.Second // a containerd that comes back is met within it
 	// callTimeout bounds a call: containerd asks a shim, or all of them.
 	callTimeout = 2 * time.Second
 	listTimeout = time.Minute
@@ -127,33 +126,14 @@ const topics = `topic~="^/tasks/(create|start|exit|delete)$"`
 // Run connects, and connects again, until ctx ends, which is no error.
 func (s *Source) Run(ctx context.Context) error {
 	from := cgroup.BootTime() // since when nothing is heard, if something can be said
-	pause, last := firstPause, ""
-	for ctx.Err() == nil {
-		var err error
-		if _, missing := os.Lstat(s.cfg.Socket); errors.Is(missing, fs.ErrNotExist) {
-			err, from = missing, cgroup.BootTime()
-		} else {
-			s.disconnected(from)
-			var connected bool
-			if connected, err = s.attempt(ctx); connected {
-				pause, last = firstPause, ""
-			}
+	dial.Again(ctx, func() (bool, error) {
+		if _, err := os.Lstat(s.cfg.Socket); errors.Is(err, fs.ErrNotExist) {
+			from = cgroup.BootTime()
+			return false, err
 		}
-		if ctx.Err() != nil {
-			break
-		}
-		if err != nil && err.Error() != last { // a socket that stays absent is said once
-			s.cfg.Log.Info("not connected", "error", err)
-			last = err.Error()
-		}
-		t := time.NewTimer(pause)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-		}
-		pause = min(2*pause, lastPause)
-	}
+		s.disconnected(from)
+		return s.attempt(ctx)
+	}, func(err error) { s.cfg.Log.Info("not connected", "error", err) })
 	return nil
 }
 

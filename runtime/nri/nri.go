@@ -30,14 +30,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"probity/runtime/cgroup"
 	"probity/runtime/container"
+	"probity/runtime/dial"
 )
 
 // DefaultSocket is where runtimes listen by default.
@@ -134,12 +132,6 @@ func New(cfg Config) *Source {
 // Name is the source of this source's notices.
 func (s *Source) Name() string { return s.name }
 
-// The pauses between attempts.
-const (
-	firstPause = 50 * time.Millisecond
-	lastPause  = time.Second // a runtime that comes back is met within it
-)
-
 // errRegistration: the runtime took the connection and then did not go through
 // with it.
 var errRegistration = errors.New("the runtime did not complete the registration")
@@ -154,27 +146,7 @@ func (s *Source) Run(ctx context.Context) error {
 	defer func() { <-done }()
 
 	s.disconnected(cgroup.BootTime())
-	pause, last := firstPause, ""
-	for ctx.Err() == nil {
-		connected, err := s.attempt(ctx)
-		if ctx.Err() != nil {
-			break
-		}
-		if connected {
-			pause, last = firstPause, ""
-		}
-		if err != nil && err.Error() != last { // a socket that stays absent is said once
-			s.cfg.Log.Warn("not connected", "error", err)
-			last = err.Error()
-		}
-		t := time.NewTimer(pause)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-		}
-		pause = min(2*pause, lastPause)
-	}
+	dial.Again(ctx, func() (bool, error) { return s.attempt(ctx) }, func(err error) { s.cfg.Log.Warn("not connected", "error", err) })
 	return nil
 }
 
@@ -186,18 +158,9 @@ func (s *Source) dial(ctx context.Context) (*net.UnixConn, error) {
 		return nil, err
 	}
 	conn := c.(*net.UnixConn)
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	var cred *unix.Ucred
-	var sockErr error
-	err = raw.Control(func(fd uintptr) {
-		cred, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	if err = errors.Join(err, sockErr); err == nil && cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
-		err = fmt.Errorf("uid %d listens", cred.Uid)
+	uid, err := dial.ListenerUID(conn)
+	if err == nil && !dial.Trusted(uid) {
+		err = fmt.Errorf("uid %d listens", uid)
 	}
 	if err != nil {
 		conn.Close()
