@@ -6,12 +6,11 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"probity/runtime/container"
+	"probity/runtime/oci"
 )
 
 // holdPid takes a pidfd, or nil if there is no such process (any more).
@@ -64,17 +63,11 @@ const pfExiting = 0x4
 // exiting reports whether a process has ended or begun to: then it executes nothing any
 // more, and its memory, files, root and namespaces are being taken from it.
 func exiting(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	flags, err := oci.Flags(pid)
 	if err != nil {
 		return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH)
 	}
-	// Field 9, behind a name that may have anything in it (proc_pid_stat(5)).
-	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(fields) < 7 {
-		return false
-	}
-	flags, err := strconv.ParseUint(fields[6], 10, 64)
-	return err == nil && flags&pfExiting != 0
+	return flags&pfExiting != 0
 }
 
 // ended reports whether nothing of a container executes any more.

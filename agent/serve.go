@@ -146,10 +146,10 @@ func (a *Agent) nri(ctx context.Context, socket string) error {
 // on, unless a policy may require probes of it.
 func (a *Agent) hook(ctx context.Context, r handoff.Request) handoff.Answer {
 	at := cgroup.BootTime()
-	if r.Stage == wire.CreateRuntime {
-		a.hookHeard(r.Body, at)
-	}
 	n, err := oci.Notice(r.Stage.String(), r.Body, r.Peer.Pid)
+	if r.Stage == wire.CreateRuntime {
+		a.hookHeard(n, r.Body, at)
+	}
 	if err != nil && !errors.Is(err, oci.ErrSharedCgroup) { // that one is signed
 		a.problem("a hook's container was not believed: %v", err)
 		answer := handoff.Answer{Message: "probity: not armed: " + err.Error()}

@@ -37,11 +37,18 @@ func (t *toldOf) missed(id string, made int64) bool {
 	return made > t.since && t.at[id] < made
 }
 
-// hookHeard is told of a hook's container, whatever becomes of the notice.
-func (a *Agent) hookHeard(body []byte, at int64) {
-	if st, err := oci.ParseState(body); err == nil {
-		a.told.hear(st.ID, at)
+// hookHeard is told of a hook's container, also if what its state says was not believed
+// and there is no notice.
+func (a *Agent) hookHeard(n container.Notice, state []byte, at int64) {
+	id := n.Identity.ID
+	if id == "" {
+		st, err := oci.ParseState(state)
+		if err != nil {
+			return
+		}
+		id = st.ID
 	}
+	a.told.hear(id, at)
 }
 
 // hookEnded signs that a container has ended of whose start no hook told: it may have

@@ -38,6 +38,9 @@ type check struct {
 	Advice string `json:"advice,omitempty"`
 }
 
+// asRoot is the advice where only root may look.
+const asRoot = "run as root: sudo probity doctor"
+
 // defaultPatience bounds all that doctor waits for.
 const defaultPatience = 10 * time.Second
 
@@ -194,7 +197,7 @@ func checkPolicies(cfg agent.Config) check {
 	set, err := policy.Load(cfg.Policies)
 	switch {
 	case errors.Is(err, os.ErrPermission):
-		return found(checkUnknown, err.Error(), "run as root: sudo probity doctor")
+		return found(checkUnknown, err.Error(), asRoot)
 	case errors.Is(err, os.ErrNotExist):
 		return found(checkFail, "absent: the agent does not start", "mkdir -p "+quote(cfg.Policies)+", and put policies *.yaml there")
 	case err != nil:
@@ -216,7 +219,7 @@ func checkKernel() []check {
 	}
 	cg := check{"cgroups", checkOK, fmt.Sprint(f.Cgroups), "", ""}
 	if err != nil {
-		return []check{{"kernel", checkUnknown, err.Error(), "", "run as root: sudo probity doctor"}, cg}
+		return []check{{"kernel", checkUnknown, err.Error(), "", asRoot}, cg}
 	}
 	if u := f.Type("uprobe"); !u.Supported {
 		return []check{{"kernel", checkFail, "no uprobes: " + u.Reason, "", "see: probity kernel"}, cg}

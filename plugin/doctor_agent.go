@@ -80,7 +80,7 @@ func checkAgent(ctx context.Context, cfg agent.Config) []check {
 	var st agent.Status
 	if err := agent.Ask(ctx, cfg.AdminSocket, "/status", &st); err != nil {
 		if errors.Is(err, unix.EACCES) {
-			return []check{{name, checkUnknown, err.Error(), cfg.AdminSocket, "run as root: sudo probity doctor"}}
+			return []check{{name, checkUnknown, err.Error(), cfg.AdminSocket, asRoot}}
 		}
 		return []check{{name, checkFail, "it does not answer: " + err.Error(), cfg.AdminSocket, seeLog}}
 	}
@@ -149,12 +149,12 @@ func checkKey(cfg agent.Config) check {
 		return found(checkFail, fmt.Sprintf("others than root may read it (mode %04o, user %d): whoever has it can sign as this node", st.Mode&0o7777, st.Uid), file,
 			fmt.Sprintf("chown root %[1]s && chmod 0600 %[1]s; then, since somebody may have it: probity key rotate", quote(file)))
 	case errors.Is(err, unix.EACCES):
-		return found(checkUnknown, err.Error(), file, "run as root: sudo probity doctor")
+		return found(checkUnknown, err.Error(), file, asRoot)
 	}
 	shown, _, err := nodekey.Show(key)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return found(checkUnknown, err.Error(), file, "run as root: sudo probity doctor")
+		return found(checkUnknown, err.Error(), file, asRoot)
 	case err != nil:
 		return found(checkFail, err.Error(), file, "docs/keys.md says how to get it back; without it: mv "+quote(public)+" away and begin with a new one")
 	case shown.Problem != "":

@@ -160,7 +160,7 @@ func (c containerd) effective(ctx context.Context) (effective tree, absent bool,
 	case errors.Is(err, errOthers):
 		return found(checkFail, "not read: "+err.Error(), "as root: chown root FILE && chmod go-w FILE, of what is named")
 	case err != nil:
-		return found(checkUnknown, err.Error(), "run as root: sudo probity doctor")
+		return found(checkUnknown, err.Error(), asRoot)
 	}
 	command := fmt.Sprintf("%s --config %s config dump", quote(c.program), quote(c.file))
 	out, err := tell(ctx, c.program, "--config", c.file, "config", "dump")

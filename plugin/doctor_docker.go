@@ -41,7 +41,7 @@ func judgeDocker(file string, cfg agent.Config) []check {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		return found(checkUnknown, err.Error(), "run as root: sudo probity doctor")
+		return found(checkUnknown, err.Error(), asRoot)
 	default:
 		if err := json.Unmarshal(b, &said); err != nil {
 			return found(checkFail, err.Error()+": docker does not start with it", "mend "+file)

@@ -73,7 +73,7 @@ func socketRights(socket, restart string) (status, what, advice string) {
 	case os.IsNotExist(err):
 		return checkFail, "NRI is on in the configuration, and " + socket + " is not there: the runtime was started with another one", restart
 	case err != nil:
-		return checkUnknown, err.Error(), "run as root: sudo probity doctor"
+		return checkUnknown, err.Error(), asRoot
 	}
 	if is, err := listening(socket); err != nil || !is {
 		return checkFail, "NRI is on in the configuration, and nobody listens on " + socket, restart

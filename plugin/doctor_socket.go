@@ -39,12 +39,12 @@ func checkSocket(name, path string) check {
 	case errors.Is(err, unix.ENOENT):
 		return found(checkFail, "absent: the agent does not run", startAgent())
 	case err != nil:
-		return found(checkUnknown, err.Error(), "run as root: sudo probity doctor")
+		return found(checkUnknown, err.Error(), asRoot)
 	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
 		return found(checkFail, "not a socket", then("rm "+quote(path), restart("probity")))
 	}
 	if err := unix.Stat(filepath.Dir(path), &dir); err != nil {
-		return found(checkUnknown, err.Error(), "run as root: sudo probity doctor")
+		return found(checkUnknown, err.Error(), asRoot)
 	}
 	if st.Uid != 0 || dir.Uid != 0 || dir.Mode&0o022 != 0 {
 		return found(checkFail, "others than root may replace it",

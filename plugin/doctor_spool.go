@@ -40,13 +40,13 @@ func checkSpool(ctx context.Context, cfg agent.Config) []check {
 	case errors.Is(err, fs.ErrNotExist):
 		return found(checkSkip, "none yet: the agent makes it at its first start", "")
 	case err != nil:
-		return found(checkUnknown, err.Error(), "run as root: sudo probity doctor")
+		return found(checkUnknown, err.Error(), asRoot)
 	}
 	defer root.Close()
 	var dir unix.Stat_t
 	var disk unix.Statfs_t
 	if err := errors.Join(unix.Stat(cfg.Spool, &dir), unix.Statfs(cfg.Spool, &disk)); err != nil {
-		return found(checkUnknown, err.Error(), "run as root: sudo probity doctor")
+		return found(checkUnknown, err.Error(), asRoot)
 	}
 	if dir.Uid != 0 || dir.Mode&0o002 != 0 {
 		return found(checkFail, fmt.Sprintf("others than root may remove evidence (mode %04o, user %d)", dir.Mode&0o7777, dir.Uid),
@@ -54,12 +54,12 @@ func checkSpool(ctx context.Context, cfg agent.Config) []check {
 	}
 	held, err := measure(ctx, root)
 	if err != nil {
-		return found(checkUnknown, err.Error(), "run as root: sudo probity doctor")
+		return found(checkUnknown, err.Error(), asRoot)
 	}
 	all := []check{judgeSpace(cfg, held, int64(disk.Bavail)*disk.Bsize)}
 	acks, bad, err := verify.Acks(root)
 	if err != nil {
-		return append(all, check{spoolName, checkUnknown, err.Error(), filepath.Join(cfg.Spool, spool.AckDir), "run as root: sudo probity doctor"})
+		return append(all, check{spoolName, checkUnknown, err.Error(), filepath.Join(cfg.Spool, spool.AckDir), asRoot})
 	}
 	for _, name := range slices.Sorted(maps.Keys(bad)) {
 		all = append(all, check{spoolName, checkWarn, "no acknowledgement, and so it holds nothing: " + bad[name].Error(), filepath.Join(cfg.Spool, spool.AckDir, name), "have its shipper write it anew, or remove it"})

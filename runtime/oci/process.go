@@ -103,6 +103,24 @@ func parseStart(b []byte) (uint64, error) {
 	return start, nil
 }
 
+// Flags are the kernel's flags of a process (PF_*, linux/sched.h), the ninth field of
+// /proc/PID/stat.
+func Flags(pid int) (uint64, error) {
+	b, err := readBounded(procPath(pid, "stat"), 4<<10)
+	if err != nil {
+		return 0, err
+	}
+	fields, err := statFields(b, 7)
+	if err != nil {
+		return 0, err
+	}
+	flags, err := strconv.ParseUint(string(fields[6]), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("/proc/PID/stat: flags %.32q", fields[6])
+	}
+	return flags, nil
+}
+
 // parseParent returns the fourth field.
 func parseParent(b []byte) (int, error) {
 	fields, err := statFields(b, 2)
