@@ -5,7 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"probity/runtime/cgroup"
 	"probity/runtime/container"
 	"probity/runtime/handoff/wire"
 	"probity/runtime/nri"
@@ -59,13 +58,7 @@ func (a *Agent) hookFor(n container.Notice) *nri.Hook {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.hooked) >= maxHooked {
-		for id, h := range a.hooked {
-			if h.at < cgroup.BootTime()-int64(time.Minute) { // its hook has asked, or never will
-				delete(a.hooked, id)
-			}
-		}
-	}
+	forgetOld(a.hooked, maxHooked, func(h hooked) int64 { return h.at }) // its hook has asked, or never will
 	// Past the bound the hook asks about somebody unknown, whom a closed policy refuses.
 	if len(a.hooked) < maxHooked {
 		a.hooked[n.Identity.ID] = hooked{n.At, n.Identity}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"maps"
 	"time"
 
 	"probity/runtime/cgroup"
@@ -82,14 +83,18 @@ func (a *Agent) late(n container.Notice, waits bool) (refused string) {
 // rememberLocked keeps what was told until the notice comes, which may still be on
 // its way. With mu held.
 func (a *Agent) rememberLocked(of startKey, g letGo) {
-	if len(a.letGo) >= maxLetGo {
-		for id, g := range a.letGo {
-			if g.at < cgroup.BootTime()-int64(time.Minute) { // it has come, or never will
-				delete(a.letGo, id)
-			}
-		}
-	}
+	forgetOld(a.letGo, maxLetGo, func(g letGo) int64 { return g.at }) // it has come, or never will
 	a.letGo[of] = g
+}
+
+// forgetOld takes out of a map that has so many entries those that are older than a
+// minute.
+func forgetOld[K comparable, V any](m map[K]V, most int, at func(V) int64) {
+	if len(m) < most {
+		return
+	}
+	before := cgroup.BootTime() - int64(time.Minute)
+	maps.DeleteFunc(m, func(_ K, v V) bool { return at(v) < before })
 }
 
 // maxLetGo is how many are remembered before old ones are forgotten.
