@@ -83,10 +83,12 @@ func TestAdoptedAfterAKill(t *testing.T) {
 		targetImage(t, d)
 		// The first start of an image may be too late in an emulated machine.
 		d.start(t, targetName, "first").wait(t)
-		c := d.start(t, targetName, "survivor", "hello", "hello", "wait", "goodbye")
+		// One call: of a second one that comes too late for the line there is no other
+		// line, since the state is the same.
+		c := d.start(t, targetName, "survivor", "hello", "wait", "goodbye")
 		a.WaitLine(t, func(e Evidence) bool {
 			o := e.Latest(c.id(), "fn", "hello")
-			return o != nil && o.State == evidence.Hit && *o.Count == 2
+			return o != nil && o.State == evidence.Hit && *o.Count == 1
 		})
 		a.Kill(t)
 		c.exec(t, "/bin/target", "hello", "never") // nobody sees it
@@ -111,7 +113,7 @@ func TestAdoptedAfterAKill(t *testing.T) {
 			}
 			return n == 2
 		})
-		c.goOn(t, "hello")
+		c.goOn(t, "hello", "hello")
 		if code := c.wait(t); code != 0 {
 			t.Errorf("exit code %d", code)
 		}
