@@ -449,7 +449,7 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	}
 	h, err := a.engine.Arm(l.ctx, probe.Target{
 		TakeUp: kept, Unsigned: a.marks(l, n.Identity.CgroupID),
-		Cgroup: n.Identity.CgroupID, Level: a.level(n.Identity.CgroupPath), Around: a.around(n.Identity.CgroupPath), Root: root, Upper: rootfs.Upper,
+		Cgroup: n.Identity.CgroupID, Init: n.Pid, Level: a.level(n.Identity.CgroupPath), Around: a.around(n.Identity.CgroupPath), Root: root, Upper: rootfs.Upper,
 		Files:     probe.Tree{View: view, Inspector: a.inspect, Runs: tree.Runs}, // for as long as it lives: without the bounds of a start
 		Processes: processes,
 	}, plan)

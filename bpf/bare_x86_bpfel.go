@@ -55,6 +55,7 @@ type bareRun struct {
 	Untracked   uint64
 	Stood       uint64
 	Processes   uint64
+	Init        uint64
 }
 
 type bareSettings struct {

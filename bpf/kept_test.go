@@ -31,7 +31,7 @@ func TestKeptObjects(t *testing.T) {
 	first := load(t, Options{})
 	lineage := first.AttachLineage()
 	const cgroup = 1 << 40
-	must(t, first.PutRun(cgroup))
+	must(t, first.PutRun(cgroup, 0))
 	must(t, first.PutSlots(cgroup, []Slot{{Site: 7}, {Site: 9}}))
 	must(t, first.PutSlots(cgroup+1, []Slot{{Site: 8}})) // without its run: that was being taken away
 	must(t, first.SetLevels(1<<3))

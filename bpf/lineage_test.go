@@ -44,7 +44,7 @@ func newRoom(t testing.TB, obj *Objects, parent string) room {
 	must(t, unix.Stat(r.dir, &st))
 	r.id = st.Ino
 	if obj != nil {
-		must(t, obj.PutRun(r.id))
+		must(t, obj.PutRun(r.id, 0))
 	}
 	return r
 }
@@ -189,6 +189,32 @@ func TestLineage(t *testing.T) {
 			// A task is freed after a grace period.
 			until(t, func() bool { return len(obj.processes(t)) == 0 })
 		})
+	}
+}
+
+// Who is the container's first process is what its runtime says, and not who calls
+// execve first: a runtime that has let it go on does not wait for that.
+func TestSessionBeforeInit(t *testing.T) {
+	need.Command(t, "sh")
+	need.Tracefs(t)
+	obj := load(t, Options{})
+	r := newRoom(t, nil, need.Cgroup2(t))
+	must(t, obj.SetLevels(1<<r.level))
+	l := obj.AttachLineage()
+	defer l.Close()
+	must(t, errors.Join(l.ExecErr, l.ProcessErr, l.MoveErr))
+	init := r.shell(t)
+	init.do(t, "true") // what it executed before counts nowhere
+	must(t, obj.PutRun(r.id, init.cmd.Process.Pid))
+	session := r.shell(t)
+	session.do(t, "true")
+	init.do(t, "exec sh -c 'echo done; exec sh' #")
+	later := r.shell(t)
+	later.do(t, "true")
+	for who, want := range map[*shell]Session{init: SessionInit, session: SessionExec, later: SessionExec} {
+		if p, ok := obj.process(who.cmd.Process.Pid); !ok || Session(p.Session) != want {
+			t.Errorf("process %d: %+v, %v, want session %d", who.cmd.Process.Pid, p, ok, want)
+		}
 	}
 }
 

@@ -43,6 +43,7 @@ type lineageRun struct {
 	Untracked   uint64
 	Stood       uint64
 	Processes   uint64
+	Init        uint64
 }
 
 type lineageSettings struct {

@@ -61,10 +61,11 @@ var ErrNoSpace = errors.New("map is full")
 // cgroup could not be told apart.
 var ErrTaken = errors.New("counters are there already")
 
-// PutRun begins to count for the container. From now on its execs are told.
+// PutRun begins to count for the container whose first process is init, or 0 if that
+// is not known. From now on its execs are told.
 // It is [ErrTaken] if the cgroup has a container that counts already.
-func (o *Objects) PutRun(cgroup uint64) error {
-	if err := o.coll.Maps[probesMapRuns].Update(cgroup, &probesRun{}, ebpf.UpdateNoExist); err != nil {
+func (o *Objects) PutRun(cgroup uint64, init int) error {
+	if err := o.coll.Maps[probesMapRuns].Update(cgroup, &probesRun{Init: uint64(init)}, ebpf.UpdateNoExist); err != nil {
 		return mapError("add container", err)
 	}
 	return nil

@@ -69,6 +69,7 @@ type pairsRun struct {
 	Untracked   uint64
 	Stood       uint64
 	Processes   uint64
+	Init        uint64
 }
 
 type pairsSettings struct {

@@ -104,6 +104,7 @@ type probesRun struct {
 	Untracked   uint64
 	Stood       uint64
 	Processes   uint64
+	Init        uint64
 }
 
 type probesSession uint32

@@ -112,6 +112,7 @@ type setsRun struct {
 	Untracked   uint64
 	Stood       uint64
 	Processes   uint64
+	Init        uint64
 }
 
 type setsSet uint32

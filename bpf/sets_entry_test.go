@@ -180,7 +180,7 @@ func BenchmarkSetEntries(b *testing.B) {
 func TestUnreadableEntry(t *testing.T) {
 	need.BPF(t)
 	obj := load(t, Options{})
-	must(t, obj.PutRun(1))
+	must(t, obj.PutRun(1, 0))
 	must(t, obj.PutSets(1, map[Set]uint32{SetExec: 100}))
 	room, err := obj.setRoom(1)
 	must(t, err)

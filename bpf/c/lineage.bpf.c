@@ -145,9 +145,19 @@ static __always_inline void tell_exec(__u64 cgroup, struct run *r, __u32 session
 }
 
 /*
- * A process that is not known and calls execve after the container's first one
- * was put there from outside: an exec session.
+ * A process that is not known, does not descend from one that is, and is not the
+ * container's first one was put there from outside: an exec session. Which one is the
+ * first its runtime says. The order of the calls of execve does not: a runtime that has
+ * let init go on does not wait for its execve, and a session may come before it. Only
+ * where the first one is not known, whoever calls execve first is taken for it.
  */
+static __always_inline __u32 session_of(const struct run *r, __u32 tgid)
+{
+	if (r->init)
+		return tgid == r->init ? SESSION_INIT : SESSION_EXEC;
+	return r->first_exec_ns ? SESSION_EXEC : SESSION_INIT;
+}
+
 static __always_inline int on_exec(const struct executed *x)
 {
 	struct process p = {}, *known;
@@ -169,7 +179,7 @@ static __always_inline int on_exec(const struct executed *x)
 		if (is_containers(known, i))
 			p.session = known->session;
 		else
-			p.session = r->first_exec_ns ? SESSION_EXEC : SESSION_INIT;
+			p.session = session_of(r, tgid);
 		p.cgroup = cgroup;
 		p.level = i;
 		tell_exec(cgroup, r, p.session, now, x);

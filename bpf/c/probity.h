@@ -101,6 +101,7 @@ struct run {
 	__u64 untracked;	/* processes that found no room in the map of processes, or past the run's share of it */
 	__u64 stood;		/* how often a slot stood down */
 	__u64 processes;	/* that are in the map for it, of its share */
+	__u64 init;		/* tgid of its first process; 0: not known */
 };
 
 /*

@@ -138,6 +138,7 @@ const AnyLevel = -1
 // Target is the container to arm.
 type Target struct {
 	Cgroup uint64 // kernel cgroup id
+	Init   int    // pid of its first process, in the kernel's own namespace; 0: not known
 	Level  int    // depth of that cgroup below the root, or AnyLevel
 	// Around are the ids of the cgroups around it, innermost first: a container
 	// that is armed in one of them has this one's processes too.
@@ -184,7 +185,7 @@ func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) 
 				return nil, err
 			}
 		}
-		if err := e.obj.PutRun(t.Cgroup); err != nil {
+		if err := e.obj.PutRun(t.Cgroup, t.Init); err != nil {
 			return nil, err
 		}
 	}

@@ -44,6 +44,9 @@ func TestAdopted(t *testing.T) {
 			if hello.Complete || !hello.Final || hello.ImageDigest != digest || hello.Runtime != d.runtime() || hello.Origin != "imageLayer" || hello.LayerDiffID == "" || hello.FileDigest == "" {
 				t.Errorf("%+v", hello)
 			}
+			if p := hello.Process; p == nil || p.Session != evidence.SessionExec { // no container's own, though nobody called execve before it
+				t.Errorf("who called it first: %+v", p)
+			}
 			want(t, e, c.id(), "fn", "goodbye", evidence.Hit, "", 1)
 			never := want(t, e, c.id(), "fn", "never", evidence.Partial, "", 0)
 			if len(never.Gaps) != 1 || never.Gaps[0].Reason != evidence.GapAdopted || never.Gaps[0].DurationNs == 0 {

@@ -110,23 +110,6 @@ func (s *scene) hits(c life, symbol string, n uint64) *evidence.Observation {
 	return o
 }
 
-// began waits until a container's first process has called execve. A runtime that has
-// started a container does not: a session that calls it before is taken for the first
-// process still, since who is first goes by the order of these calls.
-func (s *scene) began(c life) {
-	s.Helper()
-	ctx, cancel := within(s.T, Patience)
-	defer cancel()
-	for comm := fmt.Sprintf("/proc/%d/comm", c.pid(s.T)); ; pause(ctx) {
-		if b, err := os.ReadFile(comm); string(b) == "target\n" || err != nil || ctx.Err() != nil {
-			if err != nil || ctx.Err() != nil {
-				s.Fatalf("its first process: %q, %v, %v", b, err, ctx.Err())
-			}
-			return
-		}
-	}
-}
-
 // whole wants nothing to be missing but what could not be looked at any more: by no agent,
 // or because the container's files were gone when the agent came to look.
 func (s *scene) whole(o *evidence.Observation) {
@@ -238,7 +221,6 @@ var scenarios = []scenario{{
 	text: "sessions call the function before and after: they count as the container's, and the evidence says that it was a session",
 	begin: func(s *scene) {
 		s.c = s.start("wait")
-		s.began(s.c)
 		s.c.exec(s.T, "/bin/target", "hello")
 	},
 	happens: func(s *scene) {
