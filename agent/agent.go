@@ -59,6 +59,7 @@ type Agent struct {
 	rekeying sync.Mutex   // held while the key is changed, and over what cfg says of it
 	spool    *spool.Spool
 	witness  *witness.Witness
+	clocks   *clocks
 	redact   *redact.Redactor // of what is of no run, or of one that is not known
 	cgroups  *cgroup.FS       // nil without a cgroup2 hierarchy
 	cgErr    error
@@ -136,7 +137,7 @@ func New(cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a := &Agent{
-		cfg: cfg, log: cfg.Log, live: map[string]*live{}, armedIn: map[uint64]*live{}, newCalls: map[*live]bool{}, identifying: make(chan setWork, 1024), closing: make(chan struct{}), changed: make(chan struct{}), users: newUsers(),
+		cfg: cfg, log: cfg.Log, clocks: newClocks(cgroup.ReadClocks), live: map[string]*live{}, armedIn: map[uint64]*live{}, newCalls: map[*live]bool{}, identifying: make(chan setWork, 1024), closing: make(chan struct{}), changed: make(chan struct{}), users: newUsers(),
 		told: toldOf{since: cgroup.BootTime(), at: map[string]int64{}}, sources: map[string]string{}, letGo: map[startKey]letGo{}, hooked: map[string]hooked{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
 		ahead: make(chan container.Notice, 64), adopt: make(chan container.Notice, maxAdopting), left: map[string]*left{}, parked: map[uint64]*parked{}, doubtful: map[uint64]bool{}, heardOf: map[string]bool{}, hashers: newHashers(), catchUp: make(chan struct{}, 1), stacks: make(chan bpf.Event, 256),
 	}
@@ -193,7 +194,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	}
 	if a.spool, err = spool.Open(spool.Config{
 		Dir: cfg.Spool, State: cfg.State, Node: cfg.Node, BootID: a.bootID, Signer: a.signer,
-		Clock: now, Agent: "probity " + cfg.Version, Log: a.log.With("in", "spool"),
+		Clock: a.clocks.chunk, Agent: "probity " + cfg.Version, Log: a.log.With("in", "spool"),
 		Dropped: func(runIDs []string) { a.witness.Restate(runIDs) }, Quota: max(0, cfg.SpoolQuotaMiB) << 20,
 		ContainerQuota: max(0, cfg.ContainerQuotaMiB) << 20,
 	}); err != nil {
@@ -311,12 +312,6 @@ func (a *Agent) logKernel() {
 	}
 }
 
-// now reads the clock of a chunk.
-func now() evidence.Clock {
-	wall := time.Now()
-	return evidence.Clock{BootNs: evidence.Uint64(cgroup.BootTime()), Wall: evidence.TimeOf(wall)}
-}
-
 func (a *Agent) problem(format string, args ...any) {
 	p := fmt.Sprintf(format, args...)
 	a.log.Error(p)
@@ -388,6 +383,8 @@ func (a *Agent) stopRuns() {
 		a.readOut(some...)
 		a.cfg.Stopping()
 	}
+	a.clocks.look()
+	a.tellClocks(true)
 	a.witness.Stop(a.cfg.Stopping)
 	a.signNode(&evidence.Gap{
 		GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, Count: evidence.Loss{N: 1}, Detail: "the agent stopped",

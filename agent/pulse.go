@@ -6,8 +6,6 @@ import (
 	"maps"
 	"slices"
 	"time"
-
-	"probity/runtime/cgroup"
 )
 
 // pulseEvery is how often the agent looks at the clock, and stalledAfter how long it
@@ -18,23 +16,31 @@ const (
 	stalledAfter = 1200 * time.Millisecond
 )
 
-// pulse signs the times in which the agent did not run, because it was stopped or had
-// no processor: who gave it up meanwhile started containers that it was not told of,
-// or that had ended when it was. The time for which the machine sleeps is none.
+// pulse looks at the clocks, and signs what they did, and the times in which the agent
+// did not run, because it was stopped or had no processor: who gave it up meanwhile
+// started containers that it was not told of, or that had ended when it was. The time
+// for which the machine sleeps is none.
 func (a *Agent) pulse(ctx context.Context) error {
+	set, err := clockSet(ctx)
+	if err != nil { // then it is found a little later
+		a.problem("%v", err)
+	}
 	tick := time.NewTicker(pulseEvery)
 	defer tick.Stop()
-	last, at := time.Now(), cgroup.BootTime()
+	last := a.clocks.look()
 	for ctx.Err() == nil {
 		select {
 		case <-tick.C:
+		case <-set:
+		case <-a.clocks.news:
 		case <-ctx.Done():
 		}
-		now, to := time.Now(), cgroup.BootTime()
-		if d := now.Sub(last); d > stalledAfter { // by the clock that stands while the machine sleeps
-			a.stalled(at, to, d)
+		now := a.clocks.look()
+		if d := time.Duration(now.Mono - last.Mono); d > stalledAfter { // by the clock that stands while the machine sleeps
+			a.stalled(last.Boot, now.Boot, d)
 		}
-		last, at = now, to
+		last = now
+		a.tellClocks(false)
 	}
 	return nil
 }

@@ -86,8 +86,8 @@ const (
 	GapDecodeError         GapReason = "decodeError"
 	GapSpoolDropped        GapReason = "spoolDropped" // evidence could not be written
 	GapPowerLoss           GapReason = "powerLoss"
-	GapSuspended           GapReason = "suspended"
-	GapClockStep           GapReason = "clockStep"
+	GapSuspended           GapReason = "suspended" // the machine slept
+	GapClockStep           GapReason = "clockStep" // the wall clock was set; boot times are what they were
 	GapCoalesced           GapReason = "coalesced" // interim lines were left out, for later ones that say the same
 )
 

@@ -43,8 +43,8 @@ var gapReasons = map[evidence.GapReason]reach{
 	evidence.GapLinkLost:            {reachedBy: "tests/runtimes"},
 
 	evidence.GapPolicyChanged: {reachedBy: "evidence/witness"},
-	evidence.GapSuspended:     {broughtBy: "evidence log work: suspend as a window of its own"},
-	evidence.GapClockStep:     {broughtBy: "evidence log work: steps of the wall clock"},
+	evidence.GapSuspended:     {reachedBy: "agent"},
+	evidence.GapClockStep:     {reachedBy: "agent"},
 }
 
 var notArmedReasons = map[evidence.NotArmedReason]reach{

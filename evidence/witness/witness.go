@@ -88,7 +88,8 @@ type Witness struct {
 	mu       sync.RWMutex    // no run's lock is taken while it is held; not held over the sink
 	runs     map[string]*run // by run id
 	byCgroup map[uint64]*run
-	sources  map[string]*gap // open runtimeDisconnected gaps
+	sources  map[string]*gap              // open runtimeDisconnected gaps
+	node     map[evidence.GapReason]int64 // until when the latest gap of the node lasted (Node)
 }
 
 // New returns a witness of nothing.
@@ -99,7 +100,7 @@ func New(cfg Config) *Witness {
 	if cfg.MaxEntryBytes == 0 {
 		cfg.MaxEntryBytes = DefaultMaxEntryBytes
 	}
-	return &Witness{cfg: cfg, runs: map[string]*run{}, byCgroup: map[uint64]*run{}, sources: map[string]*gap{}}
+	return &Witness{cfg: cfg, runs: map[string]*run{}, byCgroup: map[uint64]*run{}, sources: map[string]*gap{}, node: map[evidence.GapReason]int64{}}
 }
 
 // run returns a live run, with its lock held, or nil.
@@ -215,6 +216,7 @@ func (w *Witness) Publish(runID string, released int64) {
 		r.close(g, r.armedAt)
 	}
 	r.takeUp(w.cfg.Log)
+	w.knowNode(r)
 	r.refresh(w.cfg.Log)
 	w.emit(r, w.cfg.BootTime(), everything)
 }
@@ -450,6 +452,34 @@ func (w *Witness) Undecodable(err error) {
 	w.sign(g)
 }
 
+// Node signs a gap of the node's clocks, [evidence.GapSuspended] or
+// [evidence.GapClockStep], in boot time. Neither takes anything from a site's window:
+// no code ran, and boot times are what they were. So it has one line, and not one for
+// each site of each run; the coverage lines of the runs in whose windows it lies name
+// its reason from now on.
+func (w *Witness) Node(reason evidence.GapReason, from, to int64, count uint64, detail string) {
+	w.mu.Lock()
+	w.node[reason] = max(w.node[reason], to)
+	w.mu.Unlock()
+	for _, r := range w.all() {
+		r.mu.Lock()
+		w.knowNode(r)
+		r.mu.Unlock()
+	}
+	w.sign(&gap{id: NewGapID(), selector: selector{scope: evidence.ScopeNode}, reason: reason, from: from, to: to, count: count, detail: clip(detail, maxDetail)})
+}
+
+// knowNode notes the node's gaps that ended after the run's window began.
+func (w *Witness) knowNode(r *run) {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	for _, reason := range evidence.GapReasons { // in one order
+		if to, ok := w.node[reason]; ok && r.first < to {
+			r.knowReason(reason)
+		}
+	}
+}
+
 // Sweep writes first hits and gaps that nobody told of. The agent calls it when the
 // ring was full: the counters are the truth. It reads those of the runs whose own
 // events were dropped since their counters were last read, and of these the sites
@@ -550,6 +580,7 @@ func (w *Witness) end(runID string, at int64, final bool) {
 		return
 	}
 	r.public = true
+	w.knowNode(r)
 	r.refresh(w.cfg.Log)
 	if final {
 		r.ended = at

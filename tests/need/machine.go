@@ -150,3 +150,17 @@ func SystemdBoot(t testing.TB, everything bool) {
 		unmet(t, "systemd", "$PROBITY_BOOT=all boots a machine with it")
 	}
 }
+
+// ClockMachine is the variable that says that this machine's clock may be set, and that
+// it may be put to sleep.
+const ClockMachine = "PROBITY_CLOCK"
+
+// Clock needs a machine that is there for that: a clock is everybody's. Only its name
+// requires it.
+func Clock(t testing.TB) {
+	t.Helper()
+	if os.Getenv(ClockMachine) == "" {
+		unmet(t, "clock", "a machine whose clock may be set: tests/kernels makes one, and says so by $%s", ClockMachine)
+	}
+	Root(t)
+}

@@ -34,7 +34,7 @@ var Names = []string{"root", "bpf", "tracefs", "cgroup2", "podman", "runc", "con
 
 // ByName lists the needs that only their name requires. A feature of the kernel
 // and a machine's architecture are "feature:NAME" and "machine:NAME" as well.
-var ByName = []string{"kvm", "qemu", "rustc", "node", "java", "otelcol", "systemd", "feature", "machine"}
+var ByName = []string{"kvm", "qemu", "rustc", "node", "java", "otelcol", "systemd", "clock", "feature", "machine"}
 
 // unmet ends the test: by a failure if the need is required, else by a skip.
 func unmet(t testing.TB, name, format string, args ...any) {

@@ -55,6 +55,7 @@ var Shown = map[string][]string{
 	"gap agentDown":           {runtimes, witness},
 	"gap attributionLost":     {witness},
 	"gap budgetDisarm":        {witness},
+	"gap clockStep":           {agent},
 	"gap coalesced":           {witness},
 	"gap decodeError":         {witness},
 	"gap fileChanged":         {runtimes, witness},
@@ -67,6 +68,7 @@ var Shown = map[string][]string{
 	"gap setFull":             {witness},
 	"gap spoolDropped":        {spool},
 	"gap stoodDown":           {witness},
+	"gap suspended":           {agent},
 	"gap unarmedMapping":      {agent, witness},
 
 	"gap of a site adopted":         {runtimes, agent, witness},
@@ -103,8 +105,6 @@ var Nobody = map[string]string{
 
 	"gap attachFailed":  "not built yet",
 	"gap policyChanged": "not built yet",
-	"gap suspended":     "not built yet",
-	"gap clockStep":     "not built yet",
 
 	"not armed policyRefused":    "not built yet",
 	"not armed remoteFilesystem": "bpf/probe's tests reach it, and make no evidence",

@@ -1,0 +1,291 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"probity/bpf"
+	"probity/evidence"
+	"probity/evidence/sign"
+	"probity/evidence/verify"
+	"probity/runtime/cgroup"
+	"probity/tests/need"
+)
+
+// hands move a machine's clocks.
+type hands struct {
+	real  bool
+	step  func(t *testing.T, by time.Duration) // sets the wall clock
+	sleep func(t *testing.T, d time.Duration)  // at least
+}
+
+// The clocks of this machine are others', too: here they are moved where they are read.
+func TestClocks(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	var wall, slept atomic.Int64
+	n.clocks.mu.Lock()
+	n.clocks.read = func() cgroup.Clocks {
+		c := cgroup.ReadClocks()
+		c.Wall += wall.Load()
+		c.Mono -= slept.Load()
+		return c
+	}
+	n.clocks.mu.Unlock()
+	testClocks(t, n, hands{
+		step: func(_ *testing.T, by time.Duration) {
+			wall.Add(int64(by))
+			n.clocks.look() // as the kernel tells of it
+		},
+		sleep: func(_ *testing.T, d time.Duration) { slept.Add(int64(d)); n.clocks.look() },
+	})
+}
+
+// In a machine that is there for it they are moved for real: tests/kernels boots one.
+func TestClocksOfAMachine(t *testing.T) {
+	need.Clock(t)
+	// From now on all clocks run a tenth too fast: that is no step.
+	slewed := unix.Timex{Modes: unix.ADJ_TICK, Tick: 11_000}
+	if _, err := unix.Adjtimex(&slewed); err != nil {
+		t.Fatal(err)
+	}
+	set, err := clockSet(t.Context())
+	must(t, err)
+	settime(t, time.Minute)
+	select { // the kernel tells of it
+	case <-set:
+	case <-time.After(failsafe):
+		t.Fatal("nobody says that the clock was set")
+	}
+	testClocks(t, newNode(t, bpf.Options{}), hands{
+		real: true,
+		step: settime,
+		sleep: func(t *testing.T, d time.Duration) {
+			const alarm = "/sys/class/rtc/rtc0/wakealarm"
+			must(t, os.WriteFile(alarm, []byte("0"), 0))
+			must(t, os.WriteFile(alarm, fmt.Appendf(nil, "+%d", int(d.Seconds())+1), 0)) // of a clock that has seconds
+			must(t, os.WriteFile("/sys/power/state", []byte("mem"), 0))
+		},
+	})
+}
+
+func settime(t *testing.T, by time.Duration) {
+	t.Helper()
+	to := unix.NsecToTimespec(time.Now().Add(by).UnixNano())
+	must(t, unix.ClockSettime(unix.CLOCK_REALTIME, &to))
+}
+
+func testClocks(t *testing.T, n *node, h hands) {
+	const sleep = 3 * time.Second
+	told := func(moves *moves) {
+		t.Helper()
+		until(t, func() bool {
+			n.clocks.mu.Lock()
+			defer n.clocks.mu.Unlock()
+			return moves.told != 0 && moves.times == 0
+		})
+	}
+	before := newBox(t, 1, "hello")
+	n.notify(t.Context(), before.notice("before"), yes)
+	until(t, func() bool { return len(n.published("before")) > 0 }) // in a chunk with the clock as it was
+	h.step(t, time.Hour)
+	told(&n.clocks.step)
+	between := newBox(t, 1)
+	n.notify(t.Context(), between.notice("between"), yes)
+	h.sleep(t, sleep)
+	told(&n.clocks.sleep)
+	after := newBox(t, 1, "hello")
+	n.notify(t.Context(), after.notice("after"), yes)
+	for _, b := range []*box{before, between, after} {
+		b.run()
+		b.end()
+	}
+	must(t, n.waitIdle(t.Context()))
+	h.step(t, -2*time.Hour) // not told at once, but when the agent stops
+	n.clocks.look()
+	h.step(t, time.Hour)
+	obs, _ := n.lines("before")
+	if o := obs["hello"]; o.State != evidence.Hit || *o.Count != 1 || !o.Complete || !o.Final {
+		t.Errorf("hello: %+v", o)
+	}
+	for _, id := range []string{"before", "between", "after"} {
+		obs, _ := n.lines(id)
+		if o := obs["never"]; o.State != evidence.ArmedNoHit || !o.Complete || !o.Final || len(o.Gaps) > 0 {
+			t.Errorf("never of %s: %+v", id, o)
+		}
+	}
+	chunks := n.chunks()
+	least := time.Duration(0)
+	if h.real {
+		least = sleep
+	}
+	wantGaps(t, chunks, least)
+	wantReasons(t, chunks)
+	// Boot times go on, whatever the wall clock says.
+	last := int64(0)
+	for _, c := range chunks {
+		if b := int64(c.Header.Clock.BootNs); b < last {
+			t.Errorf("%s begins at %d, after %d", c.Header.Chunk, b, last)
+		} else {
+			last = b
+		}
+	}
+}
+
+// chunks are those of the spool, in order.
+func (n *node) chunks() (out []*verify.Chunk) {
+	n.t.Helper()
+	key, err := os.ReadFile(filepath.Join(n.cfg.State, "node.pub"))
+	must(n.t, err)
+	pub, err := sign.LoadPublic(key)
+	must(n.t, err)
+	files, err := filepath.Glob(n.cfg.Spool + "/ready/*/*.ndjson")
+	must(n.t, err)
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		must(n.t, err)
+		c, findings := verify.Bytes(f, b, pub)
+		if c == nil {
+			n.t.Fatal(findings)
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+func wantGaps(t *testing.T, chunks []*verify.Chunk, slept time.Duration) {
+	t.Helper()
+	type line struct {
+		reason evidence.GapReason
+		count  uint64
+		says   string
+	}
+	var got []line
+	offset := func(c *verify.Chunk) time.Duration { // of the wall clock
+		return time.Duration(c.Header.Clock.Wall.Std().UnixNano() - int64(c.Header.Clock.BootNs))
+	}
+	var was time.Duration
+	for i, c := range chunks {
+		if i == 0 {
+			was = offset(c)
+		}
+		for _, l := range c.Lines {
+			g, ok := l.(*evidence.Gap)
+			if !ok || g.Reason != evidence.GapSuspended && g.Reason != evidence.GapClockStep {
+				if ok && g.Reason == evidence.GapRuntimeDisconnected {
+					t.Errorf("%+v", g)
+				}
+				continue
+			}
+			if g.Scope != evidence.ScopeNode || g.To.IsZero() {
+				t.Errorf("%+v", g)
+			}
+			length := g.To.Std().Sub(g.From.Std())
+			if g.Reason == evidence.GapSuspended && length < slept {
+				t.Errorf("slept for %v: %+v", length, g)
+			}
+			if g.Reason == evidence.GapClockStep {
+				// Its chunk has the clock as it was set, so the headers say by how much.
+				if by := (offset(c) - was).Round(time.Second); by != time.Hour && by != -time.Hour {
+					t.Errorf("%s: the clock was set by %v: %+v", c.Header.Chunk, by, g)
+				}
+				was = offset(c)
+			}
+			got = append(got, line{g.Reason, g.Count.N, g.Detail})
+		}
+	}
+	want := []line{
+		{evidence.GapClockStep, 1, "the wall clock was set forward by 1h0m0"},
+		{evidence.GapSuspended, 1, "the machine slept for "},
+		{evidence.GapClockStep, 2, "the wall clock was set back by 1h0m0"},
+	}
+	if !slices.EqualFunc(got, want, func(g, w line) bool {
+		return g.reason == w.reason && g.count == w.count && strings.HasPrefix(g.says, w.says)
+	}) {
+		t.Errorf("%+v\nwant %+v", got, want)
+	}
+}
+
+// A run's last coverage line names what lies in its window, and nothing else.
+func wantReasons(t *testing.T, chunks []*verify.Chunk) {
+	t.Helper()
+	got := map[string][]evidence.GapReason{}
+	for _, c := range chunks {
+		for _, l := range c.Lines {
+			if v, ok := l.(*evidence.Coverage); ok && v.Final {
+				got[v.ContainerID] = slices.Sorted(slices.Values(v.GapReasons))
+			}
+		}
+	}
+	for id, want := range map[string][]evidence.GapReason{"before": {evidence.GapClockStep, evidence.GapSuspended}, "between": {evidence.GapSuspended}, "after": nil} {
+		if !slices.Equal(got[id], want) {
+			t.Errorf("%s: %v, want %v", id, got[id], want)
+		}
+	}
+}
+
+// Whoever slews the clock moves nothing, and what moves too little adds up. However
+// often it is set, there are few lines, and none of it is left out.
+func TestClockMoves(t *testing.T) {
+	c := cgroup.Clocks{Boot: 1e12, Mono: 1e12, Wall: 1.7e18}
+	k := newClocks(func() cgroup.Clocks { return c })
+	after := func(d time.Duration) { c.Boot, c.Mono, c.Wall = c.Boot+int64(d), c.Mono+int64(d), c.Wall+int64(d) }
+	look := func() (sleep, step moves, slept, stepped bool) {
+		k.look()
+		return k.untold(false)
+	}
+	want := func(what string, wantSlept, wantStepped time.Duration) {
+		t.Helper()
+		sleep, step, slept, stepped := look()
+		if slept != (wantSlept != 0) || stepped != (wantStepped != 0) || time.Duration(sleep.by) != wantSlept || time.Duration(step.by) != wantStepped {
+			t.Errorf("%s: %+v %+v", what, sleep, step)
+		}
+		if from := c.Boot - int64(time.Minute); slept && (sleep.from != from-int64(wantSlept) || sleep.to != c.Boot) || stepped && (step.from != from-int64(wantSlept) || step.to != c.Boot) {
+			t.Errorf("%s: now %d, %+v %+v", what, c.Boot, sleep, step)
+		}
+		after(time.Minute)
+	}
+	want("nothing", 0, 0)
+	c.Wall += int64(time.Second)
+	want("forward", 0, time.Second)
+	c.Wall -= int64(time.Hour)
+	want("back", 0, -time.Hour)
+	c.Boot, c.Wall = c.Boot+int64(time.Hour), c.Wall+int64(time.Hour)
+	want("slept", time.Hour, 0)
+	c.Boot, c.Wall = c.Boot+int64(time.Hour), c.Wall+int64(time.Hour+time.Second)
+	want("slept, and the clock was set as it woke", time.Hour, time.Second)
+	c.Within = int64(time.Second)
+	c.Wall += int64(time.Second)
+	want("as far as it was read", 0, 0)
+	c.Within = 0
+	want("read again", 0, time.Second)
+	for range 9 {
+		c.Wall += int64(time.Millisecond)
+		want("too little", 0, 0)
+	}
+	c.Wall += int64(2 * time.Millisecond)
+	want("together enough", 0, 11*time.Millisecond)
+
+	lines, times, net := 0, uint64(0), int64(0)
+	for i := range 60_000 { // for a minute, by turns
+		c.Wall += int64(time.Minute) - int64(i%2)*2*int64(time.Minute)
+		if _, step, _, stepped := look(); stepped {
+			lines, times, net = lines+1, times+step.times, net+step.by
+		}
+		after(time.Millisecond)
+	}
+	_, step, _, stepped := k.untold(true)
+	if stepped {
+		lines, times, net = lines+1, times+step.times, net+step.by
+	}
+	if lines != 7 || times != 60_000 || net != 0 {
+		t.Errorf("%d lines of %d times, %v together", lines, times, time.Duration(net))
+	}
+}
