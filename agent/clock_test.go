@@ -128,6 +128,7 @@ func testClocks(t *testing.T, n *node, h hands) {
 	}
 	wantGaps(t, chunks, least)
 	wantReasons(t, chunks)
+	wantRows(t, n)
 	// Boot times go on, whatever the wall clock says.
 	last := int64(0)
 	for _, c := range chunks {
@@ -227,6 +228,26 @@ func wantReasons(t *testing.T, chunks []*verify.Chunk) {
 	for id, want := range map[string][]evidence.GapReason{"before": {evidence.GapClockStep, evidence.GapSuspended}, "between": {evidence.GapSuspended}, "after": nil} {
 		if !slices.Equal(got[id], want) {
 			t.Errorf("%s: %v, want %v", id, got[id], want)
+		}
+	}
+}
+
+// What is verified says the same of rows, and counts it against none.
+func wantRows(t *testing.T, n *node) {
+	t.Helper()
+	key, err := os.ReadFile(filepath.Join(n.cfg.State, "node.pub"))
+	must(t, err)
+	pub, err := sign.LoadPublic(key)
+	must(t, err)
+	rep, err := verify.Path(t.Context(), []string{n.cfg.Spool}, pub, verify.Options{})
+	must(t, err)
+	for _, r := range rep.Rows {
+		want := map[string][]evidence.GapReason{"before": {evidence.GapSuspended, evidence.GapClockStep}, "between": {evidence.GapSuspended}, "after": nil}[r.ContainerID]
+		if r.State != evidence.NotArmed && !slices.Equal(r.NodeGaps, want) {
+			t.Errorf("%s of %s: %v, want %v", r.ProbeID, r.ContainerID, r.NodeGaps, want)
+		}
+		if length := r.To.Std().Sub(r.From.Std()); length < 0 || length > failsafe {
+			t.Errorf("%s of %s: for %v, from %v to %v", r.ProbeID, r.ContainerID, length, r.From, r.To)
 		}
 	}
 }

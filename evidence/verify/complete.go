@@ -67,8 +67,9 @@ func (r *Report) incompletes(f *fold) (out []Finding) {
 		}
 	}
 	for _, g := range r.Gaps {
-		// Of what was given up nobody knows whose it was: all of a run, perhaps.
-		unseen := !g.Reason.DetailOnly() || g.Reason == evidence.GapSpoolDropped
+		// Of what was given up nobody knows whose it was: all of a run, perhaps. While the
+		// machine slept nobody lived.
+		unseen := !g.Reason.DetailOnly() && !g.ofClock() || g.Reason == evidence.GapSpoolDropped
 		if unseen && (g.Scope == evidence.ScopeNode || g.Scope == evidence.ScopeSource) {
 			say("containers may have lived unseen: %s", g.text())
 		}

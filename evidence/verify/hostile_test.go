@@ -3,6 +3,7 @@ package verify_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -96,30 +97,116 @@ func TestLaterGaps(t *testing.T) {
 		{"of another file", []evidence.Line{otherFile, r.covered(9 * time.Second)}, evidence.ArmedNoHit, 9 * time.Second, nil},
 		{"of another run", []evidence.Line{otherRun, r.covered(9 * time.Second)}, evidence.ArmedNoHit, 9 * time.Second, nil},
 	} {
-		t.Run(c.why, func(t *testing.T) {
-			s, spool := signer(t), t.TempDir()
-			name, data := chunk(t, s, 1, []evidence.Line{r.covered(0), r.site}, nil)
-			put(t, spool, name, data)
-			name, data = chunk3(t, 2, c.later)
-			put(t, spool, name, data)
-			rep, err := check(t, s.Public(), spool)
-			if err != nil || !rep.Sound() || len(rep.Rows) != 1 {
-				t.Fatal(rep.Findings, err, len(rep.Rows))
-			}
-			row := rep.Rows[0]
-			if row.State != c.state || row.To != r.at(c.to) || !slices.Equal(row.Gaps, c.gaps) || row.Complete != (c.state == evidence.ArmedNoHit) {
-				t.Errorf("%s, complete %v, to %v, gaps %v; want %s, %v, %v", row.State, row.Complete, row.To, row.Gaps, c.state, r.at(c.to), c.gaps)
-			}
-			var table bytes.Buffer
-			if err := rep.WriteTable(&table); err != nil {
-				t.Fatal(err)
-			}
-			for _, g := range c.gaps {
-				if !strings.Contains(table.String(), "(gaps: "+string(g)+")") {
-					t.Errorf("the row does not show %s:\n%s", g, table.String())
+		// Whatever somebody sets the wall clock by between the two chunks.
+		for _, step := range []time.Duration{0, time.Hour, -time.Hour} {
+			t.Run(fmt.Sprint(c.why, " ", step), func(t *testing.T) {
+				s, spool := signer(t), t.TempDir()
+				name, data := chunk(t, s, 1, []evidence.Line{r.covered(0), r.site}, nil)
+				put(t, spool, name, data)
+				name, data = stepped(t, 2, step, c.later)
+				put(t, spool, name, data)
+				rep, err := check(t, s.Public(), spool)
+				if err != nil || !rep.Sound() || len(rep.Rows) != 1 {
+					t.Fatal(rep.Findings, err, len(rep.Rows))
 				}
+				row := rep.Rows[0]
+				if row.State != c.state || row.To != r.at(c.to) || !slices.Equal(row.Gaps, c.gaps) || row.Complete != (c.state == evidence.ArmedNoHit) {
+					t.Errorf("%s, complete %v, to %v, gaps %v; want %s, %v, %v", row.State, row.Complete, row.To, row.Gaps, c.state, r.at(c.to), c.gaps)
+				}
+				var table bytes.Buffer
+				if err := rep.WriteTable(&table); err != nil {
+					t.Fatal(err)
+				}
+				for _, g := range c.gaps {
+					if !strings.Contains(table.String(), "(gaps: "+string(g)+")") {
+						t.Errorf("the row does not show %s:\n%s", g, table.String())
+					}
+				}
+			})
+		}
+	}
+}
+
+// stepped is chunk3 of lines by a wall clock that was set since.
+func stepped(t testing.TB, seq uint64, step time.Duration, lines []evidence.Line) (name string, data []byte) {
+	t.Helper()
+	h, _ := vectorLines(t)
+	h.Format = evidence.Format3
+	by := func(times ...*evidence.Time) {
+		for _, x := range times {
+			if !x.IsZero() {
+				*x = evidence.TimeOf(x.Std().Add(step))
 			}
-		})
+		}
+	}
+	by(&h.Clock.Wall)
+	lines = slices.Clone(lines)
+	for i, l := range lines {
+		switch v := l.(type) {
+		case *evidence.Coverage:
+			c := *v
+			by(&c.From, &c.To, &c.Started, &c.FirstExec, &c.Ended)
+			lines[i] = &c
+		case *evidence.Gap:
+			g := *v
+			by(&g.From, &g.To)
+			lines[i] = &g
+		}
+	}
+	return sealed(t, h, signer(t), seq, lines, nil)
+}
+
+// What the clocks of the node did in a row's window is said beside it, and takes nothing
+// from it: of other windows, of other boots and of other nodes nothing is said.
+func TestNodeClocks(t *testing.T) {
+	r := newShortRun(t)
+	at := func(reason evidence.GapReason, from, to time.Duration) *evidence.Gap {
+		return &evidence.Gap{GapID: fmt.Sprint(reason, from), Scope: evidence.ScopeNode, Reason: reason, From: r.at(from), To: r.at(to), Count: evidence.Loss{N: 1}}
+	}
+	before := -r.site.To.Std().Sub(r.site.From.Std())
+	for _, c := range []struct {
+		why   string
+		later []evidence.Line
+		want  []evidence.GapReason
+	}{
+		{"in the window", []evidence.Line{at(evidence.GapSuspended, before/2, before/4)}, []evidence.GapReason{evidence.GapSuspended}},
+		{"over its beginning", []evidence.Line{at(evidence.GapClockStep, 2*before, before+1)}, []evidence.GapReason{evidence.GapClockStep}},
+		{"over its end", []evidence.Line{at(evidence.GapSuspended, -1, time.Hour)}, []evidence.GapReason{evidence.GapSuspended}},
+		{"over all of it, and in it", []evidence.Line{at(evidence.GapSuspended, 3*before, time.Hour), at(evidence.GapSuspended, before/2, before/4)}, []evidence.GapReason{evidence.GapSuspended}},
+		{"before it", []evidence.Line{at(evidence.GapSuspended, 2*before, before)}, nil},
+		{"after it", []evidence.Line{at(evidence.GapSuspended, 0, time.Hour), at(evidence.GapClockStep, time.Hour, 2*time.Hour)}, nil},
+		{"in what a coverage line extends it by", []evidence.Line{at(evidence.GapClockStep, 5*time.Second, 6*time.Second), at(evidence.GapSuspended, time.Second, 2*time.Second), r.covered(9 * time.Second)}, []evidence.GapReason{evidence.GapSuspended, evidence.GapClockStep}},
+		{"another reason", []evidence.Line{at(evidence.GapPowerLoss, before, -1)}, nil},
+	} {
+		for _, step := range []time.Duration{0, 24 * time.Hour, -24 * time.Hour} {
+			t.Run(fmt.Sprint(c.why, " ", step), func(t *testing.T) {
+				spool := t.TempDir()
+				name, data := chunk3(t, 1, []evidence.Line{r.covered(0), r.site})
+				put(t, spool, name, data)
+				name, data = stepped(t, 2, step, c.later)
+				put(t, spool, name, data)
+				rep, err := check(t, signer(t).Public(), spool)
+				if err != nil || !rep.Sound() || len(rep.Rows) != 1 {
+					t.Fatal(rep.Findings, err, len(rep.Rows))
+				}
+				row := rep.Rows[0]
+				if row.State != evidence.ArmedNoHit || !row.Complete || len(row.Gaps) > 0 || !slices.Equal(row.NodeGaps, c.want) {
+					t.Errorf("%s, complete %v, gaps %v, of the node %v; want %v", row.State, row.Complete, row.Gaps, row.NodeGaps, c.want)
+				}
+				var table bytes.Buffer
+				if err := rep.WriteTable(&table); err != nil {
+					t.Fatal(err)
+				}
+				if strings.Contains(table.String(), "nothing is claimed") != (c.why == "another reason") {
+					t.Errorf("%s", table.String())
+				}
+				for _, g := range c.want {
+					if !strings.Contains(table.String(), "(in this time: ") || !strings.Contains(table.String(), string(g)) {
+						t.Errorf("the row does not show %s:\n%s", g, table.String())
+					}
+				}
+			})
+		}
 	}
 }
 

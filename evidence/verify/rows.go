@@ -55,7 +55,8 @@ type Row struct {
 	Detail        string                  `json:"detail,omitempty"`
 	Count         *evidence.Uint64        `json:"count,omitempty"`
 	Complete      bool                    `json:"complete"`
-	Gaps          []evidence.GapReason    `json:"gaps,omitempty"` // of the line, and of later gap lines about the site
+	Gaps          []evidence.GapReason    `json:"gaps,omitempty"`     // of the line, and of later gap lines about the site
+	NodeGaps      []evidence.GapReason    `json:"nodeGaps,omitempty"` // what the node's clocks did in the window, which takes nothing from it
 	Confidence    float64                 `json:"confidence"`
 	Final         bool                    `json:"final"`
 	FirstAt       evidence.Time           `json:"firstAt,omitzero"`
@@ -186,6 +187,7 @@ type fold struct {
 	runIDs map[ownID]bool
 	texts  texts
 	inLog  map[string]map[string]inLog // of a spool: its sound chunks
+	clocks nodeClocks                  // made of the gaps, when all are there
 }
 
 func newFold(byNode bool) *fold {
@@ -338,6 +340,7 @@ func (f *fold) fill(rep *Report, workers int) {
 			return cmp.Or(a.From.Std().Compare(b.From.Std()), cmp.Compare(a.GapID, b.GapID), cmp.Compare(a.Node, b.Node))
 		})
 	}
+	f.clocks = clocksOf(f.gaps)
 	order := f.inOrder()
 	var wg sync.WaitGroup
 	for from, left := 0, max(1, workers); from < len(order); left-- {
@@ -414,9 +417,12 @@ func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 			}
 		}
 	}
-	end, extended := r.To, false
-	if run != nil && run.at.after(at) && run.to.Std().After(r.To.Std()) {
-		end, extended = run.to, true
+	own := moment{at.in, r.To.Std()}
+	end, extended := own, false
+	if run != nil && run.at.after(at) {
+		if to := (moment{run.at.in, run.to.Std()}); own.before(to) {
+			end, extended = to, true
+		}
 	}
 	for _, g := range gaps { // by their beginning
 		if g.Reason == evidence.GapCoalesced && !g.To.IsZero() {
@@ -426,6 +432,7 @@ func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 		if !refused && !g.first.after(at) || !g.about(r) {
 			continue
 		}
+		from := moment{g.at.in, g.From.Std()}
 		if !slices.Contains(r.Gaps, g.Reason) {
 			r.Gaps = append(r.Gaps[:len(r.Gaps):len(r.Gaps)], g.Reason) // the list may be other rows' too
 		}
@@ -435,15 +442,15 @@ func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 		case refused: // entries of the set have no lines, and no later line brings them back
 			r.Complete = false
 			continue
-		case g.Reason == evidence.GapSpoolDropped && !r.Final && (g.To.IsZero() || g.To.Std().After(r.To.Std())):
+		case g.Reason == evidence.GapSpoolDropped && !r.Final && (g.To.IsZero() || own.before(moment{g.at.in, g.To.Std()})):
 			// What was given up came after this line, and may have said that it is no
 			// longer so: no coverage line stands for that.
 			r.Complete = false
 			if r.State == evidence.ArmedNoHit {
 				r.State = evidence.Partial
 			}
-			if extended && g.From.Std().Before(end.Std()) {
-				end = g.From
+			if extended && from.before(end) {
+				end = from
 			}
 			continue
 		case g.Reason == evidence.GapCoalesced:
@@ -455,17 +462,20 @@ func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 			continue
 		}
 		switch {
-		case g.From.Std().Before(r.To.Std()):
+		case from.before(own):
 			r.Complete = false
 			if r.State == evidence.ArmedNoHit {
 				r.State = evidence.Partial
 			}
-		case extended && g.From.Std().Before(end.Std()):
-			end = g.From
+		case extended && from.before(end):
+			end = from
 		}
 	}
-	if end.Std().After(r.To.Std()) {
-		r.To = end
+	if own.before(end) {
+		r.To = end.by(at.in)
+	}
+	if r.State != evidence.NotArmed {
+		r.NodeGaps = f.clocks.within(ofBoot{r.run.node, at.in.boot}, at.in.bootTime(r.From.Std()), at.in.bootTime(r.To.Std()))
 	}
 	if r.Entry != nil && run != nil && run.final && run.at.after(at) {
 		r.Final = true // an entry that was not seen again has no last line of its own

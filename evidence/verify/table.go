@@ -48,9 +48,16 @@ func (r Report) WriteTable(w io.Writer) error {
 		}
 		p.line("")
 	}
-	if len(r.Gaps) > 0 {
-		p.line("Gaps, in which nothing is claimed:")
-		for _, g := range r.Gaps {
+	for _, of := range []struct {
+		head   string
+		clocks bool
+	}{{"Gaps, in which nothing is claimed:", false}, {"What the clocks of the node did. It takes nothing from what is claimed:", true}} {
+		gaps := slices.DeleteFunc(slices.Clone(r.Gaps), func(g GapRow) bool { return g.ofClock() != of.clocks })
+		if len(gaps) == 0 {
+			continue
+		}
+		p.line(of.head)
+		for _, g := range gaps {
 			p.line("  " + node(g.Node, ": ") + g.text())
 		}
 		p.line("")
@@ -314,14 +321,18 @@ func (r Row) state() string {
 	if r.SearchReason != "" {
 		s += " (search incomplete)"
 	}
-	if len(r.Gaps) > 0 {
-		names := make([]string, len(r.Gaps))
-		for i, g := range r.Gaps {
-			names[i] = string(g)
-		}
-		s += " (gaps: " + strings.Join(names, ", ") + ")"
+	return clean(s + named("gaps", r.Gaps) + named("in this time", r.NodeGaps))
+}
+
+func named(what string, reasons []evidence.GapReason) string {
+	if len(reasons) == 0 {
+		return ""
 	}
-	return clean(s)
+	names := make([]string, len(reasons))
+	for i, g := range reasons {
+		names[i] = string(g)
+	}
+	return " (" + what + ": " + strings.Join(names, ", ") + ")"
 }
 
 // count of an incomplete hit is a lower bound.
