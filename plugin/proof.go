@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -9,8 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"probity/evidence"
 	"probity/evidence/tlog"
+	"probity/evidence/verify"
 )
 
 func (c *cli) proof() *cobra.Command {
@@ -20,7 +19,8 @@ func (c *cli) proof() *cobra.Command {
 		Long: `Proof prints a C2SP tlog-proof: the chunk's leaf, its place, the hashes up to the
 root, and the signed checkpoint. Whoever has the chunk, this and the proof of the
 epoch (--epoch), which names the key that signed the checkpoint under the node's
-key, can check it offline without the log. Nothing is verified here.`,
+key, can check it offline without the log: verify CHUNK.ndjson --key FILE --proof FILE
+--proof FILE. Nothing is verified here.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := prove(cmd, args[0], args[1], epoch)
@@ -43,49 +43,11 @@ func prove(cmd *cobra.Command, dir, chunk string, epoch bool) (tlog.Proof, error
 	}
 	var errs []error
 	for _, log := range append([]string{filepath.Join(dir, "log")}, logs...) {
-		p, err := proveIn(cmd, log, chunk, epoch)
+		p, err := verify.Prove(cmd.Context(), os.DirFS(log), chunk, epoch)
 		if err == nil {
 			return p, nil
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", log, err))
 	}
 	return tlog.Proof{}, errors.Join(errs...)
-}
-
-func proveIn(cmd *cobra.Command, dir, chunk string, epoch bool) (tlog.Proof, error) {
-	r := tlog.NewReader(os.DirFS(dir))
-	note, err := r.Checkpoint()
-	if err != nil {
-		return tlog.Proof{}, err
-	}
-	tree, err := tlog.Claim(note)
-	if err != nil {
-		return tlog.Proof{}, err
-	}
-	var found, opened []byte
-	var at, openedAt uint64
-	if err := r.Scan(cmd.Context(), tree, func(i uint64, entry []byte) error {
-		l, err := evidence.DecodeLeaf(string(entry))
-		if err != nil {
-			return err
-		}
-		switch v := l.(type) {
-		case *evidence.ChunkLeaf:
-			if v.Chunk == chunk {
-				found, at = bytes.Clone(entry), i
-			}
-		case *evidence.EpochLeaf:
-			opened, openedAt = bytes.Clone(entry), i
-		}
-		return nil
-	}); err != nil {
-		return tlog.Proof{}, err
-	}
-	if found == nil {
-		return tlog.Proof{}, fmt.Errorf("chunk %.80q is not in it", chunk)
-	}
-	if epoch {
-		found, at = opened, openedAt
-	}
-	return r.Prove(note, tree, at, found)
 }

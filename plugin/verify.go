@@ -18,7 +18,7 @@ import (
 
 func (c *cli) verify() *cobra.Command {
 	var keyFile, trustFile, bundles string
-	var checkpoints, images []string
+	var checkpoints, images, proofs []string
 	var witnesses, since string
 	var complete bool
 	cmd := &cobra.Command{
@@ -74,6 +74,17 @@ could read, and with 3 if it could not look.`,
 				}
 				opts.Kept = append(opts.Kept, kept)
 			}
+			for _, name := range proofs {
+				b, err := readUpTo(name, tlog.MaxCheckpointBytes)
+				if err != nil {
+					return blind(fmt.Errorf("read the proof: %w", err))
+				}
+				proof, err := verify.ParseProof(name, b)
+				if err != nil {
+					return blind(fmt.Errorf("read the proof %s: %w", name, err))
+				}
+				opts.Proofs = append(opts.Proofs, proof)
+			}
 			rep, err := verify.Path(cmd.Context(), paths, keys, opts)
 			if perr := c.print(rep, func(w io.Writer) error { return rep.WriteTable(w) }); perr != nil {
 				return blind(perr)
@@ -87,6 +98,7 @@ could read, and with 3 if it could not look.`,
 	cmd.Flags().StringVar(&keyFile, "key", "", "the node's public key, PEM `file`")
 	cmd.Flags().StringVar(&trustFile, "trust", "", "the keys of a fleet, trust `file` (docs/keys.md)")
 	cmd.Flags().StringArrayVar(&checkpoints, "checkpoint", nil, "a checkpoint of the node's log (SPOOL/log/checkpoint as it was then) or an acknowledgement, which somebody kept: the log must have grown out of it. May be given more than once")
+	cmd.Flags().StringArrayVar(&proofs, "proof", nil, "what evidence proof printed, with and without --epoch: the chunk files that are named must be in the node's log, which need not be here. May be given more than once")
 	cmd.Flags().StringVar(&witnesses, "witness", "", "the verifier keys of witnesses, one a line, in this `file`: one of them must have cosigned a state of each log, its own checkpoint or one of --checkpoint (C2SP tlog-cosignature)")
 	cmd.Flags().StringVar(&since, "since", "", "list only what did not end before this `time`, as 2026-01-02T15:04:05Z, or that long ago, as 36h; everything is checked all the same")
 	cmd.Flags().StringArrayVar(&images, "image", nil, "list only containers of the image with this manifest `digest`, or with this name, which is no identity. May be given more than once")

@@ -143,9 +143,9 @@ func announcement(unsigned []byte) []byte {
 	return append([]byte("probity checkpoint key announcement v1\n"), unsigned...)
 }
 
-// Announced checks the signature of Announce by the key that signed notes write
+// announced checks the signature of Announce by the key that signed notes write
 // as verifier.
-func Announced(verifier string, unsigned, sig []byte) error {
+func announced(verifier string, unsigned, sig []byte) error {
 	_, pub, err := parseVerifier(verifier, algEd25519)
 	if err != nil {
 		return err

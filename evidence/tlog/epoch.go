@@ -96,18 +96,27 @@ func (e *Epochs) open(l *evidence.EpochLeaf) error {
 	if n := len(e.epochs); n > 0 && e.epochs[n-1].PublicKey != l.PublicKey && !slices.ContainsFunc(l.Successions, func(s evidence.Succession) bool { return s.PublicKey == e.epochs[n-1].PublicKey }) {
 		return fmt.Errorf("the node's key changed from %s to %s, and no succession leads there", clip(e.epochs[n-1].KeyID), clip(l.KeyID))
 	}
-	unsigned, err := l.Unsigned()
-	if err != nil {
-		return err
-	}
 	if l.Start == evidence.StartRotation {
+		unsigned, err := l.Unsigned()
+		if err != nil {
+			return err
+		}
 		sig, err := base64.StdEncoding.DecodeString(l.Announced)
 		if err != nil {
 			return err
 		}
-		if err := Announced(e.epochs[len(e.epochs)-1].CheckpointKey, unsigned, sig); err != nil {
+		if err := announced(e.epochs[len(e.epochs)-1].CheckpointKey, unsigned, sig); err != nil {
 			return err
 		}
+	}
+	return Opened(l, e.NodeKey)
+}
+
+// Opened asks by, as [Epochs.NodeKey] says, who opened an epoch.
+func Opened(l *evidence.EpochLeaf, by func(leaf *evidence.EpochLeaf, publicKey, unsigned, signature []byte) error) error {
+	unsigned, err := l.Unsigned()
+	if err != nil {
+		return err
 	}
 	public, err := base64.StdEncoding.DecodeString(l.PublicKey)
 	if err != nil {
@@ -117,7 +126,7 @@ func (e *Epochs) open(l *evidence.EpochLeaf) error {
 	if err != nil {
 		return err
 	}
-	return e.NodeKey(l, public, unsigned, sig)
+	return by(l, public, unsigned, sig)
 }
 
 // All returns the epochs so far.

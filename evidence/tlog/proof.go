@@ -81,11 +81,11 @@ func (p Proof) Check(keys []string) (Checkpoint, error) {
 	if err != nil {
 		return c, err
 	}
-	return c, CheckInclusion(p.Hashes, c.Tree, p.Index, p.Entry)
+	return c, checkInclusion(p.Hashes, c.Tree, p.Index, p.Entry)
 }
 
 // Prove makes a proof of an entry of the tree of a checkpoint.
 func (r *Reader) Prove(checkpoint []byte, t Tree, index uint64, entry []byte) (Proof, error) {
-	h, err := r.Inclusion(t, index)
+	h, err := r.inclusion(t, index)
 	return Proof{Entry: entry, Index: index, Hashes: h, Checkpoint: checkpoint}, err
 }

@@ -101,9 +101,9 @@ func (r *Reader) same(name string, level int, n int64, want []byte) error {
 	return nil
 }
 
-// Inclusion proves that the entry at index is in a tree: the hashes of RFC 6962
+// inclusion proves that the entry at index is in a tree: the hashes of RFC 6962
 // section 2.1.1, in its order.
-func (r *Reader) Inclusion(t Tree, index uint64) ([]Hash, error) {
+func (r *Reader) inclusion(t Tree, index uint64) ([]Hash, error) {
 	if index >= t.Size {
 		return nil, fmt.Errorf("prove entry %d: the tree has %d", index, t.Size)
 	}
@@ -114,37 +114,13 @@ func (r *Reader) Inclusion(t Tree, index uint64) ([]Hash, error) {
 	return p, nil
 }
 
-// CheckInclusion checks such a proof.
-func CheckInclusion(proof []Hash, t Tree, index uint64, entry []byte) error {
+// checkInclusion checks such a proof.
+func checkInclusion(proof []Hash, t Tree, index uint64, entry []byte) error {
 	if index >= t.Size {
 		return fmt.Errorf("entry %d is not in a tree of %d", index, t.Size)
 	}
 	if err := tlog.CheckRecord(proof, int64(t.Size), t.Root, int64(index), tlog.RecordHash(entry)); err != nil {
 		return fmt.Errorf("entry %d is not in the tree of %d entries with root %s: %w", index, t.Size, t.Root, err)
-	}
-	return nil
-}
-
-// Consistency proves that a tree grew out of its state at an earlier size (RFC
-// 6962 section 2.1.2).
-func (r *Reader) Consistency(t Tree, earlier uint64) ([]Hash, error) {
-	if earlier == 0 || earlier > t.Size {
-		return nil, fmt.Errorf("prove consistency with size %d: the tree has %d", earlier, t.Size)
-	}
-	p, err := tlog.ProveTree(int64(t.Size), int64(earlier), r.hashes(t))
-	if err != nil {
-		return nil, fmt.Errorf("prove consistency with size %d: %w", earlier, err)
-	}
-	return p, nil
-}
-
-// CheckConsistency checks such a proof.
-func CheckConsistency(proof []Hash, t, earlier Tree) error {
-	if earlier.Size == 0 || earlier.Size > t.Size {
-		return fmt.Errorf("a tree of %d did not grow out of one of %d", t.Size, earlier.Size)
-	}
-	if err := tlog.CheckTree(proof, int64(t.Size), t.Root, int64(earlier.Size), earlier.Root); err != nil {
-		return fmt.Errorf("the tree of %d entries with root %s did not grow out of the one of %d with root %s: %w", t.Size, t.Root, earlier.Size, earlier.Root, err)
 	}
 	return nil
 }

@@ -31,6 +31,7 @@ const (
 	LogSound      = "sound"
 	LogUnsound    = "NOT SOUND"
 	LogNone       = "none"
+	LogProven     = "proven" // the chunks that were named are in it, and of the rest nothing is said
 )
 
 // LogReport is what one log in a spool says.
@@ -580,16 +581,7 @@ func (c *logCheck) chunk(l *evidence.ChunkLeaf) {
 		}
 		c.blank = blank
 	}
-	switch {
-	case p.log != c.rep.Origin:
-		c.say(NotInLog, p.file, "it is leaf %d of %s, and says that it is in the log %q", l.Index, c.rep.Origin, p.log)
-	case p.leaf != uint64(l.Index):
-		c.say(Reordered, p.file, "it is leaf %d of %s, and says that it is leaf %d", l.Index, c.rep.Origin, p.leaf)
-	case p.digest != l.Digest:
-		c.say(Modified, p.file, "its bytes have the digest %s, leaf %d of %s says %s", p.digest, l.Index, c.rep.Origin, l.Digest)
-	case p.size != uint64(l.Bytes):
-		c.say(Modified, p.file, "it has %d bytes, leaf %d of %s says %d", p.size, l.Index, c.rep.Origin, l.Bytes)
-	}
+	c.found = append(c.found, p.differs(c.rep.Origin, l)...)
 	for _, ch := range p.changes {
 		c.live.Apply(ch)
 	}

@@ -188,12 +188,13 @@ type fold struct {
 	texts  texts
 	inLog  map[string]map[string]inLog // of a spool: its sound chunks
 	clocks nodeClocks                  // made of the gaps, when all are there
+	alone  map[string]inLog            // sound chunks that were named themselves
 }
 
 func newFold(byNode bool) *fold {
 	return &fold{
 		byNode: byNode, chunks: map[string][]string{}, spools: map[string]bool{}, sites: sites{at: map[siteKey]uint32{}, unhit: map[uint32]unhit{}}, runs: map[ownID]*latestRun{},
-		gaps: map[ownID]*latestGap{}, takes: map[ownID][]position{}, runIDs: map[ownID]bool{}, texts: newTexts(), inLog: map[string]map[string]inLog{},
+		gaps: map[ownID]*latestGap{}, takes: map[ownID][]position{}, runIDs: map[ownID]bool{}, texts: newTexts(), inLog: map[string]map[string]inLog{}, alone: map[string]inLog{},
 	}
 }
 
@@ -214,7 +215,11 @@ func (f *fold) found(file file, c *Chunk) {
 	if file.rel == "" || c.Header.Log == "" {
 		f.loose++
 	}
-	if file.rel != "" {
+	if file.rel == "" {
+		alone := f.inLogOf(c)
+		alone.changes = nil // of its log nobody follows the heartbeats
+		f.alone[f.keep(c.Header.Chunk)] = alone
+	} else {
 		spool := filepath.Clean(file.spool)
 		if f.inLog[spool] == nil {
 			f.inLog[spool] = map[string]inLog{}

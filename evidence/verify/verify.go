@@ -51,6 +51,10 @@ type Options struct {
 	// Witnesses, if there are any: each log must have a state that one of them
 	// cosigned, among Kept or as its own checkpoint.
 	Witnesses []*tlog.Witness
+	// Proofs show that chunks which were named themselves are in their node's log: one
+	// of each of them, and of each epoch that signed a checkpoint that is in one. A chunk
+	// that was named and has none is a finding.
+	Proofs []Proof
 	// Since leaves out of the report what ended before; it is checked all the same.
 	Since time.Time
 	// Images leaves out of the report what is not about containers of one of these
@@ -129,8 +133,8 @@ type Report struct {
 	Gaps     []GapRow  `json:"gaps"`
 	Holes    []Hole    `json:"holes"` // in the sequence numbers: no finding, see Hole
 	// Log is LogSound, LogUnsound, LogNone where a spool has none and no chunk
-	// names one, or LogNotChecked where files were named themselves, or one could not
-	// be looked at.
+	// names one, LogProven where files were named themselves and Options.Proofs show
+	// them in it, or LogNotChecked where none do, or one could not be looked at.
 	Log  string      `json:"log"`
 	Logs []LogReport `json:"logs,omitempty"`
 	// Followed are the keys that were trusted because a trusted one signed that they
@@ -179,7 +183,9 @@ func ExitCode(r Report, err error) int {
 func Path(ctx context.Context, paths []string, keys sign.Keys, opts Options) (Report, error) {
 	rep := Report{Log: LogNotChecked, Findings: []Finding{}}
 	key := ringOf(keys)
-	key.links = func() []evidence.Succession { return successionsIn(ctx, paths) }
+	key.links = func() []evidence.Succession {
+		return append(successionsIn(ctx, paths), successionsOfProofs(opts.Proofs)...)
+	}
 	if k := key.alone(); k != nil {
 		rep.KeyID = k.KeyID()
 	}
@@ -210,6 +216,7 @@ func Path(ctx context.Context, paths []string, keys sign.Keys, opts Options) (Re
 	if err := rep.checkLogs(ctx, append(in.spools, trees...), c); err != nil {
 		errs = append(errs, err)
 	}
+	rep.checkProofs(c)
 	rep.Files = c.files
 	c.all.fill(&rep, opts.Workers)
 	rep.Followed = key.followed()

@@ -52,6 +52,13 @@ func byHand(t *testing.T, a *Agent, it spool.Item) {
 	if err != nil || !strings.Contains(out, "leaf "+strconv.FormatUint(uint64(it.Leaf), 10)+" of "+it.Origin+" is this chunk") {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	ours := func(chunkFile string) (int, string) {
+		code, out, _ := a.Probity(t, "verify", chunkFile, "--key", a.Key(), "--proof", chunk, "--proof", epoch)
+		return code, out
+	}
+	if code, out := ours(it.Path); code != 0 || !strings.Contains(out, "\nlog: proven") {
+		t.Errorf("exit code %d\n%s", code, out)
+	}
 	b, err := os.ReadFile(it.Path)
 	if err != nil {
 		t.Fatal(err)
@@ -64,6 +71,9 @@ func byHand(t *testing.T, a *Agent, it spool.Item) {
 	}
 	if out, err := verify(bad); err == nil || !strings.Contains(out, "NOT SOUND") {
 		t.Errorf("another byte: %v\n%s", err, out)
+	}
+	if code, out := ours(bad); code != 1 {
+		t.Errorf("another byte: exit code %d\n%s", code, out)
 	}
 	text, err := os.ReadFile(chunk)
 	if err != nil {
