@@ -378,12 +378,3 @@ func (o *Objects) SystemCalls(cgroup uint64) ([]SystemCalls, error) {
 	}
 	return out, nil
 }
-
-// SetMemory says whether the memory of entries is taken when they are made,
-// and how many all containers together may have. It is known once a set is
-// armed.
-func (o *Objects) SetMemory() (onUse bool, most uint32) {
-	o.sets.mu.Lock()
-	defer o.sets.mu.Unlock()
-	return o.sets.onUse, o.sets.opts.SetEntries
-}

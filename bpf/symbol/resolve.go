@@ -22,8 +22,6 @@ type Resolver struct {
 	mu    sync.Mutex
 	p     *parser
 	known map[uint64]Location
-
-	unwinds string // see Unwinds; "" until it is asked for
 }
 
 // maxResolved bounds what a Resolver remembers; then it forgets all and starts

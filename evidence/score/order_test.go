@@ -58,9 +58,6 @@ func checkOrder(t testing.TB, of, other evidence.ProbeType, attribution, symbol 
 		}
 		holds(t, a, b, of, other)
 	}
-	if fold := score.Fold(a, b); fold.Value != min(a.Value, b.Value) {
-		t.Errorf("fold of %+v and %+v is %+v", a, b, fold)
-	}
 }
 
 func randomText(r *rand.Rand, known []string) string {

@@ -156,18 +156,6 @@ func Of(c evidence.Confidence) (value float64, ok bool) {
 	return product(c.Version, c.Inputs), true
 }
 
-// Fold returns the confidence of a statement that rests on all of cs: the
-// lowest of them, never an average. The zero value stands for none at all.
-func Fold(cs ...evidence.Confidence) evidence.Confidence {
-	var low evidence.Confidence
-	for i, c := range cs {
-		if i == 0 || c.Value < low.Value {
-			low = c
-		}
-	}
-	return low
-}
-
 func inputs(probeType evidence.ProbeType, attribution, symbol, losses string) evidence.Inputs {
 	if probeType == "" {
 		probeType = evidence.UnknownProbe

@@ -114,14 +114,3 @@ func TestVersion2(t *testing.T) {
 		t.Errorf("%g, %v, want 0.95 * 0.3", v, ok)
 	}
 }
-
-func TestFoldIsMinimum(t *testing.T) {
-	a := score.Confidence(evidence.Uprobe, score.AttributionCgroup, score.SymbolOffset, evidence.Losses{})
-	b := score.Confidence(evidence.Kprobe, score.AttributionCgroup, score.SymbolOffset, evidence.Losses{})
-	if got := score.Fold(a, b, a); got != b {
-		t.Fatalf("fold is %v, want the lowest, %v", got, b)
-	}
-	if got := score.Fold(); got.Value != 0 {
-		t.Fatalf("fold of nothing is %v", got)
-	}
-}

@@ -691,3 +691,17 @@ func TestSitesOwn(t *testing.T) {
 		t.Errorf("a site takes %d bytes", n)
 	}
 }
+
+func saidOf(s evidence.State) saidState {
+	switch s {
+	case evidence.NotArmed:
+		return saidNotArmed
+	case evidence.ArmedNoHit:
+		return saidArmedNoHit
+	case evidence.Partial:
+		return saidPartial
+	case evidence.Hit:
+		return saidHit
+	}
+	return saidNothing
+}

@@ -66,20 +66,6 @@ const (
 	saidHit
 )
 
-func saidOf(s evidence.State) saidState {
-	switch s {
-	case evidence.NotArmed:
-		return saidNotArmed
-	case evidence.ArmedNoHit:
-		return saidArmedNoHit
-	case evidence.Partial:
-		return saidPartial
-	case evidence.Hit:
-		return saidHit
-	}
-	return saidNothing
-}
-
 func (s *site) path() string {
 	if s.File == nil {
 		return ""

@@ -58,17 +58,6 @@ func HostFile(t T, src, dst string) ociarchive.File {
 	return f
 }
 
-// HostProgram reads a program of this machine, its loader and its libraries
-// for an image. Libraries are looked for in dirs first.
-func HostProgram(t T, src, dst string, dirs ...string) []ociarchive.File {
-	t.Helper()
-	files, err := ociarchive.WithLibraries(src, dst, dirs)
-	if err != nil {
-		t.Fatalf("%v", err)
-	}
-	return files
-}
-
 // The demo's image (tests/demo): the program and its library.
 const (
 	DemoImageName = "localhost/probity-demo:latest"
