@@ -111,7 +111,7 @@ type Agent struct {
 	live     map[string]*live
 	parked   map[uint64]*parked // events of runs that are kept and not taken up, by cgroup id
 	left     map[string]*left   // runs of an earlier agent that nobody has told of, by run id
-	away     evidence.Time      // since when there was no agent; zero if there never was one
+	away     spool.Moment       // since when there was no agent; zero if there never was one
 	heardOf  map[string]bool    // sources that have told of everything that runs
 	held     int                // starts that are held
 	armedIn  map[uint64]*live   // by cgroup id, those that are armed
@@ -388,7 +388,7 @@ func (a *Agent) stopRuns() {
 	a.witness.Stop(a.cfg.Stopping)
 	a.signNode(&evidence.Gap{
 		GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, Count: evidence.Loss{N: 1}, Detail: "the agent stopped",
-	}, func(g *evidence.Gap, now evidence.Time) { g.From = now })
+	}, func(g *evidence.Gap, _ evidence.Clock, now evidence.Time) { g.From = now })
 	if a.cfg.Keeper != nil {
 		return // who holds what counts goes on, or lets it go: nobody tells which
 	}

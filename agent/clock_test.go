@@ -310,3 +310,75 @@ func TestClockMoves(t *testing.T) {
 		t.Errorf("%d lines of %d times, %v together", lines, times, time.Duration(net))
 	}
 }
+
+// Somebody set the clock while there was no agent: what the next one makes of the lines
+// of the one before is where it was in boot time, of a run that it takes up and of one
+// that has ended.
+func TestClockSetBetweenAgents(t *testing.T) {
+	for _, step := range []time.Duration{time.Hour, -time.Hour} {
+		t.Run(step.String(), func(t *testing.T) { testClockSetBetween(t, step) })
+	}
+}
+
+func testClockSetBetween(t *testing.T, step time.Duration) {
+	n := newNode(t, bpf.Options{})
+	n.clocks.mu.Lock()
+	n.clocks.read = func() cgroup.Clocks {
+		c := cgroup.ReadClocks()
+		c.Wall -= int64(step)
+		return c
+	}
+	n.clocks.mu.Unlock()
+	n.clocks.look()
+	n.tellClocks(true)
+	lives, ended := newBox(t, 1, "hello"), newBox(t, 1)
+	n.notify(t.Context(), lives.notice("lives"), yes)
+	n.notify(t.Context(), ended.notice("ended"), yes)
+	for _, l := range n.runs() {
+		<-l.armed
+	}
+	armed := cgroup.BootTime()
+	n.stop()
+	stopped := cgroup.BootTime()
+	ended.end()
+	n = newNodeIn(t, filepath.Dir(n.cfg.State), Config{})
+	n.notify(t.Context(), lives.existing("lives"), nil)
+	must(t, n.waitAdopted())
+	again := cgroup.BootTime()
+	lives.run()
+	lives.end()
+	must(t, n.waitIdle(t.Context()))
+	n.stop()
+
+	down := map[string]int{} // closed gaps, by what they are of
+	began := map[string]int64{}
+	for _, c := range n.chunks() {
+		boot := c.Header.Clock.Boot
+		for _, l := range c.Lines {
+			switch v := l.(type) {
+			case *evidence.Gap:
+				if v.Reason != evidence.GapAgentDown || v.To.IsZero() {
+					continue
+				}
+				down[v.Scope+v.ContainerID]++
+				if from, to := boot(v.From), boot(v.To); from < armed || from > stopped || to < stopped || to > again {
+					t.Errorf("from %v to %v, which is %d to %d; the agent went between %d and %d, and the next came until %d: %+v", v.From, v.To, from, to, armed, stopped, again, v)
+				}
+			case *evidence.Coverage:
+				if b, ok := began[v.ContainerID]; ok && b != boot(v.From) {
+					t.Errorf("%s began at %d, and now at %d: %+v", v.ContainerID, b, boot(v.From), v)
+				}
+				began[v.ContainerID] = boot(v.From)
+				if to := boot(v.To); to > cgroup.BootTime() {
+					t.Errorf("%s reaches to %d, which is not yet: %+v", v.ContainerID, to, v)
+				}
+			}
+		}
+	}
+	if down["node"] == 0 || down["runlives"] != 1 || down["runended"] != 1 {
+		t.Errorf("agentDown: %v", down)
+	}
+	if _, gaps := n.allLines("ended"); len(gaps) == 0 {
+		t.Error("no gap")
+	}
+}

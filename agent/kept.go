@@ -350,7 +350,7 @@ func counterOf(counters []probe.KeptCounter, o *evidence.Observation) int {
 // line is the site's last line of all: what was executed, with the gap since nobody
 // looked whether its file was as it had been armed.
 func (m moreHits) line(c evidence.Clock, since, ended evidence.Time) *evidence.Observation {
-	o := *m.last.Line
+	o := *m.last.By(c)
 	count := evidence.Uint64(m.now.Count)
 	o.State, o.Count, o.Complete, o.Final, o.To = evidence.Hit, &count, false, true, ended
 	if o.FirstAt.IsZero() {

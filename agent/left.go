@@ -204,8 +204,18 @@ func (a *Agent) appendLeft(r spool.OpenRun, ended *int64, more []moreHits, detai
 	}
 	return a.spool.Append(last.RunID, func(c evidence.Clock) []redact.Line {
 		cov, g := last, gap
+		if r.Coverage.BootID == a.bootID { // by this chunk's clock, whatever it was set by since
+			cov.From, cov.To = c.Time(r.FromBootNs), c.Time(r.ToBootNs)
+			g.From = cov.To
+			if r.StartedBootNs != 0 {
+				cov.Started = c.Time(r.StartedBootNs)
+			}
+			if r.FirstExecBootNs != 0 {
+				cov.FirstExec = c.Time(r.FirstExecBootNs)
+			}
+		}
 		if ended != nil {
-			at := later(r.To, c.Time(*ended)) // 0 is this boot's start
+			at := later(g.From, c.Time(*ended)) // 0 is this boot's start
 			if *ended != 0 {
 				cov.Ended = at
 			}
@@ -256,7 +266,10 @@ func (a *Agent) heard(source string) {
 		return
 	}
 	a.signNode(&evidence.Gap{
-		GapID: witness.NewGapID(), Scope: evidence.ScopeSource, Source: source, Reason: evidence.GapAgentDown, From: from, Count: evidence.Loss{N: 1},
+		GapID: witness.NewGapID(), Scope: evidence.ScopeSource, Source: source, Reason: evidence.GapAgentDown, Count: evidence.Loss{N: 1},
 		Detail: "containers that it started and that ended until it was heard again are not known",
-	}, func(g *evidence.Gap, now evidence.Time) { g.To = later(g.From, now) })
+	}, func(g *evidence.Gap, c evidence.Clock, now evidence.Time) {
+		g.From = from.By(c, a.bootID)
+		g.To = later(g.From, now)
+	})
 }

@@ -344,27 +344,29 @@ func (a *Agent) recover(ctx context.Context) error {
 		a.problem("the spool that was found: %v", err)
 	}
 	a.spool.Account(found)
-	gap := found.Stopped
+	gap, from := found.Stopped, found.StoppedAt
 	if gap == nil {
-		from := found.Until
-		if from.IsZero() { // a shipper took the chunks away
-			from = evidence.TimeOf(a.spool.Earlier())
+		if from = found.Until; from.IsZero() { // a shipper took the chunks away
+			from = spool.Moment{Time: evidence.TimeOf(a.spool.Earlier())}
 		}
 		if !from.IsZero() {
 			gap = &evidence.Gap{
-				GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: from, Count: evidence.Loss{N: 1},
+				GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, Count: evidence.Loss{N: 1},
 				Detail: "the agent ended without saying when; containers may have started and ended unseen",
 			}
 		}
 	}
 	if gap != nil {
 		a.mu.Lock()
-		a.away = gap.From
+		a.away = from
 		a.mu.Unlock()
 		if gap.Detail == "" {
 			gap.Detail = "no agent; containers may have started and ended unseen"
 		}
-		a.signNode(gap, func(g *evidence.Gap, now evidence.Time) { g.To = later(g.From, now) })
+		a.signNode(gap, func(g *evidence.Gap, c evidence.Clock, now evidence.Time) {
+			g.From = from.By(c, a.bootID)
+			g.To = later(g.From, now)
+		})
 	}
 	a.signPowerLoss()
 	defer a.spool.Seal() // this must not wait for more
@@ -389,14 +391,14 @@ func (a *Agent) signPowerLoss() {
 		a.signNode(&evidence.Gap{
 			GapID: witness.NewGapID(), Scope: evidence.ScopeNode, Reason: evidence.GapPowerLoss, From: from, Count: evidence.Loss{Unknowable: true},
 			Detail: "the last agent was in another boot and did not end in order: what it had not written yet went with the machine",
-		}, func(g *evidence.Gap, now evidence.Time) { g.To = later(g.From, now) })
+		}, func(g *evidence.Gap, _ evidence.Clock, now evidence.Time) { g.To = later(g.From, now) })
 	}
 }
 
 // signNode hands a gap of the node to the spool, completed with the time.
-func (a *Agent) signNode(g *evidence.Gap, complete func(*evidence.Gap, evidence.Time)) {
+func (a *Agent) signNode(g *evidence.Gap, complete func(*evidence.Gap, evidence.Clock, evidence.Time)) {
 	err := a.spool.Append("", func(c evidence.Clock) []redact.Line {
-		complete(g, c.Time(cgroup.BootTime()))
+		complete(g, c, c.Time(cgroup.BootTime()))
 		return a.redact.Lines(g)
 	})
 	if err != nil {

@@ -1,11 +1,34 @@
 package evidence
 
-import "cmp"
+import (
+	"cmp"
+	"slices"
+)
 
 // SiteLine is a site's line, with the clock of its chunk.
 type SiteLine struct {
 	Line  *Observation
 	Clock Clock
+}
+
+// By is the line, or a copy, with its times by another clock of the same boot: the wall
+// clock may have been set since.
+func (s SiteLine) By(c Clock) *Observation {
+	if s.Clock == c {
+		return s.Line
+	}
+	o := *s.Line
+	o.Gaps = slices.Clone(o.Gaps)
+	times := []*Time{&o.From, &o.To, &o.FirstAt, &o.LastAt}
+	for i := range o.Gaps {
+		times = append(times, &o.Gaps[i].From, &o.Gaps[i].To)
+	}
+	for _, t := range times {
+		if !t.IsZero() {
+			*t = c.Time(s.Clock.Boot(*t))
+		}
+	}
+	return &o
 }
 
 // SiteID tells the lines about one site, of one run, from those about another, as

@@ -71,11 +71,43 @@ type Found struct {
 	// before that and not taken up since.
 	Runs []OpenRun
 	// Until is the latest moment that any chunk speaks of; zero if there is none.
-	Until evidence.Time
+	Until Moment
 	held  map[string]map[string]int64 // bytes of each container's lines, and under "" of the node's, by chunk
 	// Stopped is the open agentDown gap of scope node that an agent signs when it
-	// stops in order, or nil.
-	Stopped *evidence.Gap
+	// stops in order, or nil, and StoppedAt its beginning.
+	Stopped   *evidence.Gap
+	StoppedAt Moment
+}
+
+// Moment is a time of a line, and what it was in the boot time of the chunk: the wall
+// clock may have been set since.
+type Moment struct {
+	evidence.Time
+	BootID string // "" if it is not known
+	BootNs int64
+}
+
+func momentOf(h evidence.Header, t evidence.Time) Moment {
+	if t.IsZero() {
+		return Moment{}
+	}
+	return Moment{t, h.BootID, h.Clock.Boot(t)}
+}
+
+// By writes it by a clock of a boot. Of another boot's there is only the time.
+func (m Moment) By(c evidence.Clock, bootID string) evidence.Time {
+	if m.BootID == bootID {
+		return c.Time(m.BootNs)
+	}
+	return m.Time
+}
+
+// before reports whether it comes before another one. None comes before all.
+func (m Moment) before(n Moment) bool {
+	if m.BootID == n.BootID {
+		return m.BootNs < n.BootNs
+	}
+	return m.Std().Before(n.Std())
 }
 
 // Recover reads the spool at start and returns what an earlier agent left. The
@@ -95,7 +127,10 @@ func Recover(ctx context.Context, dir string, keys sign.Keys, progress func()) (
 	r := newRecovery()
 	var bad []error
 	err := eachChunk(ctx, dir, keys, progress, func(c *verify.Chunk) error {
-		r.reach(c.Header.Clock.Wall)
+		c.Header.BootID = strings.Clone(c.Header.BootID) // it is kept, and the chunk is not
+		if at := momentOf(c.Header, c.Header.Clock.Wall); r.until.BootID != at.BootID || r.until.before(at) {
+			r.until = at // of a later boot, be its clock behind
+		}
 		r.hold(c)
 		for _, l := range c.Lines {
 			r.see(c.Header, l)
@@ -106,7 +141,7 @@ func Recover(ctx context.Context, dir string, keys sign.Keys, progress func()) (
 	if err != nil {
 		return Found{}, fmt.Errorf("recover spool: %w", err)
 	}
-	return Found{Runs: r.open(), Until: r.until, Stopped: r.stopped, held: r.held}, errors.Join(bad...)
+	return Found{Runs: r.open(), Until: r.until, Stopped: r.stopped, StoppedAt: r.stoppedAt, held: r.held}, errors.Join(bad...)
 }
 
 // eachChunk reads the chunks of a spool, oldest first, and hands over those that are
@@ -169,8 +204,9 @@ type openRun struct {
 	OpenRun
 	order   int
 	final   bool
-	settled evidence.Time // an agentDown gap says so up to here
-	forGood bool          // an agentDown gap is open
+	at      Moment // To
+	settled Moment // an agentDown gap says so up to here
+	forGood bool   // an agentDown gap is open
 	gapID   string
 	whole   map[evidence.GapReason]*runGaps
 	sites   map[evidence.SiteID]carriedLine
@@ -236,10 +272,12 @@ type recovery struct {
 	runs    map[string]*openRun
 	told    []*openRun // whose Coverage is a part of the chunk that is read
 	lines   int
-	until   evidence.Time
+	until   Moment
 	stopped *evidence.Gap
-	held    map[string]map[string]int64
-	ids     map[string]string // containers', without the chunks that they are parts of
+
+	stoppedAt Moment
+	held      map[string]map[string]int64
+	ids       map[string]string // containers', without the chunks that they are parts of
 
 	carrying map[*openRun]bool // those with sites
 	carried  int               // lines of sites that are kept
@@ -265,9 +303,15 @@ func (r *recovery) hold(c *verify.Chunk) {
 	r.held[strings.Clone(c.Header.Chunk)] = by
 }
 
-func (r *recovery) reach(t evidence.Time) {
-	if t.Std().After(r.until.Std()) {
-		r.until = t
+// reach takes the time of a line of a run, or of none. Who writes of an earlier boot's run
+// that it has ended has another clock.
+func (r *recovery) reach(h evidence.Header, runID string, t evidence.Time) {
+	run := r.runs[runID]
+	if run != nil && run.Coverage.BootID != "" && run.Coverage.BootID != h.BootID {
+		return
+	}
+	if m := momentOf(h, t); r.until.before(m) {
+		r.until = m
 	}
 }
 
@@ -286,18 +330,21 @@ func (r *recovery) see(h evidence.Header, l evidence.Line) {
 		if v.Final {
 			r.drop(run)
 		}
-		r.reach(v.To)
+		r.reach(h, v.RunID, v.To)
 	case *evidence.Observation:
 		run := r.run(v.RunID)
 		run.until(h, v.To)
 		r.carry(run, h, v)
-		r.reach(v.To)
+		r.reach(h, v.RunID, v.To)
 	case *evidence.Gap:
-		r.reach(v.From)
-		r.reach(v.To)
+		if v.To.IsZero() {
+			r.reach(h, v.RunID, v.From)
+		}
+		r.reach(h, v.RunID, v.To)
 		if v.Scope == evidence.ScopeNode && v.Reason == evidence.GapAgentDown {
-			r.stopped = nil
+			r.stopped, r.stoppedAt = nil, Moment{}
 			if v.To.IsZero() {
+				r.stoppedAt = momentOf(h, v.From)
 				r.stopped = &evidence.Gap{GapID: strings.Clone(v.GapID), Scope: evidence.ScopeNode, Reason: evidence.GapAgentDown, From: v.From, Count: v.Count}
 			}
 			return
@@ -317,8 +364,8 @@ func (r *recovery) see(h evidence.Header, l evidence.Line) {
 			if v.GapID == run.gapID {
 				run.forGood = false // closed: an agent took the run over
 			}
-			if v.To.Std().After(run.settled.Std()) {
-				run.settled = v.To
+			if to := momentOf(h, v.To); run.settled.before(to) {
+				run.settled = to
 			}
 		}
 	}
@@ -417,16 +464,17 @@ func (r *recovery) run(id string) *openRun {
 }
 
 func (o *openRun) until(h evidence.Header, to evidence.Time) {
-	if !o.To.IsZero() && !to.Std().After(o.To.Std()) {
+	at := momentOf(h, to)
+	if !o.at.before(at) {
 		return // written again, it has another chunk's clock
 	}
-	o.To, o.ToBootNs, o.Chunk = to, h.Clock.Boot(to), strings.Clone(h.Chunk)
+	o.at, o.To, o.ToBootNs, o.Chunk = at, to, at.BootNs, strings.Clone(h.Chunk)
 }
 
 func (r *recovery) open() []OpenRun {
 	var open []*openRun
 	for _, run := range r.runs {
-		settled := !run.forGood && !run.settled.IsZero() && !run.settled.Std().Before(run.To.Std())
+		settled := !run.forGood && !run.settled.IsZero() && !run.settled.before(run.at)
 		if run.order == 0 || run.final || settled {
 			continue // order 0: no coverage line is left to say who it was
 		}

@@ -160,12 +160,12 @@ func TestRecoverNode(t *testing.T) {
 		return f
 	}
 	node("a", at, evidence.Time{})
-	if f := found(); f.Stopped == nil || f.Stopped.GapID != "a" || f.Stopped.From != at || f.Until != at {
+	if f := found(); f.Stopped == nil || f.Stopped.GapID != "a" || f.Stopped.From != at || f.Until.Time != at {
 		t.Fatalf("after a stop: %+v", f)
 	}
 	later := evidence.TimeOf(at.Std().Add(time.Hour))
 	node("a", at, later)
-	if f := found(); f.Stopped != nil || f.Until != later {
+	if f := found(); f.Stopped != nil || f.Until.Time != later {
 		t.Fatalf("after the next start: %+v", f)
 	}
 }
