@@ -61,9 +61,9 @@ func TestRuntimes(t *testing.T) {
 	}
 	step := guest.Step{
 		Name: "runtimes", Dir: "/probity/tests/runtimes",
-		Args:  []string{"/bin/sh", "-c", set + ` && exec ./runtimes.test -test.v -test.timeout=25m -test.run "^($0)\$" -report`, tests},
+		Args:  []string{"/bin/sh", "-c", set + ` && exec ./runtimes.test -test.v -test.timeout=40m -test.run "^($0)\$" -report`, tests},
 		Env:   []string{"PROBITY_PEERS=/peers", "PROBITY_PROGRAMS=/probity/bin", "PROBITY_LOW_RUNTIME=crun", need.Require + "=root,bpf,cgroup2,podman,runc,containerd,command"},
-		Limit: 1500,
+		Limit: 2400,
 	}
 	boot := bootOrFail(t, m, dir, guest.Job{Cgroups: guest.V2, Systemd: true, Steps: []guest.Step{step}}, load)
 	s, _ := boot.Step(step.Name)

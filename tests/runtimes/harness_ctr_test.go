@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -58,7 +59,12 @@ func (s *ctrSuite) versions(t *testing.T) map[string]string {
 }
 
 func (s *ctrSuite) try(t *testing.T, name string, o manner, orders ...string) (life, error) {
-	args := append([]string{"containers", "create", "--snapshotter", "overlayfs"}, s.x.with(name)...)
+	args := []string{"containers", "create", "--snapshotter", "overlayfs"}
+	if help, err := s.x.try(t, "containers", "create", "--help"); err != nil {
+		t.Fatal(err)
+	} else if strings.Contains(help, "--runc-root") { // ctr 1.7 has these with run only: the shim's own are taken
+		args = append(args, s.x.with(name)...)
+	}
 	if o.memory > 0 {
 		args = append(args, "--memory-limit", strconv.FormatInt(o.memory, 10))
 	}
