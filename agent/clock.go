@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -68,7 +69,16 @@ type clocks struct {
 	wall  int64 // Wall-Boot
 	sleep moves
 	step  moves
+	// slumbers are the latest sleeps, oldest first.
+	slumbers []slumber
 }
+
+// slumber is a sleep of which any moment before the given boot time was before it: it
+// began at the look before, at the earliest, and lasted so long.
+type slumber struct{ before, by int64 }
+
+// maxSlumbers is how many are told apart. What the clocks did longer ago is not asked for.
+const maxSlumbers = 64
 
 func newClocks(read func() cgroup.Clocks) *clocks {
 	c := read()
@@ -86,6 +96,10 @@ func (k *clocks) look() cgroup.Clocks {
 	if by := c.Boot - c.Mono - k.slept; by > least {
 		k.sleep.found(k.last.Boot, c.Boot, by)
 		k.slept += by
+		if len(k.slumbers) == maxSlumbers {
+			k.slumbers = slices.Delete(k.slumbers, 0, 1)
+		}
+		k.slumbers = append(k.slumbers, slumber{k.last.Boot + by, by})
 		moved = true
 	}
 	if by := c.Wall - c.Boot - k.wall; by > least || by < -least {
@@ -101,6 +115,20 @@ func (k *clocks) look() cgroup.Clocks {
 		}
 	}
 	return c
+}
+
+// awake is for how long the machine has been awake since a boot time: what is given a
+// time to come back in has none while the machine sleeps.
+func (k *clocks) awake(since int64) time.Duration {
+	now := k.look().Boot
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, s := range k.slumbers {
+		if since < s.before {
+			now -= s.by
+		}
+	}
+	return time.Duration(now - since)
 }
 
 // chunk is the clock of a chunk: what it says is compared with what was known, so that

@@ -76,6 +76,39 @@ func TestClocksOfAMachine(t *testing.T) {
 	})
 }
 
+// Who may set the clock can give a file the change time that it had, with other bytes in
+// it, on a kernel whose change times are the clock's own: docs/blind-spots.md says what
+// that means. From Linux 6.13 on they never go back.
+func TestChangeTimeForged(t *testing.T) {
+	need.Clock(t)
+	var name unix.Utsname
+	must(t, unix.Uname(&name))
+	var major, minor int
+	_, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor)
+	must(t, err)
+	path := filepath.Join(t.TempDir(), "f") // in memory, whose file system takes the times as they are
+	must(t, os.WriteFile(path, []byte("good"), 0o600))
+	var was, is unix.Stat_t
+	must(t, unix.Stat(path, &was))
+	forged := false
+	for range 1000 { // a tick may come between
+		to := unix.Timespec{Sec: was.Ctim.Sec, Nsec: was.Ctim.Nsec}
+		must(t, unix.ClockSettime(unix.CLOCK_REALTIME, &to))
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		must(t, err)
+		_, err = f.WriteAt([]byte("evil"), 0)
+		must(t, err)
+		must(t, f.Close())
+		must(t, unix.Stat(path, &is))
+		if forged = is == was; forged {
+			break
+		}
+	}
+	if old := major < 6 || major == 6 && minor < 13; forged != old {
+		t.Errorf("Linux %d.%d: forged: %v: %+v, %+v", major, minor, forged, was.Ctim, is.Ctim)
+	}
+}
+
 func settime(t *testing.T, by time.Duration) {
 	t.Helper()
 	to := unix.NsecToTimespec(time.Now().Add(by).UnixNano())
@@ -308,6 +341,74 @@ func TestClockMoves(t *testing.T) {
 	}
 	if lines != 7 || times != 60_000 || net != 0 {
 		t.Errorf("%d lines of %d times, %v together", lines, times, time.Duration(net))
+	}
+}
+
+// What is given a minute to come back in, or to be done once, has none of it while the
+// machine sleeps: else every container would be partial in the morning.
+func TestStuckIsAwake(t *testing.T) {
+	n := newNodeWith(t, Config{Health: time.Hour}, wanted)
+	var slept atomic.Int64
+	n.clocks.mu.Lock()
+	n.clocks.read = func() cgroup.Clocks {
+		c := cgroup.ReadClocks()
+		c.Mono -= slept.Load()
+		return c
+	}
+	n.clocks.mu.Unlock()
+	b := newBox(t, 1, "never")
+	n.notify(t.Context(), b.notice("c1"), yes)
+	b.run()
+	l := n.onlyRun()
+	until(t, l.isArmed)
+	slept.Store(int64(2 * stuckAfter))
+	ago := cgroup.BootTime() - int64(2*stuckAfter)
+	l.checked.Store(ago)
+	l.checking.Lock()
+	l.checking.since.Store(ago)
+	n.check(l, 0, patience)
+	l.checking.Unlock()
+	b.end()
+	must(t, n.waitIdle(t.Context()))
+	obs, gaps := n.lines("c1")
+	if o := obs["hello"]; o.State != evidence.ArmedNoHit || len(gaps) > 0 {
+		t.Errorf("%+v, %+v", o, gaps)
+	}
+}
+
+// Sleeps count for what was begun before them, and for nothing else.
+func TestAwake(t *testing.T) {
+	c := cgroup.Clocks{Boot: 1e12, Mono: 1e12, Wall: 1.7e18}
+	k := newClocks(func() cgroup.Clocks { return c })
+	after := func(d time.Duration) { c.Boot, c.Mono = c.Boot+int64(d), c.Mono+int64(d) }
+	sleep := func(d time.Duration) { c.Boot += int64(d) }
+	var before, woken []int64
+	for range maxSlumbers {
+		after(time.Second)
+		before = append(before, c.Boot)
+		after(100 * time.Millisecond)
+		sleep(time.Hour)
+		after(100 * time.Millisecond) // until it is found
+		woken = append(woken, c.Boot)
+		after(100 * time.Millisecond)
+		k.look()
+	}
+	for i := range maxSlumbers {
+		left := time.Duration(maxSlumbers - i - 1)
+		if got, want := k.awake(before[i]), 300*time.Millisecond+left*1300*time.Millisecond; got != want {
+			t.Errorf("since before sleep %d: %v, want %v", i, got, want)
+		}
+		if got, want := k.awake(woken[i]), 100*time.Millisecond+left*1300*time.Millisecond; got != want {
+			t.Errorf("since after sleep %d: %v, want %v", i, got, want)
+		}
+	}
+	after(time.Second)
+	sleep(time.Hour)
+	if got := k.awake(c.Boot - int64(time.Hour) - int64(time.Second)); got != time.Second { // nobody has looked yet
+		t.Errorf("as it wakes: %v", got)
+	}
+	if len(k.slumbers) != maxSlumbers {
+		t.Errorf("%d are kept", len(k.slumbers))
 	}
 }
 

@@ -81,13 +81,12 @@ func (l *live) inTurn(wait, most time.Duration, f func()) (begun, done bool) {
 // stuck signs that looking at a container does not come back, once for each
 // time.
 func (a *Agent) stuck(l *live) {
-	now := cgroup.BootTime()
 	// Nobody need hold the turn for that long: there may always be somebody else.
-	if last := l.checked.Load(); last != 0 && now-last > int64(stuckAfter) && l.toldUnchecked.Swap(last) != last {
+	if last := l.checked.Load(); last != 0 && a.clocks.awake(last) > stuckAfter && l.toldUnchecked.Swap(last) != last {
 		a.witness.UnarmedMapping(l.id, "", last, 0, fmt.Sprintf("its files were not checked for more than %v: others looked at it all the time", stuckAfter))
 	}
 	since := l.checking.since.Load()
-	if since == 0 || now-since < int64(stuckAfter) || l.checking.told.Swap(since) == since {
+	if since == 0 || a.clocks.awake(since) < stuckAfter || l.checking.told.Swap(since) == since {
 		return
 	}
 	a.log.Warn("looking at a container does not come back", "container", l.container, "after", stuckAfter)
