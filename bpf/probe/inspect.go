@@ -32,7 +32,8 @@ type Inspector struct {
 }
 
 // stamp identifies the bytes of a file as well as the kernel can tell, if it was
-// steady when it was taken: any write changes ctime, which nobody can set.
+// steady when it was taken: any write changes ctime, which only who may set the clock
+// can choose, before Linux 6.13.
 type stamp struct {
 	dev, ino     uint64
 	size         int64

@@ -18,9 +18,9 @@ func TestClocks(t *testing.T) {
 	if err := goRun(m.Arch, "test", "-c", "-ldflags=-s -w", "-o", binary, "./agent"); err != nil {
 		t.Fatal(err)
 	}
-	s := engineStep{pkg: "agent", tests: []string{"TestClocksOfAMachine"}, Step: guest.Step{
+	s := engineStep{pkg: "agent", tests: []string{"TestClocksOfAMachine", "TestChangeTimeForged"}, Step: guest.Step{
 		Name: "clocks", Dir: "/src/agent", Limit: 180,
-		Args: []string{"/tests/agent.test", "-test.v", "-test.timeout=170s", "-test.run=^TestClocksOfAMachine$"},
+		Args: []string{"/tests/agent.test", "-test.v", "-test.timeout=170s", "-test.run=^(TestClocksOfAMachine|TestChangeTimeForged)$"},
 		Env:  []string{need.ClockMachine + "=1", need.Require + "=root,bpf,cgroup2,clock,command:gcc"},
 	}}
 	boot := bootOrFail(t, m, dir, guest.Job{Cgroups: guest.V2, Steps: []guest.Step{s.Step}}, Load{
