@@ -62,7 +62,7 @@ func TestAppendAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.verify(t)
-	next := map[string]int{}
+	next, began := map[string]int{}, evidence.Uint64(0)
 	for _, name := range n.ready(t) {
 		b, err := os.ReadFile(filepath.Join(n.cfg.Dir, spool.ReadyDir, evidence.ChunkPath(name)))
 		if err != nil {
@@ -73,6 +73,10 @@ func TestAppendAtOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if h.Clock.BootNs <= began {
+			t.Fatalf("%s has the clock of %d, and the chunk before it that of %d", h.Chunk, h.Clock.BootNs, began)
+		}
+		began = h.Clock.BootNs
 		for _, line := range lines[1 : len(lines)-1] {
 			l, err := evidence.Decode(line)
 			if err != nil {

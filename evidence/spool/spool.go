@@ -122,6 +122,7 @@ type Spool struct {
 
 	mu       sync.Mutex
 	open     *chunk        // takes lines; nil if no line waits
+	seals    uint64        // how many were closed: who read the clock before does not begin the next
 	pending  []*chunk      // closed, oldest first
 	bytes    int64         // of pending
 	inflight int           // so many of the first pending are being written
@@ -289,6 +290,7 @@ func (s *Spool) appendUnlocked(e *encoder, runID string, what content) error {
 			return ErrClosed
 		}
 		clock := s.clockFor(runID)
+		seals := s.seals
 		s.mu.Unlock()
 
 		if err := what(e, clock); err != nil {
@@ -300,7 +302,7 @@ func (s *Spool) appendUnlocked(e *encoder, runID string, what content) error {
 		case s.closed:
 			s.mu.Unlock()
 			return ErrClosed
-		case s.open == nil || s.open.header.Clock == clock:
+		case s.open == nil && s.seals == seals, s.open != nil && s.open.header.Clock == clock:
 			err := s.take(clock, e)
 			s.mu.Unlock()
 			return err
@@ -444,6 +446,7 @@ func (s *Spool) seal() {
 		return
 	}
 	s.open = nil
+	s.seals++
 	c.closed, c.closedNs = time.Now(), int64(s.cfg.Clock().BootNs)
 	s.pending = append(s.pending, c)
 	s.bytes += c.size()
