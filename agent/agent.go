@@ -91,6 +91,7 @@ type Agent struct {
 
 	ahead   chan container.Notice // containers that are only created, to be looked at
 	adopt   chan container.Notice // containers that run already, to be armed
+	lateArm chan struct{}         // a token while a container that was let go is armed
 	catchUp chan struct{}         // told of what runs in containers and may not be armed
 	stacks  chan bpf.Event        // stacks of first hits, to be named
 	naming  sync.Mutex            // held while one is
@@ -139,7 +140,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, clocks: newClocks(cgroup.ReadClocks), live: map[string]*live{}, armedIn: map[uint64]*live{}, newCalls: map[*live]bool{}, identifying: make(chan setWork, 1024), closing: make(chan struct{}), changed: make(chan struct{}), users: newUsers(),
 		told: toldOf{since: cgroup.BootTime(), at: map[string]int64{}}, sources: map[string]string{}, letGo: map[startKey]letGo{}, hooked: map[string]hooked{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
-		ahead: make(chan container.Notice, 64), adopt: make(chan container.Notice, maxAdopting), left: map[string]*left{}, parked: map[uint64]*parked{}, doubtful: map[uint64]bool{}, heardOf: map[string]bool{}, hashers: newHashers(), catchUp: make(chan struct{}, 1), stacks: make(chan bpf.Event, 256),
+		ahead: make(chan container.Notice, 64), adopt: make(chan container.Notice, maxAdopting), left: map[string]*left{}, parked: map[uint64]*parked{}, doubtful: map[uint64]bool{}, heardOf: map[string]bool{}, hashers: newHashers(), lateArm: make(chan struct{}, 1), catchUp: make(chan struct{}, 1), stacks: make(chan bpf.Event, 256),
 	}
 	defer func() {
 		if err != nil {
