@@ -19,6 +19,7 @@
 #	         that are too large for it
 #	crashes  thousands of crashes of the spool, power cuts of a machine's disk, and a
 #	         day of its life
+#	load     200 pods started at once, and 1,000 containers in a row
 #	shippers 10,000 chunks ($PROBITY_SHIPPED) through each real log shipper, with kills
 #	guests   all of the engine's tests in every kernel, or those of $PROBITY_BOOT:
 #	         an hour of a processor each
@@ -28,12 +29,12 @@
 full=
 parts=()
 if [ $# -gt 0 ]; then
-	[ "$1" = full ] || die "usage: test.sh [full [race|fuzz|tests|crashes|shippers|guests]...]" 2
+	[ "$1" = full ] || die "usage: test.sh [full [race|fuzz|tests|crashes|load|shippers|guests]...]" 2
 	full=yes
 	parts=("${@:2}")
-	if [ ${#parts[@]} = 0 ]; then parts=(race fuzz tests crashes shippers guests); fi
+	if [ ${#parts[@]} = 0 ]; then parts=(race fuzz tests crashes load shippers guests); fi
 	for part in "${parts[@]}"; do
-		case $part in race | fuzz | tests | crashes | shippers | guests) ;; *) die "full has no part $part: race, fuzz, tests, crashes, shippers, guests" 2 ;; esac
+		case $part in race | fuzz | tests | crashes | load | shippers | guests) ;; *) die "full has no part $part: race, fuzz, tests, crashes, load, shippers, guests" 2 ;; esac
 	done
 fi
 
@@ -94,6 +95,10 @@ fuzz() {
 
 crashes() {
 	PROBITY_CRASHES=${PROBITY_CRASHES:-3000} "${report[@]}" -count=1 -timeout 120m -run 'TestKillAnywhere|TestLostWrites|TestFailedSync|TestIdleDay|TestLiveRotationIsKilled|TestPowerCuts' ./evidence/spool ./evidence/nodekey ./tests/kernels
+}
+
+load() {
+	"${report[@]}" -count=1 -timeout 30m -run 'TestPodsAtOnce|TestContainersInARow' ./tests/runtimes -load
 }
 
 shippers() {
