@@ -3,8 +3,8 @@
 //
 // In: notices whose identity the caller has completed (boot id, and the cgroup
 // of a process that lives), what an earlier agent left open: Left, and what the
-// caller's own hands report back: Armed, CgroupEmpty, Overdue, SourceLost,
-// SourceBack, Stopping. Out: actions, in the
+// caller's own hands report back: Armed, CgroupEmpty, SourceLost, SourceBack,
+// Stopping. Out: actions, in the
 // order they are to be done. The table does no I/O, has no clock and starts
 // nothing; it is not safe for concurrent use.
 //
@@ -38,7 +38,6 @@
 //
 //	Stopped, Removed               LookNow, in left, armed and running
 //	Starting again                 Await: one arming answers all who wait
-//	Overdue                        Seal with Final false, once; goes on
 //	Stopping                       Seal with Final false, Forget, for all
 //
 // For each run there is exactly one Arm, and exactly one Seal with Final true

@@ -236,9 +236,6 @@ func FuzzTable(f *testing.F) {
 				m.armed(run)
 			case 8:
 				m.empty(run)
-			case 9:
-				m.do(m.table.Overdue(run, 1))
-				m.check()
 			case 10:
 				m.do(m.table.SourceLost("nri", 1))
 				m.check()
@@ -306,8 +303,6 @@ func TestHistories(t *testing.T) {
 					m.armed(run)
 				case 1:
 					m.empty(run)
-				case 2:
-					m.do(m.table.Overdue(run, 1))
 				}
 			}
 		}

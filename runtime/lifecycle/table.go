@@ -24,8 +24,7 @@ type Table struct {
 
 type entry struct {
 	Run
-	key     key
-	overdue bool // Seal with Final false was issued
+	key key
 }
 
 // key tells runs apart. A cgroup id is never used again while the machine
@@ -222,17 +221,6 @@ func (t *Table) CgroupEmpty(runID string, at int64) []Action {
 		return nil
 	}
 	return t.seal(e)
-}
-
-// Overdue reports that the runtime calls the run ended and its cgroup is still
-// not empty, longer than the caller wants to wait with the evidence.
-func (t *Table) Overdue(runID string, at int64) []Action {
-	e := t.runs[runID]
-	if e == nil || e.State != Running || e.overdue {
-		return nil
-	}
-	e.overdue = true
-	return []Action{Seal{Run: e.Run, At: at}}
 }
 
 func (t *Table) seal(e *entry) []Action {

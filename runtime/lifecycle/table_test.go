@@ -64,9 +64,6 @@ func armed(id string, cgroup uint64) func(*Table) []Action {
 func empty(id string, cgroup uint64, at int64) func(*Table) []Action {
 	return func(t *Table) []Action { return t.CgroupEmpty(runID(id, cgroup), at) }
 }
-func overdue(id string, cgroup uint64, at int64) func(*Table) []Action {
-	return func(t *Table) []Action { return t.Overdue(runID(id, cgroup), at) }
-}
 
 func TestTable(t *testing.T) {
 	const (
@@ -134,7 +131,6 @@ func TestTable(t *testing.T) {
 			{leave("a", 1), ""},
 			{apply(created, "a", 0), ""},
 			{armed("a", 1), ""},
-			{overdue("a", 1, 5), ""},
 			{apply(stopped, "a", 0), "look a/1"},
 			{apply(existing, "a", 1), "arm a/1"},
 			{apply(existing, "a", 1), ""},
@@ -212,11 +208,8 @@ func TestTable(t *testing.T) {
 		}, 0},
 		{"children outlive init", []step{
 			{apply(starting, "a", 1), "arm a/1"},
-			{overdue("a", 1, 5), ""},
 			{armed("a", 1), ""},
 			{apply(stopped, "a", 0), "look a/1"},
-			{overdue("a", 1, 8), "seal a/1 final=false at=8"},
-			{overdue("a", 1, 9), ""},
 			{apply(removed, "a", 0), "look a/1"},
 			{empty("a", 1, 20), "seal a/1 final=true at=20, forget a/1"},
 		}, 0},
