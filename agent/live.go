@@ -190,6 +190,10 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 		return "" // no policy wants it: no record at all
 	}
 	cgErr, insist := a.complete(&n), required(probes) && obeys(n)
+	if cgErr == nil && !unreaped(init) { // what /proc said was perhaps of the next process with its number
+		n.Identity.CgroupPath, n.Identity.CgroupID = "", 0
+		cgErr = fmt.Errorf("cgroup of pid %d: %w: the container's first process has ended", n.Pid, cgroup.ErrGone)
+	}
 
 	a.mu.Lock()
 	letGo := a.takeLetGo(n)

@@ -22,6 +22,12 @@ func holdPid(pid int) *os.File {
 	return os.NewFile(uintptr(fd), "pidfd")
 }
 
+// unreaped reports whether a held process still has its number: it lives, or nobody has
+// taken its exit code yet.
+func unreaped(p *os.File) bool {
+	return p != nil && unix.PidfdSendSignal(int(p.Fd()), 0, nil, 0) != unix.ESRCH
+}
+
 // alive reports whether a held process has not ended; a zombie has.
 func alive(p *os.File) bool {
 	if p == nil {

@@ -1,9 +1,13 @@
 package agent
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"testing"
+
+	"probity/bpf"
+	"probity/evidence"
 )
 
 // A zombie has no root, no memory and no mounts, as one that is about to be one: what
@@ -31,4 +35,23 @@ func TestExiting(t *testing.T) {
 	if !exiting(pid) {
 		t.Error("who is gone is not exiting")
 	}
+}
+
+// A start may be looked at when its process has ended, and another one has its number:
+// what that one's cgroup counts is not the container's.
+func TestNumberOfAnother(t *testing.T) {
+	n := newNode(t, bpf.Options{})
+	gone := newBox(t, 1, "serve")
+	init := holdPid(gone.cmd.Process.Pid)
+	if !unreaped(init) {
+		t.Fatal("who lives is reaped")
+	}
+	gone.end()
+	other := newBox(t, 1, "serve")
+	n.starting(context.Background(), other.notice("c1"), yes, init)
+	other.run()
+	other.exec("/bin/target", "hello")
+	other.end()
+	must(t, n.waitIdle(context.Background()))
+	n.wantNotArmed("c1", evidence.EndedBeforeArmed)
 }
