@@ -38,10 +38,9 @@ func (c *cli) agent() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "agent", Short: "Run the node service",
 		Long: `Agent runs until it gets SIGTERM or SIGINT. At SIGHUP it takes the key that the
-configuration names then (see probity key reload). It needs root, or CAP_BPF,
-CAP_PERFMON, CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH, CAP_LEASE (files of users that a
-container may write) and CAP_SYS_ADMIN (overlayfs marks in layers; perf uprobes
-before Linux 6.6). Flags win over the configuration file, which may be absent only
+configuration names then (see probity key reload). It needs root, or CAP_SYS_ADMIN
+(eBPF; overlayfs marks in layers), CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and CAP_LEASE
+(files of users that a container may write). Flags win over the configuration file, which may be absent only
 if it is the default one.`,
 		Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
