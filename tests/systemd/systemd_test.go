@@ -46,6 +46,9 @@ func TestMachine(t *testing.T) {
 		{"socket", (*machine).socket},
 		{"credential", (*machine).credential},
 		{"watchdog", (*machine).watchdog},
+		{"locked", (*machine).locked},
+		{"during", (*machine).during},
+		{"ends", (*machine).ends},
 		{"stop", (*machine).stop},
 		{"remove", (*machine).remove},
 	} {
