@@ -3,7 +3,6 @@ package verify
 import (
 	"cmp"
 	"slices"
-	"time"
 
 	"probity/evidence"
 )
@@ -13,26 +12,23 @@ import (
 // times, unless they are of two boots.
 type moment struct {
 	in *placed
-	at time.Time
+	at evidence.Time
 }
 
 func (m moment) before(n moment) bool {
 	if m.in.boot == n.in.boot {
-		return m.in.bootTime(m.at) < n.in.bootTime(n.at)
+		return m.in.clock.Boot(m.at) < n.in.clock.Boot(n.at)
 	}
-	return m.at.Before(n.at)
+	return m.at.Std().Before(n.at.Std())
 }
 
 // by writes the moment by the clock of another chunk: all times of a row are by one.
 func (m moment) by(in *placed) evidence.Time {
 	if m.in.boot != in.boot {
-		return evidence.TimeOf(m.at)
+		return m.at
 	}
-	return evidence.TimeOf(in.wall.Add(time.Duration(m.in.bootTime(m.at) - int64(in.bootNs))))
+	return in.clock.Time(m.in.clock.Boot(m.at))
 }
-
-// bootTime is [evidence.Clock.Boot].
-func (p *placed) bootTime(at time.Time) int64 { return int64(p.bootNs) + int64(at.Sub(p.wall)) }
 
 // nodeClocks are the gaps of nodes' clocks: what a window may have over it without
 // losing anything by it.
@@ -66,7 +62,7 @@ func clocksOf(gaps map[ownID]*latestGap) nodeClocks {
 		if spans[of] == nil {
 			spans[of] = map[evidence.GapReason][]span{}
 		}
-		spans[of][g.Reason] = append(spans[of][g.Reason], span{g.at.in.bootTime(g.From.Std()), g.at.in.bootTime(g.To.Std())})
+		spans[of][g.Reason] = append(spans[of][g.Reason], span{g.at.in.clock.Boot(g.From), g.at.in.clock.Boot(g.To)})
 	}
 	out := nodeClocks{}
 	for of, byReason := range spans {

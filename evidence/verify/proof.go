@@ -101,7 +101,7 @@ func (r *Report) checkProofs(c *crew) {
 			check.chunk(p, l)
 		}
 	}
-	for name, p := range c.all.alone {
+	for name, p := range c.all.inLog[alone] {
 		if !check.proven[name] {
 			check.say(LogMissing, p.file, "none of the proofs is of this chunk, leaf %d of %.200q", p.leaf, p.log)
 		}
@@ -158,7 +158,7 @@ func (c *proofCheck) chunk(p Proof, l *evidence.ChunkLeaf) {
 		c.say(LogDamaged, p.Name, "%v", err)
 		return
 	}
-	at, ok := c.crew.all.alone[l.Chunk]
+	at, ok := c.crew.all.inLog[alone][l.Chunk]
 	for _, chunks := range c.crew.all.inLog {
 		if !ok {
 			at, ok = chunks[l.Chunk]

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"probity/evidence"
 )
@@ -119,8 +118,7 @@ type position struct {
 type placed struct {
 	seq            uint64
 	instance, boot string
-	bootNs         uint64
-	wall           time.Time
+	clock          evidence.Clock
 }
 
 func (p position) after(q position) bool {
@@ -129,9 +127,9 @@ func (p position) after(q position) bool {
 	case a.instance == b.instance:
 		return cmp.Or(cmp.Compare(a.seq, b.seq), cmp.Compare(p.line, q.line)) > 0
 	case a.boot == b.boot:
-		return cmp.Or(cmp.Compare(a.bootNs, b.bootNs), cmp.Compare(a.instance, b.instance)) > 0
+		return cmp.Or(cmp.Compare(a.clock.BootNs, b.clock.BootNs), cmp.Compare(a.instance, b.instance)) > 0
 	}
-	return cmp.Or(a.wall.Compare(b.wall), cmp.Compare(a.instance, b.instance)) > 0
+	return cmp.Or(a.clock.Wall.Std().Compare(b.clock.Wall.Std()), cmp.Compare(a.instance, b.instance)) > 0
 }
 
 type latestRun struct {
@@ -186,15 +184,17 @@ type fold struct {
 	takes  map[ownID][]position // of a run: lines that say that another agent took it up
 	runIDs map[ownID]bool
 	texts  texts
-	inLog  map[string]map[string]inLog // of a spool: its sound chunks
+	inLog  map[string]map[string]inLog // of a spool, or of alone: its sound chunks
 	clocks nodeClocks                  // made of the gaps, when all are there
-	alone  map[string]inLog            // sound chunks that were named themselves
 }
+
+// alone is where chunks that were named themselves are, which no spool is called.
+const alone = ""
 
 func newFold(byNode bool) *fold {
 	return &fold{
 		byNode: byNode, chunks: map[string][]string{}, spools: map[string]bool{}, sites: sites{at: map[siteKey]uint32{}, unhit: map[uint32]unhit{}}, runs: map[ownID]*latestRun{},
-		gaps: map[ownID]*latestGap{}, takes: map[ownID][]position{}, runIDs: map[ownID]bool{}, texts: newTexts(), inLog: map[string]map[string]inLog{}, alone: map[string]inLog{},
+		gaps: map[ownID]*latestGap{}, takes: map[ownID][]position{}, runIDs: map[ownID]bool{}, texts: newTexts(), inLog: map[string]map[string]inLog{},
 	}
 }
 
@@ -215,17 +215,16 @@ func (f *fold) found(file file, c *Chunk) {
 	if file.rel == "" || c.Header.Log == "" {
 		f.loose++
 	}
-	if file.rel == "" {
-		alone := f.inLogOf(c)
-		alone.changes = nil // of its log nobody follows the heartbeats
-		f.alone[f.keep(c.Header.Chunk)] = alone
+	in, spool := f.inLogOf(c), alone
+	if file.rel != "" {
+		spool = filepath.Clean(file.spool)
 	} else {
-		spool := filepath.Clean(file.spool)
-		if f.inLog[spool] == nil {
-			f.inLog[spool] = map[string]inLog{}
-		}
-		f.inLog[spool][f.keep(c.Header.Chunk)] = f.inLogOf(c)
+		in.changes = nil // of its log nobody follows the heartbeats
 	}
+	if f.inLog[spool] == nil {
+		f.inLog[spool] = map[string]inLog{}
+	}
+	f.inLog[spool][f.keep(c.Header.Chunk)] = in
 	f.add(c)
 }
 
@@ -235,7 +234,7 @@ func (f *fold) add(c *Chunk) {
 	name := f.keep(c.Header.Chunk)
 	f.chunks[name] = append(f.chunks[name], c.File)
 	f.lines += len(c.Lines)
-	in := &placed{seq: seq, instance: f.keep(instance), boot: f.keep(c.Header.BootID), bootNs: uint64(c.Header.Clock.BootNs), wall: c.Header.Clock.Wall.Std()}
+	in := &placed{seq: seq, instance: f.keep(instance), boot: f.keep(c.Header.BootID), clock: c.Header.Clock}
 	chunk := uint32(len(f.sites.chunks))
 	f.sites.chunks = append(f.sites.chunks, in)
 	at := position{in: in}
@@ -422,10 +421,10 @@ func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 			}
 		}
 	}
-	own := moment{at.in, r.To.Std()}
+	own := moment{at.in, r.To}
 	end, extended := own, false
 	if run != nil && run.at.after(at) {
-		if to := (moment{run.at.in, run.to.Std()}); own.before(to) {
+		if to := (moment{run.at.in, run.to}); own.before(to) {
 			end, extended = to, true
 		}
 	}
@@ -437,7 +436,7 @@ func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 		if !refused && !g.first.after(at) || !g.about(r) {
 			continue
 		}
-		from := moment{g.at.in, g.From.Std()}
+		from := moment{g.at.in, g.From}
 		if !slices.Contains(r.Gaps, g.Reason) {
 			r.Gaps = append(r.Gaps[:len(r.Gaps):len(r.Gaps)], g.Reason) // the list may be other rows' too
 		}
@@ -447,7 +446,7 @@ func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 		case refused: // entries of the set have no lines, and no later line brings them back
 			r.Complete = false
 			continue
-		case g.Reason == evidence.GapSpoolDropped && !r.Final && (g.To.IsZero() || own.before(moment{g.at.in, g.To.Std()})):
+		case g.Reason == evidence.GapSpoolDropped && !r.Final && (g.To.IsZero() || own.before(moment{g.at.in, g.To})):
 			// What was given up came after this line, and may have said that it is no
 			// longer so: no coverage line stands for that.
 			r.Complete = false
@@ -480,7 +479,7 @@ func (f *fold) since(r *Row, at position, gaps []*latestGap) {
 		r.To = end.by(at.in)
 	}
 	if r.State != evidence.NotArmed {
-		r.NodeGaps = f.clocks.within(ofBoot{r.run.node, at.in.boot}, at.in.bootTime(r.From.Std()), at.in.bootTime(r.To.Std()))
+		r.NodeGaps = f.clocks.within(ofBoot{r.run.node, at.in.boot}, at.in.clock.Boot(r.From), at.in.clock.Boot(r.To))
 	}
 	if r.Entry != nil && run != nil && run.final && run.at.after(at) {
 		r.Final = true // an entry that was not seen again has no last line of its own
