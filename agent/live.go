@@ -377,8 +377,7 @@ func waitStarted(ctx context.Context, ended <-chan end) (e end) {
 
 // armInTurn arms a run that nobody waits for when it is its turn. There may be hundreds
 // at once, and together they would have the processors, while a runtime that holds its
-// lock waits to be told that it need not wait: two hundred pods took the lock for two
-// thirds of the time that way.
+// lock waits to be told that it need not wait.
 func (a *Agent) armInTurn(l *live, run lifecycle.Run, probes []policy.Probe, cgErr error) witness.Start {
 	a.mu.Lock()
 	letGo := l.released != 0

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -103,9 +104,17 @@ func TestHangingStartsAreBounded(t *testing.T) {
 	release := make(chan struct{})
 	finished := make(chan struct{}, maxStarts+1)
 	late := make(chan container.Notice, maxStarts+1)
+	var notified atomic.Int32
 	s := New(Config{
-		Notify: func(context.Context, container.Notice) error { <-release; finished <- struct{}{}; return nil },
-		Late:   func(n container.Notice, _ bool) error { late <- n; return nil },
+		Notify: func(context.Context, container.Notice) error {
+			if int(notified.Add(1)) > len(late) {
+				t.Error("who could not wait was let go after it was notified of")
+			}
+			<-release
+			finished <- struct{}{}
+			return nil
+		},
+		Late: func(n container.Notice, _ bool) error { late <- n; return nil },
 	})
 	for i := range maxStarts + 1 {
 		s.barrier(context.Background(), container.Notice{}, 0)

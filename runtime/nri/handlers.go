@@ -132,17 +132,9 @@ func (s *Source) barrier(ctx context.Context, n container.Notice, limit time.Dur
 		s.queue.put(func() { s.notify(ctx, n) })
 		return err
 	}
-	if limit <= 0 { // it is let go whatever comes: who arms it is to know that it need not hurry
-		err := s.callLate(n, true)
-		go func() {
-			defer func() { <-s.started }()
-			s.notify(ctx, n)
-		}()
-		return err
-	}
 	done := make(chan error, 1)
 	failed := make(chan struct{}) // Notify panicked
-	go func() {
+	notify := func() {
 		defer func() { <-s.started }()
 		err, ok := s.notify(ctx, n)
 		if ok {
@@ -150,7 +142,13 @@ func (s *Source) barrier(ctx context.Context, n container.Notice, limit time.Dur
 		} else {
 			close(failed)
 		}
-	}()
+	}
+	if limit <= 0 { // it is let go whatever comes: who arms it is to know that it need not hurry
+		err := s.callLate(n, true)
+		go notify()
+		return err
+	}
+	go notify()
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
