@@ -220,6 +220,28 @@ func runProbity(ctx context.Context, t T, program string, args ...string) (code 
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
+// liveRun is one of the agent's live runs.
+type liveRun struct {
+	Identity struct {
+		ID       string `json:"id"`
+		CgroupID string `json:"cgroupId"`
+	} `json:"identity"`
+	Armed int `json:"armed"` // sites
+}
+
+// live lists the live runs. An error says that the agent did not answer.
+func (a *Agent) live(t T) (runs []liveRun, err error) {
+	t.Helper()
+	code, out, errs := a.Probity(t, "containers", "-o", "json", "--admin-socket", a.AdminSocket)
+	if code != 0 {
+		return nil, fmt.Errorf("containers: exit code %d\n%s", code, errs)
+	}
+	if err := json.Unmarshal([]byte(out), &runs); err != nil {
+		t.Fatalf("containers: %v\n%s", err, out)
+	}
+	return runs, nil
+}
+
 // WaitIdle waits until no run is live and every line is on disk.
 func (a *Agent) WaitIdle(t T) {
 	t.Helper()

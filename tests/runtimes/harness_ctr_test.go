@@ -1,7 +1,6 @@
 package runtimes
 
 import (
-	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -124,19 +123,10 @@ func (r ctrLife) start(t *testing.T) error {
 // the process: an earlier life was in another.
 func (s *ctrSuite) armed(t *testing.T, id string, pid int) bool {
 	t.Helper()
-	code, out, errs := s.a.Probity(t, "containers", "-o", "json", "--admin-socket", s.a.AdminSocket)
-	if code != 0 {
-		t.Logf("containers: exit code %d\n%s", code, errs)
+	live, err := s.a.live(t)
+	if err != nil { // it may have ended
+		t.Log(err)
 		return false
-	}
-	var live []struct {
-		Identity struct {
-			ID       string `json:"id"`
-			CgroupID string `json:"cgroupId"`
-		} `json:"identity"`
-	}
-	if err := json.Unmarshal([]byte(out), &live); err != nil {
-		t.Fatal(err)
 	}
 	fs, err := cgroup.Find()
 	if err != nil {

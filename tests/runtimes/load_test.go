@@ -1,7 +1,6 @@
 package runtimes
 
 import (
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -185,10 +184,9 @@ func waitArmed(t *testing.T, a *Agent, runs int) {
 	ctx, cancel := within(t, Patience)
 	defer cancel()
 	for {
-		code, out, errs := a.Probity(t, "containers", "-o", "json", "--admin-socket", a.AdminSocket)
-		var live []struct{ Armed int }
-		if code != 0 || json.Unmarshal([]byte(out), &live) != nil {
-			t.Fatalf("containers: exit code %d\n%s%s", code, out, errs)
+		live, err := a.live(t)
+		if err != nil {
+			t.Fatal(err)
 		}
 		armed := 0
 		for _, l := range live {
