@@ -16,6 +16,8 @@ type Evidence struct {
 	Coverage     []*evidence.Coverage
 	Observations []*evidence.Observation
 	Gaps         []*evidence.Gap
+
+	clocks map[*evidence.Gap]evidence.Clock
 }
 
 // Evidence reads the agent's spool.
@@ -53,21 +55,30 @@ func ReadSpool(t T, spool string) Evidence {
 			if err != nil {
 				t.Fatalf("%s:%d: %v", file, i+2, err)
 			}
-			e.add(l)
+			e.add(h, l)
 		}
 	}
 	return e
 }
 
-func (e *Evidence) add(l evidence.Line) {
+func (e *Evidence) add(h evidence.Header, l evidence.Line) {
 	switch v := l.(type) {
 	case *evidence.Coverage:
 		e.Coverage = append(e.Coverage, v)
 	case *evidence.Observation:
 		e.Observations = append(e.Observations, v)
 	case *evidence.Gap:
-		e.Gaps = append(e.Gaps, v)
+		if e.clocks == nil {
+			e.clocks = map[*evidence.Gap]evidence.Clock{}
+		}
+		e.Gaps, e.clocks[v] = append(e.Gaps, v), h.Clock
 	}
+}
+
+// Boot returns when a gap began and ended in boot time, by which those of two chunks are
+// compared: each chunk has a clock of its own.
+func (e Evidence) Boot(g *evidence.Gap) (from, to int64) {
+	return e.clocks[g].Boot(g.From), e.clocks[g].Boot(g.To)
 }
 
 // Latest returns the last observation of one probe and symbol in one
