@@ -288,9 +288,18 @@ func TestMappedMeanwhile(t *testing.T) {
 	p, err := process.Open(cmd.Process.Pid)
 	must(t, err)
 	defer p.Close()
-	maps, err := p.Executable()
-	must(t, err)
-	m := maps[slices.IndexFunc(maps, func(m process.Mapping) bool { return m.Path == dir+"/target" })]
+	// Start returns as soon as execve has closed the descriptors: the program is
+	// mapped after that.
+	var m process.Mapping
+	until(t, func() bool {
+		maps, err := p.Executable()
+		must(t, err)
+		i := slices.IndexFunc(maps, func(m process.Mapping) bool { return m.Path == dir+"/target" })
+		if i >= 0 {
+			m = maps[i]
+		}
+		return i >= 0
+	})
 	f, err := openMapped(p, m)
 	must(t, err)
 	must(t, f.Close())
