@@ -53,24 +53,13 @@ func evade(t *testing.T, s Set, all []evasion) {
 			}
 		}
 		sh := r.shell(t)
-		// What a call has mapped cannot be looked up while somebody holds the lock of the
-		// address space, and is counted as lost: then it is done once more.
 		var said string
-		for lost, tries := uint64(0), 1; ; tries++ {
+		r.unlost(t, s, func() {
 			for _, e := range all {
 				must(t, os.WriteFile(filepath.Join(base, e.act, "file"), make([]byte, os.Getpagesize()), 0o700))
 			}
 			said = act(t, sh, "evade", append([]string{base}, names...)...)
-			c := r.counts(t, s)
-			if c.Full != 0 || c.Lost != lost && tries == 5 {
-				t.Errorf("%+v", c)
-			}
-			if c.Lost == lost || tries == 5 {
-				break
-			}
-			t.Logf("%d were lost, once more", c.Lost-lost)
-			lost = c.Lost
-		}
+		})
 		if len(names) < len(all) {
 			said += act(t, sh, "evade", base, "faked")
 		}

@@ -10,15 +10,22 @@ import (
 
 func TestSetLibraries(t *testing.T) {
 	eachWay(t, []Set{SetLibraries}, func(t *testing.T, o Options) {
-		r := newSetRoom(t, o, map[Set]uint32{SetLibraries: 0})
-		s := r.shell(t)
 		dir := real(t, t.TempDir())
 		var files []string
 		for i := range 6 {
 			files = append(files, filepath.Join(dir, fmt.Sprint("lib", i)))
 			must(t, os.WriteFile(files[i], make([]byte, os.Getpagesize()), 0o700))
 		}
-		act(t, s, "map", files...)
+		var r setRoomT
+		var s *shell
+		for range 5 { // until none is lost, see unlost; its counts begin at nothing
+			r = newSetRoom(t, o, map[Set]uint32{SetLibraries: 0})
+			s = r.shell(t)
+			act(t, s, "map", files...)
+			if r.counts(t, SetLibraries).Lost == 0 {
+				break
+			}
+		}
 		r.want(t, SetLibraries, map[string]uint64{
 			"private " + files[0]: 1, "private " + files[1]: 1, "privateWritable " + files[2]: 1,
 			"shared " + files[3]: 1, "sharedWritable " + files[4]: 1,

@@ -17,7 +17,7 @@ func TestSetPaths(t *testing.T) {
 	r := newSetRoom(t, Options{}, map[Set]uint32{SetExec: 0, SetFiles: 0, SetLibraries: 0})
 	s := r.shell(t)
 	dir := real(t, t.TempDir())
-	act(t, s, "memfd")
+	r.unlost(t, SetLibraries, func() { act(t, s, "memfd") })
 	found := false
 	for _, x := range r.entries(t, SetLibraries) {
 		if x.Path() == "memfd:downloaded" {
