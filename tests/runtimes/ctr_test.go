@@ -24,14 +24,14 @@ type ctrs struct {
 	namespace string
 }
 
-func (x ctrs) try(t *testing.T, args ...string) (string, error) {
+func (x ctrs) try(t T, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := within(t, Patience)
 	defer cancel()
 	return output(exec.CommandContext(ctx, x.c.tools.Ctr, append([]string{"--address", x.c.Address, "--namespace", x.namespace}, args...)...))
 }
 
-func (x ctrs) ctr(t *testing.T, args ...string) string {
+func (x ctrs) ctr(t T, args ...string) string {
 	t.Helper()
 	out, err := x.try(t, args...)
 	if err != nil {
@@ -49,13 +49,13 @@ func (x ctrs) with(id string) []string {
 }
 
 // run starts a container with ctr run.
-func (x ctrs) run(t *testing.T, id string, args ...string) ctrRan {
+func (x ctrs) run(t T, id string, args ...string) ctrRan {
 	t.Helper()
 	x.ctr(t, slices.Concat([]string{"run", "--detach", "--null-io"}, x.with(id), []string{targetName, id, "/bin/target"}, args)...)
 	return x.ran(t, id)
 }
 
-func (x ctrs) ran(t *testing.T, id string) ctrRan {
+func (x ctrs) ran(t T, id string) ctrRan {
 	t.Cleanup(func() {
 		ctx, cancel := within(nil, Patience)
 		defer cancel()
@@ -68,7 +68,7 @@ func (x ctrs) ran(t *testing.T, id string) ctrRan {
 }
 
 // create makes a container and its task, which start starts: ctr does both at once.
-func (x ctrs) create(t *testing.T, id string, args ...string) (c ctrRan, start func()) {
+func (x ctrs) create(t T, id string, args ...string) (c ctrRan, start func()) {
 	t.Helper()
 	x.ctr(t, slices.Concat([]string{"containers", "create", "--snapshotter", "overlayfs"}, x.with(id), []string{targetName, id, "/bin/target"}, args)...)
 	c = x.ran(t, id)
@@ -76,14 +76,14 @@ func (x ctrs) create(t *testing.T, id string, args ...string) (c ctrRan, start f
 }
 
 // task makes the task of a container, and returns what starts it.
-func (x ctrs) task(t *testing.T, id string) (start func()) {
+func (x ctrs) task(t T, id string) (start func()) {
 	t.Helper()
 	ctx, cancel := within(t, Patience)
 	t.Cleanup(cancel)
 	ctx = containerd.In(ctx, x.namespace)
 	m, err := snapshots.NewSnapshotsClient(x.c.conn).Mounts(ctx, &snapshots.MountsRequest{Snapshotter: "overlayfs", Key: id})
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 	client := tasks.NewTasksClient(x.c.conn)
 	if _, err := client.Create(ctx, &tasks.CreateTaskRequest{ContainerID: id, Rootfs: m.GetMounts()}); err != nil {
@@ -105,7 +105,7 @@ type ctrRan struct {
 func (r ctrRan) id() string { return r.c }
 
 // wait waits for the end and takes the task away, whose exit code is ctr's then.
-func (r ctrRan) wait(t *testing.T) int {
+func (r ctrRan) wait(t T) int {
 	t.Helper()
 	ctx, cancel := within(t, Patience)
 	defer cancel()
@@ -116,7 +116,7 @@ func (r ctrRan) wait(t *testing.T) int {
 	return int(w.GetExitStatus())
 }
 
-func (r ctrRan) pid(t *testing.T) int {
+func (r ctrRan) pid(t T) int {
 	t.Helper()
 	ctx, cancel := within(t, Patience)
 	defer cancel()
@@ -127,24 +127,24 @@ func (r ctrRan) pid(t *testing.T) int {
 	return int(g.GetProcess().GetPid())
 }
 
-func (r ctrRan) stop(t *testing.T) {
+func (r ctrRan) stop(t T) {
 	t.Helper()
 	r.x.ctr(t, "tasks", "kill", "--signal", "SIGKILL", r.c)
 	r.wait(t)
 }
 
-func (r ctrRan) remove(t *testing.T) {
+func (r ctrRan) remove(t T) {
 	t.Helper()
 	_, _ = r.x.try(t, "tasks", "delete", r.c) // exits as the task did
 	r.x.ctr(t, "containers", "delete", r.c)
 }
 
-func (r ctrRan) exec(t *testing.T, args ...string) {
+func (r ctrRan) exec(t T, args ...string) {
 	t.Helper()
 	r.x.ctr(t, append([]string{"tasks", "exec", "--exec-id", "x-" + strings.Join(args[1:], "-"), r.c}, args...)...)
 }
 
-func (r ctrRan) goOn(t *testing.T, orders ...string) {
+func (r ctrRan) goOn(t T, orders ...string) {
 	t.Helper()
 	if _, err := r.x.try(t, append([]string{"tasks", "exec", "--exec-id", "go", r.c, "/bin/target"}, append(orders, "go")...)...); err != nil {
 		t.Logf("let it go on: %v", err) // if it does not, waiting for it fails

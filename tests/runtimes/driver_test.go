@@ -18,20 +18,20 @@ type driver interface {
 	scratch() *Scratch
 	load(t *testing.T, archive string)
 	// start starts a container of the image in the background.
-	start(t *testing.T, image, name string, args ...string) ran
+	start(t T, image, name string, args ...string) ran
 	runtime() string
 }
 
 // ran is one container.
 type ran interface {
 	id() string
-	wait(t *testing.T) int
-	stop(t *testing.T)
-	remove(t *testing.T)
-	exec(t *testing.T, args ...string)
+	wait(t T) int
+	stop(t T)
+	remove(t T)
+	exec(t T, args ...string)
 	// goOn runs the target with orders of which the last lets init, which waits,
 	// go on. Init's end may kill it before it has ended itself.
-	goOn(t *testing.T, orders ...string)
+	goOn(t T, orders ...string)
 }
 
 type podmanDriver struct{ *Podman }
@@ -48,7 +48,7 @@ func (d podmanDriver) scratch() *Scratch                 { return d.Scratch }
 func (d podmanDriver) load(t *testing.T, archive string) { d.Load(t, archive) }
 func (d podmanDriver) runtime() string                   { return "podman" }
 
-func (d podmanDriver) start(t *testing.T, image, name string, args ...string) ran {
+func (d podmanDriver) start(t T, image, name string, args ...string) ran {
 	return podmanRan{d.Podman, d.Detach(t, append([]string{"--name", name, image}, args...)...)}
 }
 
@@ -57,12 +57,12 @@ type podmanRan struct {
 	c string
 }
 
-func (r podmanRan) id() string                        { return r.c }
-func (r podmanRan) wait(t *testing.T) int             { return r.p.Wait(t, r.c) }
-func (r podmanRan) stop(t *testing.T)                 { r.p.Stop(t, r.c) }
-func (r podmanRan) remove(t *testing.T)               { r.p.Rm(t, r.c) }
-func (r podmanRan) exec(t *testing.T, args ...string) { r.p.Exec(t, r.c, args...) }
-func (r podmanRan) goOn(t *testing.T, orders ...string) {
+func (r podmanRan) id() string               { return r.c }
+func (r podmanRan) wait(t T) int             { return r.p.Wait(t, r.c) }
+func (r podmanRan) stop(t T)                 { r.p.Stop(t, r.c) }
+func (r podmanRan) remove(t T)               { r.p.Rm(t, r.c) }
+func (r podmanRan) exec(t T, args ...string) { r.p.Exec(t, r.c, args...) }
+func (r podmanRan) goOn(t T, orders ...string) {
 	if _, err := r.p.Try(t, append([]string{"exec", r.c, "/bin/target"}, append(orders, "go")...)...); err != nil {
 		t.Logf("let it go on: %v", err) // if it does not, waiting for it fails
 	}
@@ -76,23 +76,23 @@ func (d containerdDriver) scratch() *Scratch                 { return d.Scratch 
 func (d containerdDriver) load(t *testing.T, archive string) { d.Load(t, archive) }
 func (d containerdDriver) runtime() string                   { return "containerd" }
 
-func (d containerdDriver) start(t *testing.T, image, name string, args ...string) ran {
+func (d containerdDriver) start(t T, image, name string, args ...string) ran {
 	return startCRI(t, &d.criServer, image, name, args)
 }
 
-func startCRI(t *testing.T, c *criServer, image, name string, args []string) ran {
+func startCRI(t T, c *criServer, image, name string, args []string) ran {
 	t.Helper()
 	return criRan{c.Run(t, Spec{Image: image, Name: name, Args: args, PodLabels: map[string]string{"app": "probity-test"}})}
 }
 
 type criRan struct{ c *Container }
 
-func (r criRan) id() string                        { return r.c.ID }
-func (r criRan) wait(t *testing.T) int             { return r.c.Wait(t) }
-func (r criRan) stop(t *testing.T)                 { r.c.Stop(t) }
-func (r criRan) remove(t *testing.T)               { r.c.Remove(t) }
-func (r criRan) exec(t *testing.T, args ...string) { r.c.Exec(t, args...) }
-func (r criRan) goOn(t *testing.T, orders ...string) {
+func (r criRan) id() string               { return r.c.ID }
+func (r criRan) wait(t T) int             { return r.c.Wait(t) }
+func (r criRan) stop(t T)                 { r.c.Stop(t) }
+func (r criRan) remove(t T)               { r.c.Remove(t) }
+func (r criRan) exec(t T, args ...string) { r.c.Exec(t, args...) }
+func (r criRan) goOn(t T, orders ...string) {
 	if _, err := r.c.TryExec(t, append([]string{"/bin/target"}, append(orders, "go")...)...); err != nil {
 		t.Logf("let it go on: %v", err) // if it does not, waiting for it fails
 	}
@@ -112,7 +112,7 @@ func (d crioDriver) scratch() *Scratch                 { return d.Scratch }
 func (d crioDriver) load(t *testing.T, archive string) { d.Load(t, archive) }
 func (d crioDriver) runtime() string                   { return "cri-o" }
 
-func (d crioDriver) start(t *testing.T, image, name string, args ...string) ran {
+func (d crioDriver) start(t T, image, name string, args ...string) ran {
 	return startCRI(t, &d.criServer, image, name, args)
 }
 

@@ -57,10 +57,10 @@ func (s *ctrSuite) versions(t *testing.T) map[string]string {
 	return criSuite{driver: s.containerdDriver, program: "containerd", says: refusingContainerd{s.containerdDriver}.version}.versions(t)
 }
 
-func (s *ctrSuite) try(t *testing.T, name string, o manner, orders ...string) (life, error) {
+func (s *ctrSuite) try(t T, name string, o manner, orders ...string) (life, error) {
 	args := []string{"containers", "create", "--snapshotter", "overlayfs"}
 	if help, err := s.x.try(t, "containers", "create", "--help"); err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	} else if strings.Contains(help, "--runc-root") { // ctr 1.7 has these with run only: the shim's own are taken
 		args = append(args, s.x.with(name)...)
 	}
@@ -76,7 +76,7 @@ func (s *ctrSuite) try(t *testing.T, name string, o manner, orders ...string) (l
 }
 
 // holder is a container that holds a pid namespace, as a pod's pause process does.
-func (s *ctrSuite) holder(t *testing.T) ctrRan {
+func (s *ctrSuite) holder(t T) ctrRan {
 	t.Helper()
 	r := ctrRan{s.x, "holder"}
 	if _, err := s.x.try(t, "containers", "info", r.c); err != nil {
@@ -103,7 +103,7 @@ type ctrLife struct {
 }
 
 // start makes a task and starts it when it is armed.
-func (r ctrLife) start(t *testing.T) error {
+func (r ctrLife) start(t T) error {
 	t.Helper()
 	start := r.x.task(t, r.c)
 	pid := r.pid(t)
@@ -121,20 +121,20 @@ func (r ctrLife) start(t *testing.T) error {
 
 // armed reports whether the agent has a run of the container that is in the cgroup of
 // the process: an earlier life was in another.
-func (s *ctrSuite) armed(t *testing.T, id string, pid int) bool {
+func (s *ctrSuite) armed(t T, id string, pid int) bool {
 	t.Helper()
 	live, err := s.a.live(t)
 	if err != nil { // it may have ended
-		t.Log(err)
+		t.Logf("%v", err)
 		return false
 	}
 	fs, err := cgroup.Find()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 	_, own, err := fs.OfPid(pid)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 	for _, l := range live {
 		if l.Identity.ID == id && l.Identity.CgroupID == strconv.FormatUint(own, 10) {
@@ -144,11 +144,11 @@ func (s *ctrSuite) armed(t *testing.T, id string, pid int) bool {
 	return false
 }
 
-func (r ctrLife) again(t *testing.T) life {
+func (r ctrLife) again(t T) life {
 	r.wait(t)
 	_, _ = r.x.try(t, "tasks", "delete", r.c) // exits as the task did
 	if err := r.start(t); err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 	return r
 }
@@ -157,12 +157,12 @@ func (r ctrLife) session(args []string) []string {
 	return slices.Concat([]string{"tasks", "exec", "--exec-id", fmt.Sprintf("x%d", r.sessions.Add(1)), r.c}, args)
 }
 
-func (r ctrLife) exec(t *testing.T, args ...string) {
+func (r ctrLife) exec(t T, args ...string) {
 	t.Helper()
 	r.x.ctr(t, r.session(args)...)
 }
 
-func (r ctrLife) goOn(t *testing.T, orders ...string) {
+func (r ctrLife) goOn(t T, orders ...string) {
 	t.Helper()
 	if _, err := r.x.try(t, r.session(slices.Concat([]string{"/bin/target"}, orders, []string{"go"}))...); err != nil {
 		t.Logf("let it go on: %v", err) // if it does not, waiting for it fails

@@ -17,7 +17,7 @@ type suite interface {
 	// image makes the image of testdata/target.c, which all containers are of.
 	image(t *testing.T)
 	// try starts a container of that image, or returns the runtime's refusal.
-	try(t *testing.T, name string, o manner, orders ...string) (life, error)
+	try(t T, name string, o manner, orders ...string) (life, error)
 	// restart ends the runtime, calls meanwhile, and starts it again.
 	restart(t *testing.T, meanwhile func())
 	// cannot says why a scenario is not for this runtime; "" if it is.
@@ -35,10 +35,10 @@ type manner struct {
 // life is a container of the suite.
 type life interface {
 	ran
-	pid(t *testing.T) int
+	pid(t T) int
 	// again starts the container again, when it has ended, as the runtime restarts
 	// one. Where no container starts twice that is another one, in the same pod.
-	again(t *testing.T) life
+	again(t T) life
 }
 
 const noDaemon = "it has no daemon that could restart"
@@ -55,7 +55,7 @@ func withoutDaemon(scenario string) string {
 	return ""
 }
 
-func (s podmanSuite) try(t *testing.T, name string, o manner, orders ...string) (life, error) {
+func (s podmanSuite) try(t T, name string, o manner, orders ...string) (life, error) {
 	options := []string{"--detach", "--name", name}
 	if o.memory > 0 {
 		options = append(options, "--memory", strconv.FormatInt(o.memory, 10))
@@ -71,8 +71,8 @@ func (s podmanSuite) versions(t *testing.T) map[string]string {
 	return map[string]string{"podman": refusingPodman{s.podmanDriver}.version(t), filepath.Base(runc()): runcVersion(t, runc())}
 }
 
-func (r podmanRan) pid(t *testing.T) int    { return r.p.Pid(t, r.c) }
-func (r podmanRan) again(t *testing.T) life { r.p.Start(t, r.c); return r }
+func (r podmanRan) pid(t T) int    { return r.p.Pid(t, r.c) }
+func (r podmanRan) again(t T) life { r.p.Start(t, r.c); return r }
 
 // criSuite is containerd or CRI-O by its CRI socket.
 type criSuite struct {
@@ -104,7 +104,7 @@ func (s criSuite) restart(t *testing.T, meanwhile func()) {
 	s.server.Start(t)
 }
 
-func (s criSuite) try(t *testing.T, name string, o manner, orders ...string) (life, error) {
+func (s criSuite) try(t T, name string, o manner, orders ...string) (life, error) {
 	x, err := s.server.TryCreate(t, Spec{Image: targetName, Name: name, Args: orders, SharePID: o.sharePID, Memory: o.memory})
 	if err != nil {
 		return nil, err
@@ -116,15 +116,15 @@ func (s criSuite) versions(t *testing.T) map[string]string {
 	return map[string]string{s.program: s.says(t), filepath.Base(runc()): runcVersion(t, runc())}
 }
 
-func (r criRan) pid(t *testing.T) int { return r.c.Pid(t) }
+func (r criRan) pid(t T) int { return r.c.Pid(t) }
 
-func (r criRan) again(t *testing.T) life {
+func (r criRan) again(t T) life {
 	x, err := r.c.TryAgain(t)
 	if err == nil {
 		err = x.TryStart(t)
 	}
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 	return criRan{x}
 }
@@ -163,7 +163,7 @@ func (s ociSuite) image(t *testing.T) {
 	Compile(t, s.Image+"/bin/target", "-static", "-O2", "testdata/target.c")
 }
 
-func (s ociSuite) try(t *testing.T, name string, o manner, orders ...string) (life, error) {
+func (s ociSuite) try(t T, name string, o manner, orders ...string) (life, error) {
 	c := s.Make(t, name, Bundle{Args: append([]string{"/bin/target"}, orders...), Memory: o.memory, SharePID: o.sharePID})
 	return ociRan{c}, c.TryStart(t)
 }
@@ -174,27 +174,27 @@ func (s ociSuite) versions(t *testing.T) map[string]string {
 
 type ociRan struct{ c *OCIContainer }
 
-func (r ociRan) id() string            { return r.c.ID }
-func (r ociRan) wait(t *testing.T) int { return r.c.Wait(t) }
-func (r ociRan) stop(t *testing.T)     { r.c.Stop(t) }
-func (r ociRan) remove(t *testing.T)   { r.c.Remove(t) }
-func (r ociRan) pid(t *testing.T) int  { return r.c.Pid(t) }
+func (r ociRan) id() string   { return r.c.ID }
+func (r ociRan) wait(t T) int { return r.c.Wait(t) }
+func (r ociRan) stop(t T)     { r.c.Stop(t) }
+func (r ociRan) remove(t T)   { r.c.Remove(t) }
+func (r ociRan) pid(t T) int  { return r.c.Pid(t) }
 
-func (r ociRan) again(t *testing.T) life {
+func (r ociRan) again(t T) life {
 	r.c.Wait(t)
 	if err := r.c.TryStart(t); err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 	return r
 }
 
-func (r ociRan) exec(t *testing.T, args ...string) {
+func (r ociRan) exec(t T, args ...string) {
 	if err := r.c.TryExec(t.Context(), args...); err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 }
 
-func (r ociRan) goOn(t *testing.T, orders ...string) {
+func (r ociRan) goOn(t T, orders ...string) {
 	if err := r.c.TryExec(t.Context(), append([]string{"/bin/target"}, append(orders, "go")...)...); err != nil {
 		t.Logf("let it go on: %v", err) // if it does not, waiting for it fails
 	}
