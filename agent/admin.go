@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -40,7 +41,9 @@ type Status struct {
 	Live      int               `json:"liveRuns"`
 	Waiting   int               `json:"waiting"` // runs being armed or sealed
 	Armed     probe.Stats       `json:"armed"`
-	Problems  []string          `json:"problems"` // what a person should look at
+	// Goroutines are those of the agent's process: where they grow, something leaks.
+	Goroutines int      `json:"goroutines"`
+	Problems   []string `json:"problems"` // what a person should look at
 }
 
 // PolicyStatus sums up the policies in force.
@@ -64,6 +67,7 @@ func (a *Agent) Status() Status {
 		Version: a.cfg.Version, Node: a.cfg.Node, KeyID: key.KeyID(), Unsigned: unsigned, BootID: a.bootID, Spool: a.cfg.Spool, Stored: stored, Coalesced: a.witness.Coalesced(),
 		Policies: PolicyStatus{Dir: a.cfg.Policies, Digest: a.policies.Digest, Policies: len(a.policies.Policies)},
 		Kernel:   a.kernel, Sources: map[string]string{}, Seen: a.seen, Live: len(a.live), Waiting: a.busy, Problems: append([]string{}, a.problems...),
+		Goroutines: runtime.NumGoroutine(),
 	}
 	for _, p := range a.policies.Policies {
 		s.Policies.Probes += len(p.Probes)

@@ -3,6 +3,7 @@
  * a function to call, or
  *	wait		until the file /go is there
  *	go		make it
+ *	mark		the file /mark
  *	say		"said"
  *	touch		this program's own file
  *	copy		this program's file to /tool, and to /fast/tool where there is a /fast
@@ -185,6 +186,8 @@ int main(int argc, char **argv)
 			copy(argv[0], "/tool"), copy(argv[0], "/fast/tool");
 		else if (!strcmp(argv[i], "go"))
 			close(open("/go", O_CREAT | O_WRONLY, 0644));
+		else if (!strcmp(argv[i], "mark"))
+			close(open("/mark", O_CREAT | O_WRONLY, 0644));
 		else if (!strcmp(argv[i], "sparse"))
 			sparse(argv[0]);
 		else if (!strcmp(argv[i], "orphan"))
