@@ -16,6 +16,7 @@ import (
 
 	"probity/bpf/kernel"
 	"probity/bpf/probe"
+	"probity/evidence"
 	"probity/evidence/spool"
 	"probity/runtime/handoff"
 )
@@ -52,12 +53,16 @@ type PolicyStatus struct {
 	Digest   string `json:"digest"`
 	Policies int    `json:"policies"`
 	Probes   int    `json:"probes"`
+	// Since is when they came into force.
+	Since evidence.Time `json:"since"`
+	// Refused is why the last reload changed nothing; absent if it did not fail.
+	Refused string `json:"refused,omitempty"`
 }
 
 // Status returns what the agent is doing.
 func (a *Agent) Status() Status {
 	stored := a.spool.Usage()
-	unsigned, key := "", a.key()
+	unsigned, key, p := "", a.key(), a.inForce()
 	if err := key.Failing(); err != nil {
 		unsigned = err.Error()
 	}
@@ -65,11 +70,11 @@ func (a *Agent) Status() Status {
 	defer a.mu.Unlock()
 	s := Status{
 		Version: a.cfg.Version, Node: a.cfg.Node, KeyID: key.KeyID(), Unsigned: unsigned, BootID: a.bootID, Spool: a.cfg.Spool, Stored: stored, Coalesced: a.witness.Coalesced(),
-		Policies: PolicyStatus{Dir: a.cfg.Policies, Digest: a.policies.Digest, Policies: len(a.policies.Policies)},
+		Policies: PolicyStatus{Dir: a.cfg.Policies, Digest: p.Digest, Policies: len(p.Policies), Since: evidence.TimeOf(p.since), Refused: a.reloadRefused},
 		Kernel:   a.kernel, Sources: map[string]string{}, Seen: a.seen, Live: len(a.live), Waiting: a.busy, Problems: append([]string{}, a.problems...),
 		Goroutines: runtime.NumGoroutine(),
 	}
-	for _, p := range a.policies.Policies {
+	for _, p := range p.Policies {
 		s.Policies.Probes += len(p.Probes)
 	}
 	for k, v := range a.sources {
@@ -121,7 +126,7 @@ func (a *Agent) serveAdmin(ctx context.Context, l net.Listener) error {
 		}
 		reply(w, Collected{n})
 	})
-	a.serveKey(mux)
+	a.serveChanges(mux)
 	peers := &bounded{Listener: rootOnly{l, a}, slots: make(chan struct{}, maxAdminPeers), closed: make(chan struct{})}
 	srv := &http.Server{
 		// No ReadTimeout: it would end the wait of /idle. So who sends a body slowly, or

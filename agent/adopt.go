@@ -130,7 +130,8 @@ func (a *Agent) adoptOne(ctx context.Context, n container.Notice, created func()
 		return // it was seen starting, or adopted before
 	}
 	a.identify(ctx, &n)
-	probes := a.policies.Select(n.Identity)
+	under := a.inForce()
+	probes := under.Select(n.Identity)
 	if len(probes) == 0 {
 		a.count(n, false)
 		return
@@ -159,7 +160,7 @@ func (a *Agent) adoptOne(ctx context.Context, n container.Notice, created func()
 	for _, act := range a.table.Apply(n) {
 		if act, ok := act.(lifecycle.Arm); ok {
 			mine = true
-			l = a.beginRun(act.Run, init)
+			l = a.beginRun(act.Run, init, under)
 			if l.created = created; l.earlier == nil && created == nil {
 				l.earlier, l.started = &witness.Earlier{
 					From: began, Since: began, Reason: evidence.GapAdopted, Detail: "the container ran before the agent knew of it",
@@ -246,13 +247,13 @@ func (a *Agent) believe(n *container.Notice, init *os.File) (began int64, cgErr,
 }
 
 // beginRun makes a run that the table wants armed. With mu held.
-func (a *Agent) beginRun(run lifecycle.Run, init *os.File) *live {
-	l := &live{id: run.ID, container: run.Notice.Identity.ID, start: keyOfStart(run.Notice), user: ofUsers(run.Notice.Source), init: init, armed: make(chan struct{}), checking: newTurn(), since: time.Now()}
+func (a *Agent) beginRun(run lifecycle.Run, init *os.File, under *policies) *live {
+	l := &live{id: run.ID, under: under, container: run.Notice.Identity.ID, start: keyOfStart(run.Notice), user: ofUsers(run.Notice.Source), init: init, armed: make(chan struct{}), checking: newTurn(), since: time.Now()}
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	if x := a.left[run.ID]; x != nil && x.kept {
 		l.kept = x
 	}
-	l.earlier, l.started = a.takeUp(run.ID)
+	l.earlier, l.started = a.takeUp(run.ID, under)
 	a.live[l.id] = l
 	return l
 }

@@ -37,7 +37,6 @@ import (
 	"probity/bpf/probe"
 	"probity/evidence"
 	"probity/evidence/nodekey"
-	"probity/evidence/redact"
 	"probity/evidence/sign"
 	"probity/evidence/spool"
 	"probity/evidence/witness"
@@ -54,20 +53,18 @@ type Agent struct {
 	log      *slog.Logger
 	bootID   string
 	kernel   kernel.Facts
-	policies *policy.Set
-	signer   *sign.Signer // with mu held once Run runs: see key
-	rekeying sync.Mutex   // held while the key is changed, and over what cfg says of it
+	policies atomic.Pointer[policies] // see inForce and put
+	signer   *sign.Signer             // with mu held once Run runs: see key
+	rekeying sync.Mutex               // held while the key is changed, and over what cfg says of it
 	spool    *spool.Spool
 	witness  *witness.Witness
 	clocks   *clocks
-	redact   *redact.Redactor // of what is of no run, or of one that is not known
-	cgroups  *cgroup.FS       // nil without a cgroup2 hierarchy
+	cgroups  *cgroup.FS // nil without a cgroup2 hierarchy
 	cgErr    error
 
-	redactKey []byte // nil if no rule is keyed
-	finder    *image.Finder
-	layers    *image.Cache
-	inspect   *probe.Inspector
+	finder  *image.Finder
+	layers  *image.Cache
+	inspect *probe.Inspector
 
 	keeps   bool   // what an earlier agent left goes on
 	notKept string // why nothing does
@@ -75,7 +72,10 @@ type Agent struct {
 	keptHook []*os.File
 	// doubtful are cgroups of which it is not signed since when all counters count.
 	doubtful map[uint64]bool
-	parking  atomic.Bool // whether there is something in parked
+	// before is what the lines of runs had before the counters began that are kept for
+	// them, by cgroup id. Read at the start, and never changed.
+	before  map[uint64]map[uint32]bpf.Counter
+	parking atomic.Bool // whether there is something in parked
 
 	obj    *bpf.Objects // nil where the kernel refuses eBPF
 	bpfErr error
@@ -126,6 +126,8 @@ type Agent struct {
 	images   map[imageKey]container.Image // of containers that are only created
 	known    map[string]bool              // manifest digests of images that were looked at
 	problems []string
+	// reloadRefused is why the last reload changed nothing, or "".
+	reloadRefused string
 	// deafSince is why the kernel's events are not read any more.
 	deafSince error
 }
@@ -140,20 +142,17 @@ func New(cfg Config) (_ *Agent, err error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, clocks: newClocks(cgroup.ReadClocks), live: map[string]*live{}, armedIn: map[uint64]*live{}, newCalls: map[*live]bool{}, identifying: make(chan setWork, 1024), closing: make(chan struct{}), changed: make(chan struct{}), users: newUsers(),
 		told: toldOf{since: cgroup.BootTime(), at: map[string]int64{}}, sources: map[string]string{}, letGo: map[startKey]letGo{}, hooked: map[string]hooked{}, known: map[string]bool{}, images: map[imageKey]container.Image{}, inspect: &probe.Inspector{}, layers: &image.Cache{},
-		ahead: make(chan container.Notice, 64), adopt: make(chan container.Notice, maxAdopting), left: map[string]*left{}, parked: map[uint64]*parked{}, doubtful: map[uint64]bool{}, heardOf: map[string]bool{}, hashers: newHashers(), lateArm: make(chan struct{}, 1), catchUp: make(chan struct{}, 1), stacks: make(chan bpf.Event, 256),
+		ahead: make(chan container.Notice, 64), adopt: make(chan container.Notice, maxAdopting), left: map[string]*left{}, parked: map[uint64]*parked{}, doubtful: map[uint64]bool{}, before: map[uint64]map[uint32]bpf.Counter{}, heardOf: map[string]bool{}, hashers: newHashers(), lateArm: make(chan struct{}, 1), catchUp: make(chan struct{}, 1), stacks: make(chan bpf.Event, 256),
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close())
 		}
 	}()
-	if a.policies, err = policy.Load(cfg.Policies); err != nil {
+	set, err := policy.Load(cfg.Policies)
+	if err != nil {
 		return nil, fmt.Errorf("load policies: %w", err)
 	}
-	if len(a.policies.Policies) == 0 {
-		a.problem("no policy: nothing is probed (%s has no file *.yaml)", cfg.Policies)
-	}
-	a.checkFailPolicy()
 	if a.bootID, err = cgroup.BootID(); err != nil {
 		return nil, err
 	}
@@ -204,15 +203,11 @@ func New(cfg Config) (_ *Agent, err error) {
 	if err := sign.Published(cfg.State, a.signer); err != nil { // now nobody can change it any more
 		return nil, fmt.Errorf("open the node's key: %w", err)
 	}
-	all := a.policies.RedactAll()
-	if slices.ContainsFunc(all, func(r policy.Rule) bool { return r.Keyed }) { // the spool has the state directory for itself
-		if a.redactKey, err = redact.Key(cfg.State); err != nil {
-			return nil, err
-		}
+	if err := a.put(set); err != nil { // the spool has the state directory for itself
+		return nil, err
 	}
-	a.redact = redact.New(all, a.redactKey, "")
 	var _ witness.Thrift = a.spool // what it has little room for is left out
-	a.witness = witness.New(witness.Config{Sink: a.spool, BootTime: cgroup.BootTime, Policies: a.policies.Digest, Redact: a.redact, Log: a.log.With("in", "witness")})
+	a.witness = witness.New(witness.Config{Sink: a.spool, BootTime: cgroup.BootTime, Redact: a.redactor, Log: a.log.With("in", "witness")})
 	a.finder = image.New(image.Config{ContainerdAddress: cfg.ContainerdAddress, PodmanRoot: cfg.PodmanRoot, DockerRoot: cfg.DockerRoot, Log: a.log.With("in", "image")})
 	a.keptHook = a.cfg.Kept[keptHook]
 	delete(a.cfg.Kept, keptHook)
@@ -247,7 +242,7 @@ func (a *Agent) openKernel() error {
 			a.problem("what counts is not kept for the next agent: %v", err)
 		}
 	}
-	a.engine.Prepare(a.setsOf()) // not beside the first starts: they would wait for it
+	a.engine.Prepare(setsOf(a.inForce().Set)) // not beside the first starts: they would wait for it
 	return nil
 }
 
@@ -345,7 +340,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	g, gctx := errgroup.WithContext(ctx)
 	a.serve(g, gctx)
 	a.cfg.Ready()
-	a.log.Info("ready", "version", a.cfg.Version, "node", a.cfg.Node, "key", a.key().KeyID(), "spool", a.cfg.Spool, "policies", len(a.policies.Policies))
+	a.log.Info("ready", "version", a.cfg.Version, "node", a.cfg.Node, "key", a.key().KeyID(), "spool", a.cfg.Spool, "policies", len(a.inForce().Policies))
 	err = g.Wait()
 
 	a.stopRuns()

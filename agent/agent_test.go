@@ -330,11 +330,11 @@ func TestEndedWhileArmed(t *testing.T) {
 	b := newBox(t, 1)
 	notice := b.notice("c1")
 	must(t, n.complete(&notice))
-	l := &live{init: holdPid(notice.Pid), ctx: context.Background()}
+	l := &live{init: holdPid(notice.Pid), ctx: context.Background(), under: n.inForce()}
 	defer l.init.Close()
 	b.end()
 	notice.Identity.BootID = n.bootID
-	for _, s := range n.armNow(l, lifecycle.Run{ID: notice.Identity.RunID(), Notice: notice}, n.policies.Select(notice.Identity), nil).Sites {
+	for _, s := range n.armNow(l, lifecycle.Run{ID: notice.Identity.RunID(), Notice: notice}, n.inForce().Select(notice.Identity), nil).Sites {
 		if s.Armed || s.Reason != evidence.EndedBeforeArmed {
 			t.Errorf("%s: armed %v, %s %s", s.Probe.ID, s.Armed, s.Reason, s.Detail)
 		}

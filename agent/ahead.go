@@ -35,7 +35,7 @@ func (a *Agent) lookAt(ctx context.Context, n container.Notice) error {
 	ctx, cancel := context.WithTimeout(ctx, aheadFor)
 	defer cancel()
 	n.Identity.Image = a.identifyAhead(ctx, n)
-	probes := a.policies.Select(n.Identity)
+	probes := a.inForce().Select(n.Identity)
 	if len(probes) == 0 || a.knows(n.Identity.Image.Digest) {
 		return nil
 	}
@@ -151,7 +151,7 @@ func (a *Agent) count(n container.Notice, selected bool) {
 	if id.Image.Name != "" || id.User != 0 { // a user may leave it out
 		return
 	}
-	for _, p := range a.policies.Policies {
+	for _, p := range a.inForce().Policies {
 		if len(p.Select.Images) > 0 {
 			a.problem("container %s is not selected: policies select by image, and the name of its image is not known: %s", id.ID, id.Image.DigestReason)
 			return

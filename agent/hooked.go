@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"probity/bpf/policy"
 	"probity/runtime/container"
 	"probity/runtime/handoff/wire"
 	"probity/runtime/nri"
@@ -19,30 +20,33 @@ import (
 // oldest are forgotten.
 const maxHooked = 1024
 
-// hooksCRIO reports whether containers of CRI-O may get the hook: whether a policy may
-// refuse one, and the hook can be run and answered.
-func (a *Agent) hooksCRIO() bool {
-	policy := ""
-	for _, p := range a.policies.Policies { // whatever else it selects by: nothing else is known yet
+// checkHook reports a policy that may refuse containers of CRI-O where they cannot be
+// given the hook.
+func (a *Agent) checkHook(set *policy.Set) {
+	why := a.cannotHook()
+	if why == "" {
+		return
+	}
+	for _, p := range set.Policies { // whatever else it selects by: nothing else is known yet
 		if r := p.Select.Runtimes; p.Closed() && (len(r) == 0 || slices.Contains(r, container.CRIO)) {
-			policy = p.Name
+			a.problem("policy %s requires probes, and containers of CRI-O start without them: they cannot be given the hook: %s", p.Name, why)
+			return
 		}
 	}
-	if policy == "" {
-		return false
+}
+
+// cannotHook says why a hook could not be run, or not be answered; or "".
+func (a *Agent) cannotHook() string {
+	if a.cfg.HookSocket == "none" {
+		return "hookSocket is none"
 	}
-	why := ""
-	if a.hooks == nil {
-		why = "hookSocket is none"
-	} else if st, err := os.Stat(a.cfg.HookProgram); err != nil {
-		why = err.Error()
-	} else if !st.Mode().IsRegular() || st.Mode()&0o111 == 0 {
-		why = a.cfg.HookProgram + " is no program"
+	switch st, err := os.Stat(a.cfg.HookProgram); {
+	case err != nil:
+		return err.Error()
+	case !st.Mode().IsRegular() || st.Mode()&0o111 == 0:
+		return a.cfg.HookProgram + " is no program"
 	}
-	if why != "" {
-		a.problem("policy %s requires probes, and containers of CRI-O start without them: they cannot be given the hook: %s", policy, why)
-	}
-	return why == ""
+	return ""
 }
 
 // hooked is a container that was given a hook.
@@ -53,7 +57,7 @@ type hooked struct {
 
 // hookFor returns the hook for a container that CRI-O is about to make, or nil.
 func (a *Agent) hookFor(n container.Notice) *nri.Hook {
-	if a.policies.MayRefuse(n.Identity) == "" {
+	if a.inForce().MayRefuse(n.Identity) == "" || a.cannotHook() != "" {
 		return nil
 	}
 	a.mu.Lock()

@@ -19,13 +19,15 @@ import (
 	"probity/bpf/policy"
 	"probity/bpf/probe"
 	"probity/evidence"
+	"probity/evidence/spool"
 	"probity/evidence/witness"
 )
 
 // What counts is kept while there is no agent, where somebody holds it: links of files
 // of layers, the maps, and what follows processes. The next agent goes on with it if it
-// is of the same programs and policies: a run whose counters went on has no gap. Else it
-// is let go of, and the gap is signed as where nothing was kept.
+// has the same programs: a run of the same policies whose counters went on has no gap. Of
+// one of other policies the counters are read, and it is armed anew. Else all is let go of,
+// and the gap is signed as where nothing was kept.
 
 const (
 	keptAbout    = "about"
@@ -38,14 +40,13 @@ const (
 
 // about says what the kept objects are, for who is to go on with them.
 type about struct {
-	Layout   string `json:"layout"` // bpf.Layout
-	BootID   string `json:"bootId"`
-	Policies string `json:"policies"`
-	Agent    string `json:"agent"`
+	Layout string `json:"layout"` // bpf.Layout
+	BootID string `json:"bootId"`
+	Agent  string `json:"agent"`
 }
 
 func (a *Agent) about() about {
-	return about{bpf.Layout(), a.bootID, a.policies.Digest, a.cfg.Version}
+	return about{bpf.Layout(), a.bootID, a.cfg.Version}
 }
 
 // takeKept returns what an earlier agent left to go on with; nil if that is nothing, or
@@ -56,6 +57,7 @@ func (a *Agent) takeKept() *bpf.Kept {
 		return nil
 	}
 	a.marked()
+	a.readBefore()
 	err := a.same(files[keptAbout])
 	var k *bpf.Kept
 	if err == nil {
@@ -174,7 +176,7 @@ func (a *Agent) unmark() {
 	a.cfg.Keeper.Unkeep(names...)
 }
 
-// same reports why what was kept is not of the same programs and policies.
+// same reports why what was kept is not of the same programs.
 func (a *Agent) same(files []*os.File) error {
 	if len(files) != 1 {
 		return fmt.Errorf("%d records of what it is", len(files))
@@ -194,8 +196,6 @@ func (a *Agent) same(files []*os.File) error {
 		return errors.New("it is of another boot")
 	case was.Layout != now.Layout:
 		return fmt.Errorf("agent %s has other programs than %s", was.Agent, now.Agent)
-	case was.Policies != now.Policies:
-		return errors.New("the policies are others now")
 	}
 	return nil
 }
@@ -272,17 +272,18 @@ func (a *Agent) isKept(cov *evidence.Coverage) bool {
 	return a.engine != nil && cov.BootID == a.bootID && cgroup != 0 && !a.doubtful[cgroup] && a.engine.Kept(cgroup)
 }
 
-// endKept lets go of what was kept for a run that has ended, and returns the lines of
+// endKept lets go of what was kept for a run that has ended, or is armed anew, and returns the lines of
 // sites that its counters have more of than their last lines, and what of it is in no
 // line. last are those.
-func (a *Agent) endKept(x *left, last []evidence.SiteLine) (more []moreHits, detail string) {
+func (a *Agent) endKept(x *left, last []evidence.SiteLine, why string) (more []moreHits, detail string) {
 	cgroup := uint64(x.Coverage.CgroupID)
 	counters, execs, err := a.engine.ForgetKept(cgroup)
 	a.mu.Lock()
 	p := a.unpark(cgroup)
 	a.mu.Unlock()
-	detail = "it ended before an agent took it up"
-	taken := map[int]bool{}
+	detail = why
+	taken, before := map[int]bool{}, a.before[cgroup]
+	a.unkeepBefore(x.OpenRun)
 	for _, l := range last {
 		c, i := execs, -1
 		if l.Line.Event != policy.ProcessExec {
@@ -292,6 +293,11 @@ func (a *Agent) endKept(x *left, last []evidence.SiteLine) (more []moreHits, det
 			c = counters[i].Counter
 			taken[i] = true
 		}
+		site := uint32(0)
+		if i >= 0 {
+			site = counters[i].Site
+		}
+		c = c.Plus(before[site])
 		if l.Line.State != evidence.NotArmed && c.Count > hitsOf(l.Line) {
 			more = append(more, moreHits{l, c})
 		}
@@ -347,22 +353,22 @@ func counterOf(counters []probe.KeptCounter, o *evidence.Observation) int {
 	return found
 }
 
-// line is the site's last line of all: what was executed, with the gap since nobody
+// line is the site's line after that: what was executed, with the gap since nobody
 // looked whether its file was as it had been armed.
-func (m moreHits) line(c evidence.Clock, since, ended evidence.Time) *evidence.Observation {
+func (m moreHits) line(c evidence.Clock, since, to evidence.Time, final bool) *evidence.Observation {
 	o := *m.last.By(c)
 	count := evidence.Uint64(m.now.Count)
-	o.State, o.Count, o.Complete, o.Final, o.To = evidence.Hit, &count, false, true, ended
+	o.State, o.Count, o.Complete, o.Final, o.To = evidence.Hit, &count, false, final, to
 	if o.FirstAt.IsZero() {
 		o.FirstAt = c.Time(m.now.FirstNs)
 	}
 	o.LastAt = later(o.FirstAt, c.Time(m.now.LastNs))
-	gap := evidence.SiteGap{Reason: evidence.GapAgentDown, From: since, To: ended, Count: evidence.Loss{N: 1}}
-	gap.DurationNs = evidence.Uint64(ended.Std().Sub(since.Std()))
+	gap := evidence.SiteGap{Reason: evidence.GapAgentDown, From: since, To: to, Count: evidence.Loss{N: 1}}
+	gap.DurationNs = evidence.Uint64(to.Std().Sub(since.Std()))
 	o.Gaps = slices.Clone(o.Gaps)
 	if i := slices.IndexFunc(o.Gaps, func(g evidence.SiteGap) bool { return g.Reason == gap.Reason }); i >= 0 {
 		g := &o.Gaps[i]
-		g.To, g.DurationNs, g.Count.N = ended, g.DurationNs+gap.DurationNs, g.Count.N+1
+		g.To, g.DurationNs, g.Count.N = to, g.DurationNs+gap.DurationNs, g.Count.N+1
 	} else {
 		o.Gaps = append(o.Gaps, gap)
 	}
@@ -382,17 +388,20 @@ func (a *Agent) keptIsOver(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
+	var over []spool.OpenRun
 	a.mu.Lock()
 	for _, x := range a.left {
 		if !x.kept {
 			continue
 		}
 		x.kept, x.GapID = false, witness.NewGapID()
+		over = append(over, x.OpenRun)
 		a.unpark(uint64(x.Coverage.CgroupID))
 		// With mu held: who takes it up closes this gap.
 		errs = append(errs, a.appendLeft(x.OpenRun, nil, nil, "no source told of it in time: its counters were let go of"))
 	}
 	a.mu.Unlock()
+	a.unkeepBefore(over...)
 	if err := errors.Join(append(errs, a.engine.KeptIsOver())...); err != nil {
 		a.problem("let go of what an earlier agent left: %v", err)
 	}

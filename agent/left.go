@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -17,7 +18,11 @@ import (
 // source tells of it there is nothing but its evidence, whose gap is open.
 type left struct {
 	spool.OpenRun
-	kept bool            // its counters go on: guarded by Agent.mu
+	kept bool // its counters go on: guarded by Agent.mu
+	// anew says that it lives, and is armed under other policies now: what is kept for it
+	// is to be read. Nobody else reads it.
+	anew bool
+	why  string          // the gap's detail, where it is not that nothing was kept
 	ctx  context.Context // ends with stop
 	stop context.CancelFunc
 }
@@ -33,9 +38,10 @@ func (a *Agent) nothingKept() string {
 }
 
 // leave signs the gap of a run that an earlier agent left open, unless one before
-// this has done so, and enters it into the table. It returns it if it has ended and its
-// counters are kept: then endKeptRuns seals it.
-func (a *Agent) leave(r spool.OpenRun) (endedKept *left) {
+// this has done so, and enters it into the table. It returns it if its counters are kept
+// and are not to go on, because it has ended or was armed under other policies: then
+// readKept reads them.
+func (a *Agent) leave(r spool.OpenRun) (over *left) {
 	cov := r.Coverage
 	// Where its counters go on there is no gap, unless nobody takes it up.
 	kept := r.GapID == "" && !r.Cut && a.isKept(&cov)
@@ -45,7 +51,7 @@ func (a *Agent) leave(r spool.OpenRun) (endedKept *left) {
 			return nil
 		}
 	}
-	x := &left{OpenRun: r, kept: kept}
+	x := &left{OpenRun: r, kept: kept, anew: kept && cov.Policies != a.inForce().Digest}
 	x.ctx, x.stop = context.WithCancel(context.Background())
 	id := container.Identity{
 		Runtime: container.Runtime(cov.Runtime), ID: cov.ContainerID, BootID: cov.BootID, CgroupID: uint64(cov.CgroupID), CgroupPath: cov.CgroupPath,
@@ -69,11 +75,13 @@ func (a *Agent) leave(r spool.OpenRun) (endedKept *left) {
 		// Only a source can tell whether it lives.
 	default:
 		alive, err := a.cgroups.PopulatedID(id.CgroupPath, id.CgroupID)
+		over := err == nil && !alive
 		switch {
-		case err != nil || alive:
-			a.work.Go(func() { a.watchLeft(x) })
-		case kept:
+		case kept && (over || x.anew):
+			x.anew = !over
 			return x
+		case !over:
+			a.work.Go(func() { a.watchLeft(x) })
 		default:
 			a.endLeft(x, nil, cgroup.BootTime())
 		}
@@ -81,14 +89,15 @@ func (a *Agent) leave(r spool.OpenRun) (endedKept *left) {
 	return nil
 }
 
-// endKeptRuns seals runs that have ended while what counts was kept. If ctx ends before
+// readKept writes what was counted while there was no agent for runs whose counters do not
+// go on: it seals those that have ended, and has the others armed anew. If ctx ends before
 // their last lines are read it leaves them to the next agent.
-func (a *Agent) endKeptRuns(ctx context.Context, progress func(), ended ...*left) {
-	if len(ended) == 0 {
+func (a *Agent) readKept(ctx context.Context, progress func(), over ...*left) {
+	if len(over) == 0 {
 		return
 	}
 	runs := map[string]bool{}
-	for _, x := range ended {
+	for _, x := range over {
 		runs[x.Coverage.RunID] = true
 	}
 	last, err := spool.LastLines(ctx, a.cfg.Spool, a.key(), runs, progress)
@@ -98,9 +107,52 @@ func (a *Agent) endKeptRuns(ctx context.Context, progress func(), ended ...*left
 	if err != nil {
 		a.problem("what was counted while there was no agent is not in lines: %v", err)
 	}
-	for _, x := range ended {
-		a.endLeft(x, last[x.Coverage.RunID], cgroup.BootTime())
+	for _, x := range over {
+		if x.anew {
+			a.dropKept(x, last[x.Coverage.RunID])
+			a.work.Go(func() { a.watchLeft(x) })
+		} else {
+			a.endLeft(x, last[x.Coverage.RunID], cgroup.BootTime())
+		}
 	}
+}
+
+// dropKept reads the counters of a run that lives, and lets go of them: it was armed
+// under other policies, and is armed anew. Nobody else knows of it yet.
+func (a *Agent) dropKept(x *left, last []evidence.SiteLine) {
+	now := cgroup.BootTime()
+	more, detail := a.endKept(x, last, "the policies are others now: its counters were read, and it is armed anew")
+	x.GapID, x.why = witness.NewGapID(), detail
+	a.signLeft(x.OpenRun, nil, more, detail)
+	x.Coverage.Probes = hitBy(x.Coverage.Probes, more)
+	for _, m := range more {
+		// In the chunk's time of the line before. The gap of the time without an agent
+		// is the run's, and not repeated.
+		clock := m.last.Clock
+		line := m.line(clock, clock.Time(x.ToBootNs), clock.Time(now), false)
+		line.Gaps = m.last.Line.Gaps
+		site := evidence.SiteLine{Line: line, Clock: clock}
+		of := evidence.SiteOf(line)
+		if i := slices.IndexFunc(x.Sites, func(s evidence.SiteLine) bool { return evidence.SiteOf(s.Line) == of }); i >= 0 {
+			x.Sites[i] = site
+		} else {
+			x.Sites = append(x.Sites, site)
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	x.kept, x.anew = false, false
+}
+
+// hitBy returns the folds of probes, of which these sites were hit.
+func hitBy(probes []evidence.ProbeFold, more []moreHits) []evidence.ProbeFold {
+	probes = slices.Clone(probes)
+	for i, p := range probes {
+		if slices.ContainsFunc(more, func(m moreHits) bool { return m.last.Line.ProbeID == p.ProbeID }) {
+			probes[i].State = evidence.Hit
+		}
+	}
+	return probes
 }
 
 // giveBack seals a run that was taken up and that ended before it could be armed: what
@@ -115,7 +167,7 @@ func (a *Agent) giveBack(l *live) {
 	a.left[l.id] = x
 	close(l.armed)
 	a.mu.Unlock()
-	a.endKeptRuns(x.ctx, nil, x)
+	a.readKept(x.ctx, nil, x)
 	a.mu.Lock()
 	delete(a.live, l.id) // not before: who waits for all runs' ends waits for this one's
 	a.mu.Unlock()
@@ -133,7 +185,7 @@ func (a *Agent) watchLeft(x *left) {
 		kept := x.kept
 		a.mu.Unlock()
 		if kept {
-			a.endKeptRuns(x.ctx, nil, x)
+			a.readKept(x.ctx, nil, x)
 		} else {
 			a.endLeft(x, nil, cgroup.BootTime())
 		}
@@ -155,11 +207,11 @@ func (a *Agent) endLeft(x *left, last []evidence.SiteLine, at int64) {
 		kept = x.kept
 	}
 	a.mu.Unlock()
-	detail := a.nothingKept()
+	detail := cmp.Or(x.why, a.nothingKept())
 	var more []moreHits
 	if kept {
 		x.GapID = witness.NewGapID()
-		more, detail = a.endKept(x, last)
+		more, detail = a.endKept(x, last, "it ended before an agent took it up")
 	}
 	for _, act := range actions {
 		if s, ok := act.(lifecycle.Seal); ok {
@@ -186,15 +238,10 @@ func (a *Agent) appendLeft(r spool.OpenRun, ended *int64, more []moreHits, detai
 	if !slices.Contains(last.GapReasons, evidence.GapAgentDown) {
 		last.GapReasons = append(last.GapReasons, evidence.GapAgentDown)
 	}
-	if last.Final {
-		last.Probes = slices.Clone(last.Probes)
-		for i, p := range last.Probes {
-			if p.State == evidence.ArmedNoHit { // up to the gap, and not up to the end
-				last.Probes[i].State = evidence.Partial
-			}
-			if slices.ContainsFunc(more, func(m moreHits) bool { return m.last.Line.ProbeID == p.ProbeID }) {
-				last.Probes[i].State = evidence.Hit
-			}
+	last.Probes = hitBy(last.Probes, more)
+	for i, p := range last.Probes {
+		if last.Final && p.State == evidence.ArmedNoHit { // up to the gap, and not up to the end
+			last.Probes[i].State = evidence.Partial
 		}
 	}
 	gap := evidence.Gap{
@@ -221,17 +268,20 @@ func (a *Agent) appendLeft(r spool.OpenRun, ended *int64, more []moreHits, detai
 			}
 			cov.To, g.To = at, at
 		}
-		lines := []evidence.Line{&cov, &g}
-		for _, m := range more {
-			lines = append(lines, m.line(c, g.From, g.To))
+		lines, to := []evidence.Line{&cov, &g}, g.To
+		if ended == nil {
+			to = later(g.From, c.Time(cgroup.BootTime()))
 		}
-		return a.redact.Lines(lines...) // what was redacted then stays, and the rules may be others now
+		for _, m := range more {
+			lines = append(lines, m.line(c, g.From, to, ended != nil))
+		}
+		return a.redactor().Lines(lines...) // what was redacted then stays, and the rules may be others now
 	})
 }
 
 // takeUp returns what is known of a run from an earlier agent, if it armed it, and
 // when it had started. With mu held.
-func (a *Agent) takeUp(runID string) (e *witness.Earlier, started int64) {
+func (a *Agent) takeUp(runID string, under *policies) (e *witness.Earlier, started int64) {
 	x := a.left[runID]
 	if x == nil {
 		return nil, 0
@@ -241,7 +291,7 @@ func (a *Agent) takeUp(runID string) (e *witness.Earlier, started int64) {
 	since := min(x.ToBootNs, cgroup.BootTime())
 	e = &witness.Earlier{
 		From: min(x.FromBootNs, since), Since: since, Reason: evidence.GapAgentDown, GapID: x.GapID,
-		Detail: a.nothingKept(), Kept: x.kept, FirstExec: x.FirstExecBootNs, Sites: x.Sites, Changed: x.Coverage.Policies != a.policies.Digest,
+		Detail: cmp.Or(x.why, a.nothingKept()), Before: a.before[uint64(x.Coverage.CgroupID)], Kept: x.kept, FirstExec: x.FirstExecBootNs, Sites: x.Sites, Changed: x.Coverage.Policies != under.Digest,
 		FailPolicyEnforced: x.Coverage.FailPolicyEnforced, Refused: x.Coverage.Refused,
 	}
 	for _, g := range x.Gaps {

@@ -33,6 +33,7 @@ type live struct {
 	id        string
 	container string
 	start     startKey
+	under     *policies   // that it is armed under
 	user      bool        // it is of a user's own runtime
 	held      func() bool // whether the source still waits for the answer; nil if it cannot tell
 	// created says whether nothing of it has run yet, where nobody waits for an answer of
@@ -43,6 +44,7 @@ type live struct {
 	earlier *witness.Earlier
 	kept    *left // what it was taken up from, if its counters went on
 	started int64
+	before  bool            // what was counted before is kept beside its counters; arm's own
 	init    *os.File        // pidfd of the container's first process; nil if that has ended
 	armed   chan struct{}   // closed when arming is over
 	ctx     context.Context // ends with stop
@@ -173,7 +175,8 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 		// Not with ctx: that ends with the barrier, and who comes late has a name too.
 		a.identify(context.WithoutCancel(ctx), &n)
 	}
-	probes := a.policies.Select(n.Identity)
+	under := a.inForce()
+	probes := under.Select(n.Identity)
 	a.count(n, len(probes) > 0)
 	if !required(probes) {
 		if why := a.stranger(n); why != "" {
@@ -209,7 +212,7 @@ func (a *Agent) starting(ctx context.Context, n container.Notice, held func() bo
 		switch act := act.(type) {
 		case lifecycle.Arm:
 			mine = true
-			l = a.beginRun(act.Run, init)
+			l = a.beginRun(act.Run, init, under)
 			l.held, l.required = held, insist
 			if l.required && letGo.refused != "" {
 				a.refuseLocked(l, notInTime)
@@ -315,6 +318,7 @@ func (a *Agent) arm(l *live, run lifecycle.Run, probes []policy.Probe, cgErr err
 	a.witness.NotHashed(l.id, a.firstDigests(l, start.Sites))
 	a.tellFailPolicy(l, probes, released)
 	a.witness.Publish(l.id, released)
+	a.keepBefore(l)
 	a.signed(l)
 	a.tellDeaf(l)
 	if l.handle != nil && l.earlier != nil {
@@ -397,7 +401,7 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 	n, began := run.Notice, cgroup.BootTime()
 	start := witness.Start{
 		Identity: n.Identity, Source: n.Source, Notified: n.At, Earlier: l.earlier,
-		Redact: redact.New(a.policies.Redact(n.Identity), a.redactKey, n.Identity.Image.Name),
+		Redact: redact.New(l.under.Redact(n.Identity), l.under.key, n.Identity.Image.Name), Policies: l.under.Digest,
 	}
 	if l.earlier != nil {
 		start.Notified = l.started
@@ -469,7 +473,7 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 		rootfs.Upper, processes = "", usersProcesses
 	}
 	h, err := a.engine.Arm(l.ctx, probe.Target{
-		TakeUp: kept, Unsigned: a.marks(l, n.Identity.CgroupID),
+		TakeUp: kept, Carries: !kept && carries(l.earlier), Unsigned: a.marks(l, n.Identity.CgroupID),
 		Cgroup: n.Identity.CgroupID, Init: n.Pid, Level: a.level(n.Identity.CgroupPath), Around: a.around(n.Identity.CgroupPath), Root: root, Upper: rootfs.Upper,
 		Files:     probe.Tree{View: view, Inspector: a.inspect, Runs: tree.Runs}, // for as long as it lives: without the bounds of a start
 		Processes: processes,
@@ -582,6 +586,9 @@ func (a *Agent) seal(l *live, at int64) {
 		return // the agent stops, and needs the counters for the run's last lines
 	}
 	a.disarm(l)
+	if l.before {
+		a.cfg.Keeper.Unkeep(fmt.Sprint(keptBefore, l.notice.Identity.CgroupID))
+	}
 	a.mu.Lock()
 	delete(a.live, l.id)
 	if cg := l.notice.Identity.CgroupID; a.armedIn[cg] == l {

@@ -83,42 +83,6 @@ func (a *Agent) rotate(ctx context.Context, req RotateRequest) (Rekeyed, error) 
 	return done, nil
 }
 
-// reload takes the key that the configuration names now. Of all else in it nothing is
-// taken: that needs a restart. After an error the old key is in use.
-func (a *Agent) reload(ctx context.Context) (Rekeyed, error) {
-	a.rekeying.Lock()
-	defer a.rekeying.Unlock()
-	if a.cfg.Reread == nil {
-		return Rekeyed{}, errors.New("reload: this agent has no configuration to read again")
-	}
-	read, err := a.cfg.Reread()
-	if err != nil {
-		return Rekeyed{}, fmt.Errorf("reload: %w", err)
-	}
-	if read, err = read.WithDefaults(); err != nil {
-		return Rekeyed{}, fmt.Errorf("reload: %w", err)
-	}
-	if !sameFile(read.State, a.cfg.State) {
-		return Rekeyed{}, fmt.Errorf("reload: another state directory (%s) needs a restart", read.State)
-	}
-	cfg, _, err := read.NodeKey()
-	if err != nil {
-		return Rekeyed{}, fmt.Errorf("reload: %w", err)
-	}
-	old := a.key()
-	done := Rekeyed{Before: old.KeyID(), After: old.KeyID(), Source: cfg.Source.String(), InUse: true}
-	s, err := nodekey.Follow(cfg, old)
-	if err != nil {
-		return Rekeyed{}, fmt.Errorf("reload: the key stays %s: %w", old.KeyID(), err)
-	}
-	a.cfg.Key, a.cfg.KeyHelper, a.cfg.KeyHelperUser = read.Key, read.KeyHelper, read.KeyHelperUser
-	if s != nil {
-		done.After = s.KeyID()
-		a.rekey(ctx, s)
-	}
-	return done, nil
-}
-
 // rekey goes on with a key that is the node's already.
 func (a *Agent) rekey(ctx context.Context, next *sign.Signer) {
 	a.mu.Lock()
@@ -146,6 +110,15 @@ func sameFile(a, b string) bool {
 // connection is the key of a request's connection in its context.
 type connection struct{}
 
+// answer says what was done, or why nothing was.
+func answer(w http.ResponseWriter, done any, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusConflict)
+		return
+	}
+	reply(w, done)
+}
+
 // neighbours lets nobody through but processes of the agent's own namespaces: a
 // container that mounts /run is root on the socket, and a key that it chose would
 // speak for the node.
@@ -156,23 +129,16 @@ func (a *Agent) neighbours(do http.HandlerFunc) http.HandlerFunc {
 			err = handoff.Neighbour(c)
 		}
 		if err != nil {
-			a.cfg.Log.Warn("refused to change the key", "err", err)
-			http.Error(w, "the key is not changed for this process: "+err.Error(), http.StatusForbidden)
+			a.cfg.Log.Warn("refused to change the key or to reload", "err", err)
+			http.Error(w, "nothing is changed for this process: "+err.Error(), http.StatusForbidden)
 			return
 		}
 		do(w, r)
 	}
 }
 
-// serveKey adds what the administration socket does with the key.
-func (a *Agent) serveKey(mux *http.ServeMux) {
-	answer := func(w http.ResponseWriter, done Rekeyed, err error) {
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusConflict)
-			return
-		}
-		reply(w, done)
-	}
+// serveChanges adds what changes the agent to what the administration socket does.
+func (a *Agent) serveChanges(mux *http.ServeMux) {
 	mux.HandleFunc("POST /key/rotate", a.neighbours(func(w http.ResponseWriter, r *http.Request) {
 		var req RotateRequest
 		d := json.NewDecoder(io.LimitReader(r.Body, 64<<10))
@@ -185,34 +151,14 @@ func (a *Agent) serveKey(mux *http.ServeMux) {
 		done, err := a.rotate(context.WithoutCancel(r.Context()), req)
 		answer(w, done, err)
 	}))
-	mux.HandleFunc("POST /key/reload", a.neighbours(func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("POST /reload", a.neighbours(func(w http.ResponseWriter, r *http.Request) {
 		done, err := a.reload(context.WithoutCancel(r.Context()))
 		answer(w, done, err)
 	}))
-}
-
-// reloading reloads each time that somebody says so.
-func (a *Agent) reloading(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-a.cfg.Hangup:
-			if _, err := a.reload(ctx); err != nil {
-				a.problem("%v", err)
-			}
-		}
-	}
 }
 
 // RotateKey asks the agent for another key.
 func RotateKey(ctx context.Context, socket string, req RotateRequest) (Rekeyed, error) {
 	var done Rekeyed
 	return done, send(ctx, http.MethodPost, socket, "/key/rotate", req, &done)
-}
-
-// ReloadKey asks the agent to take the key that its configuration names now.
-func ReloadKey(ctx context.Context, socket string) (Rekeyed, error) {
-	var done Rekeyed
-	return done, send(ctx, http.MethodPost, socket, "/key/reload", nil, &done)
 }

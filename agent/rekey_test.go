@@ -83,7 +83,10 @@ func TestRekey(t *testing.T) {
 	rotate := func(req RotateRequest) func() (Rekeyed, error) {
 		return func() (Rekeyed, error) { return RotateKey(t.Context(), cfg.AdminSocket, req) }
 	}
-	reload := func() (Rekeyed, error) { return ReloadKey(t.Context(), cfg.AdminSocket) }
+	reload := func() (Rekeyed, error) {
+		done, err := Reload(t.Context(), cfg.AdminSocket)
+		return done.Key, err
+	}
 
 	line()
 	got, err := rotate(RotateRequest{State: state})()
@@ -114,8 +117,8 @@ func TestRekey(t *testing.T) {
 	}
 	// Who asks has to be known as a process of this host: see handoff.TestNeighbour.
 	mux := http.NewServeMux()
-	a.serveKey(mux)
-	for _, path := range []string{"/key/rotate", "/key/reload"} {
+	a.serveChanges(mux)
+	for _, path := range []string{"/key/rotate", "/reload"} {
 		w := httptest.NewRecorder()
 		mux.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, strings.NewReader(`{"state":"`+state+`"}`)))
 		if w.Code != http.StatusForbidden || inUse() != third {

@@ -147,7 +147,7 @@ func (a *Agent) unheardLocked(l *live) bool {
 // mayRefuse returns why a container is refused of which only this is known, because
 // it could not be looked at in time or at all; or "".
 func (a *Agent) mayRefuse(id container.Identity, why string) string {
-	name := a.policies.MayRefuse(id)
+	name := a.inForce().MayRefuse(id)
 	if name == "" {
 		return ""
 	}
@@ -191,7 +191,7 @@ func refusalOf(why string) error {
 // a file of his that says what the hook does.
 func (a *Agent) checkFailPolicy() {
 	for _, r := range []container.Runtime{container.Podman, container.Docker, container.Runc, container.Crun} {
-		p := a.policies.MayRefuse(container.Identity{Runtime: r, Cut: true})
+		p := a.inForce().MayRefuse(container.Identity{Runtime: r, Cut: true})
 		if p == "" {
 			continue
 		}

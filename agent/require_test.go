@@ -226,7 +226,7 @@ func TestStranger(t *testing.T) {
 func TestHookedByCRIO(t *testing.T) {
 	closed := strings.Replace(closedOn("absent", "armed"), "failPolicy", "select: {images: [shop/*], namespaces: [pay]}\nfailPolicy", 1)
 	n := newNodeWith(t, Config{HookProgram: "/bin/true"}, closed)
-	if !n.hooksCRIO() {
+	if n.cannotHook() != "" {
 		t.Fatal("no hook is added")
 	}
 	made := func(id, image, namespace string) container.Notice {
@@ -264,7 +264,7 @@ func TestHookedByCRIO(t *testing.T) {
 // Without a program there is no hook, and the operator is told.
 func TestNoHookForCRIO(t *testing.T) {
 	n := newNodeWith(t, Config{HookProgram: "/does/not/exist"}, closedOn("absent", "armed"))
-	if n.hooksCRIO() || !slices.ContainsFunc(n.Status().Problems, func(p string) bool { return strings.Contains(p, "/does/not/exist") }) {
+	if n.cannotHook() == "" || !slices.ContainsFunc(n.Status().Problems, func(p string) bool { return strings.Contains(p, "/does/not/exist") }) {
 		t.Errorf("problems: %q", n.Status().Problems)
 	}
 }

@@ -120,19 +120,15 @@ func (a *Agent) nri(ctx context.Context, socket string) error {
 	// From the agent's start on until the runtime is connected, containers
 	// start unseen.
 	a.sourceLost(name, cgroup.BootTime(), "not connected yet")
-	var hook func(container.Notice) *nri.Hook
-	if a.hooksCRIO() {
-		hook = a.hookFor
-	}
 	src := nri.New(nri.Config{
-		Hook:   hook,
+		Hook:   a.hookFor,
 		Socket: socket, Barrier: a.cfg.Barrier + barrierMargin, Log: a.log.With("in", "nri", "socket", socket),
 		Notify: func(ctx context.Context, n container.Notice) error {
 			a.byNRI.hear(n)
 			return refusalOf(a.notify(ctx, n, nil))
 		},
 		Late:   func(n container.Notice, waits bool) error { return refusalOf(a.late(n, waits)) },
-		Insist: func(n container.Notice) bool { return obeys(n) && a.policies.MayRefuse(n.Identity) != "" },
+		Insist: func(n container.Notice) bool { return obeys(n) && a.inForce().MayRefuse(n.Identity) != "" },
 		Lost:   func(from, to int64) { a.deaf(name, from, to) },
 		Synced: func() {
 			a.sourceBack(name, cgroup.BootTime())
@@ -370,17 +366,17 @@ func (a *Agent) recover(ctx context.Context) error {
 	}
 	a.signPowerLoss()
 	defer a.spool.Seal() // this must not wait for more
-	var ended []*left
+	var over []*left
 	for _, r := range found.Runs {
 		a.log.Warn("an earlier agent left a run open", "run", r.Coverage.RunID, "container", r.Coverage.ContainerID, "last", r.To, "sites", len(r.Sites))
 		if r.Cut { // what was counted could not be carried on whole, and a later line would take it back
 			a.problem("run %s is not taken up again: it had most of the sites with hits or gaps, of which all runs have more than can be carried on", r.Coverage.RunID)
 		}
 		if x := a.leave(r); x != nil {
-			ended = append(ended, x)
+			over = append(over, x)
 		}
 	}
-	a.endKeptRuns(ctx, a.cfg.Starting, ended...)
+	a.readKept(ctx, a.cfg.Starting, over...)
 	a.unmark()
 	return nil
 }
@@ -399,7 +395,7 @@ func (a *Agent) signPowerLoss() {
 func (a *Agent) signNode(g *evidence.Gap, complete func(*evidence.Gap, evidence.Clock, evidence.Time)) {
 	err := a.spool.Append("", func(c evidence.Clock) []redact.Line {
 		complete(g, c, c.Time(cgroup.BootTime()))
-		return a.redact.Lines(g)
+		return a.redactor().Lines(g)
 	})
 	if err != nil {
 		a.problem("the time without an agent was not signed: %v", err)

@@ -352,17 +352,3 @@ func (a *Agent) tellAllCalls(ctx context.Context) error {
 		}
 	}
 }
-
-// setsOf lists the sets that any policy wants.
-func (a *Agent) setsOf() (sets []string) {
-	seen := map[string]bool{}
-	for _, p := range a.policies.Policies {
-		for _, pr := range p.Probes {
-			if pr.Set != "" && !seen[pr.Set] {
-				seen[pr.Set] = true
-				sets = append(sets, pr.Set)
-			}
-		}
-	}
-	return sets
-}

@@ -32,6 +32,16 @@ type Counter struct {
 	Standing Standing
 }
 
+// Plus is both together. Whether it counts now is c's.
+func (c Counter) Plus(o Counter) Counter {
+	c.Count += o.Count
+	c.LastNs = max(c.LastNs, o.LastNs)
+	if o.FirstNs != 0 && (c.FirstNs == 0 || o.FirstNs < c.FirstNs) {
+		c.FirstNs = o.FirstNs
+	}
+	return c
+}
+
 // Standing says why a counter stood down the last time.
 type Standing uint32
 

@@ -37,8 +37,8 @@ func (c *cli) agent() *cobra.Command {
 	var file, level string
 	cmd := &cobra.Command{
 		Use: "agent", Short: "Run the node service",
-		Long: `Agent runs until it gets SIGTERM or SIGINT. At SIGHUP it takes the key that the
-configuration names then (see probity key reload). It needs root, or CAP_SYS_ADMIN
+		Long: `Agent runs until it gets SIGTERM or SIGINT. At SIGHUP it reloads the policies and the
+key (see probity reload). It needs root, or CAP_SYS_ADMIN
 (eBPF; overlayfs marks in layers), CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and CAP_LEASE
 (files of users that a container may write). Flags win over the configuration file, which may be absent only
 if it is the default one.`,
@@ -184,6 +184,41 @@ func extend(besides string) func() {
 	}
 }
 
+func (c *cli) reload() *cobra.Command {
+	var socket string
+	cmd := &cobra.Command{
+		Use: "reload", Short: "Have the running agent take its policies and its key again", Args: none,
+		Long: `Reload has the agent read its policies and its configuration again. The policies are
+in force for containers that start from then on; one that runs keeps those that it was
+armed under, until the agent is started again. The key is the one that the
+configuration names: that in use, or one that follows it (probity key rotate --to). Of
+the rest of the configuration nothing is taken: that needs a restart.
+
+A policy with a mistake, or a key that cannot be reached, does not sign or does not
+follow, has nothing changed at all, and reload exits with 3 and says why, as does
+probity status. systemctl reload probity does the same.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			got, err := agent.Reload(cmd.Context(), socket)
+			if err != nil {
+				return blind(err)
+			}
+			return blind(c.print(got, func(w io.Writer) error {
+				policies, key := "as they were", got.Key.After+" stays the node's key"
+				if got.Policies.Before != got.Policies.After {
+					policies = fmt.Sprintf("%d, in force for containers that start from now on", got.Policies.Policies)
+				}
+				if got.Key.Before != got.Key.After {
+					key = fmt.Sprintf("%s follows %s and is in use", got.Key.After, got.Key.Before)
+				}
+				_, err := fmt.Fprintf(w, "policies: %s\nkey: %s\n", policies, key)
+				return err
+			}))
+		},
+	}
+	cmd.Flags().StringVar(&socket, "admin-socket", defaultAdmin, "the agent's administration socket")
+	return cmd
+}
+
 func (c *cli) status() *cobra.Command {
 	var socket string
 	var ready, idle time.Duration
@@ -232,6 +267,10 @@ func printStatus(w io.Writer, st agent.Status) error {
 		row("", "lines left out since the start, because a later one says the same: %d", st.Coalesced)
 	}
 	row("policies", "%d with %d probes, from %s", st.Policies.Policies, st.Policies.Probes, st.Policies.Dir)
+	row("", "in force since %s", st.Policies.Since)
+	if st.Policies.Refused != "" {
+		row("", "not taken again: %s", verify.Printable(st.Policies.Refused))
+	}
 	row("kernel", "%s %s, execs by: %s", st.Kernel.Release, st.Kernel.Machine, st.Exec)
 	row("probe types", "%s", probeTypes(st.Kernel))
 	row("kernel types", "%s", orWhy(st.Kernel.BTF.Source, st.Kernel.BTF.Reason))

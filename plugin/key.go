@@ -59,7 +59,7 @@ func (f *keyFlags) config(cmd *cobra.Command) (nodekey.Config, string, error) {
 }
 
 func (c *cli) key() *cobra.Command {
-	return group("key", "Make, show, change and hand out the node's key", c.keyInit(), c.keyShow(), c.keyRotate(), c.keyReload(), c.keyExport())
+	return group("key", "Make, show, change and hand out the node's key", c.keyInit(), c.keyShow(), c.keyRotate(), c.keyExport())
 }
 
 func (c *cli) keyInit() *cobra.Command {
@@ -218,34 +218,6 @@ func (c *cli) rotateLive(cmd *cobra.Command, socket string, f keyFlags, req agen
 		_, err := fmt.Fprintf(w, "%s follows %s\nnow: %s\n", done.After, done.Before, verify.Printable(done.Todo))
 		return err
 	}))
-}
-
-func (c *cli) keyReload() *cobra.Command {
-	var socket string
-	cmd := &cobra.Command{
-		Use: "reload", Short: "Have the running agent take the key that its configuration names", Args: none,
-		Long: `Reload has the agent read its configuration again and go on with the key that it
-names: the one in use, or one that follows it (probity key rotate --to). A key that
-cannot be reached, does not sign, or does not follow leaves the old one in use, and
-reload exits with 3. Of the configuration only key, keyHelper and keyHelperUser are
-taken. systemctl reload probity does the same.`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			got, err := agent.ReloadKey(cmd.Context(), socket)
-			if err != nil {
-				return blind(err)
-			}
-			return blind(c.print(got, func(w io.Writer) error {
-				if got.Before == got.After {
-					_, err := fmt.Fprintf(w, "%s stays the node's key\n", got.After)
-					return err
-				}
-				_, err := fmt.Fprintf(w, "%s follows %s and is in use\n", got.After, got.Before)
-				return err
-			}))
-		},
-	}
-	cmd.Flags().StringVar(&socket, "admin-socket", defaultAdmin, "the agent's administration socket")
-	return cmd
 }
 
 func (c *cli) keyExport() *cobra.Command {

@@ -98,7 +98,7 @@ of what could not be seen.`,
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{exitUsage, err} })
 	root.SetVersionTemplate("probity {{.Version}}\n")
-	root.AddCommand(c.agent(), c.status(), c.containers(), c.evidence(), c.verify(), c.policy(), c.key(), c.kernel(), c.doctor(), c.version())
+	root.AddCommand(c.agent(), c.reload(), c.status(), c.containers(), c.evidence(), c.verify(), c.policy(), c.key(), c.kernel(), c.doctor(), c.version())
 
 	err := root.ExecuteContext(ctx)
 	var exit exitError

@@ -283,6 +283,7 @@ func (e *Engine) claim(cgroup uint64) (sites []uint32, kept bool) {
 // KeptCounter is a counter that went on for a container that has ended.
 type KeptCounter struct {
 	Probe, Path string // of the file by one of its names
+	Site        uint32 // its number
 	Offset      uint64
 	Return      bool // by the kernel's own return probe
 	bpf.Counter
@@ -310,7 +311,7 @@ func (e *Engine) ForgetKept(cgroup uint64) (counters []KeptCounter, execs bpf.Co
 		k, known := places[id]
 		c, err := e.obj.Slot(cgroup, id)
 		if errs = append(errs, err); err == nil && (known || c.Count > 0) {
-			k.Counter = c
+			k.Counter, k.Site = c, id
 			counters = append(counters, k)
 		}
 	}

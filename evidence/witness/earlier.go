@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"probity/bpf"
+	"probity/bpf/policy"
 	"probity/evidence"
 )
 
@@ -20,8 +21,11 @@ type Earlier struct {
 	Since  int64
 	Detail string
 	// Kept: the counters of sites that say so (probe.Site.Kept) went on meanwhile. They
-	// have no gap, and count what earlier lines say of them once more.
+	// have no gap, and count what earlier lines say of them once more, but for Before.
 	Kept bool
+	// Before is what lines had of such a site before its counter began, by the site's
+	// number, 0 for the container's execs: see [Witness.Before].
+	Before map[uint32]bpf.Counter
 	// Changed says that other policies were in force: that a probe has no earlier
 	// lines does not say then that it saw nothing, nor that it was there.
 	Changed bool
@@ -97,6 +101,24 @@ func (r *run) takeUp(log *slog.Logger) {
 	}
 }
 
+// Before returns, by the numbers of a run's sites, what earlier lines say that was
+// counted before their counters began; 0 is the container's execs. Who goes on with those
+// counters has to know it. It is complete when Publish has returned.
+func (w *Witness) Before(runID string) map[uint32]bpf.Counter {
+	r := w.run(runID)
+	if r == nil {
+		return nil
+	}
+	defer r.mu.Unlock()
+	out := map[uint32]bpf.Counter{}
+	for i := range r.sites {
+		if s := &r.sites[i]; s.before.Count > 0 && s.Set == "" && (s.ID != 0 || s.Event == policy.ProcessExec) {
+			out[s.ID] = s.before
+		}
+	}
+	return out
+}
+
 func (r *run) knowReason(reason evidence.GapReason) {
 	if !slices.Contains(r.reasons, reason) {
 		r.reasons = append(r.reasons, reason)
@@ -144,9 +166,9 @@ func (r *run) carry(e *Earlier, log *slog.Logger) {
 			// To say now that it is not armed would take back what was seen.
 			r.sites[i].withheld = true
 			r.gone = append(r.gone, foldedSite{x.Line.ProbeID, state})
-			r.carrySite(&r.sites[i], x, since)
+			r.carrySite(e, &r.sites[i], x, since)
 		default:
-			r.carrySite(&r.sites[i], x, since)
+			r.carrySite(e, &r.sites[i], x, since)
 			r.touch(i)
 		}
 	}
@@ -158,14 +180,15 @@ func (r *run) carry(e *Earlier, log *slog.Logger) {
 }
 
 // carrySite gives a site what earlier lines say of it.
-func (r *run) carrySite(s *site, x evidence.SiteLine, since int64) {
+func (r *run) carrySite(e *Earlier, s *site, x evidence.SiteLine, since int64) {
 	o, own := x.Line, s.own()
 	if o.State == evidence.Hit {
 		before := bpf.Counter{Count: uint64(*o.Count), FirstNs: x.Clock.Boot(o.FirstAt), LastNs: x.Clock.Boot(o.LastAt)}
-		if !s.Kept { // else its counter has them
-			own.before = before
-			s.merge(own.before)
+		own.before = before
+		if s.Kept { // its counter has the rest
+			own.before = e.Before[s.ID]
 		}
+		s.merge(own.before)
 		r.last = max(r.last, before.LastNs)
 		if len(o.Redacted) == 0 { // else which members are, would be forgotten
 			own.process, own.stack = o.Process, o.Stack

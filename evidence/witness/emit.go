@@ -157,7 +157,7 @@ func (w *Witness) lines(r *run, c evidence.Clock, to int64, of what) (b batch) {
 		}
 	}
 	if of&coverage != 0 {
-		add(r.cover(c, to, w.cfg.Policies))
+		add(r.cover(c, to))
 	}
 	for _, g := range r.unsaid {
 		if g.reason != evidence.GapAgentDown {

@@ -297,7 +297,7 @@ func precision(s *site) string {
 }
 
 // cover makes the run's coverage line.
-func (r *run) cover(c evidence.Clock, to int64, policies string) *evidence.Coverage {
+func (r *run) cover(c evidence.Clock, to int64) *evidence.Coverage {
 	states := map[string][]evidence.State{}
 	for i := range r.sites {
 		s := &r.sites[i]
@@ -319,7 +319,7 @@ func (r *run) cover(c evidence.Clock, to int64, policies string) *evidence.Cover
 		ImageConfigDigest: r.id.Image.ConfigDigest, ImageDigestReason: r.id.Image.DigestReason,
 		BootID: r.id.BootID, CgroupID: evidence.Uint64(r.id.CgroupID), CgroupPath: r.id.CgroupPath,
 		Attribution: attribution, Source: r.source, From: c.Time(r.first), To: c.Time(to), Final: r.final,
-		Policies: policies, FailPolicyEnforced: r.enforced, Refused: r.refused, Losses: r.lost, Probes: []evidence.ProbeFold{},
+		Policies: r.policies, FailPolicyEnforced: r.enforced, Refused: r.refused, Losses: r.lost, Probes: []evidence.ProbeFold{},
 	}
 	if p := r.id.Pod; p != nil && p.Name != "" && p.Namespace != "" {
 		v.Pod = &evidence.Pod{Name: p.Name, Namespace: p.Namespace, UID: p.UID}

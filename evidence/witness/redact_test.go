@@ -20,7 +20,8 @@ func redactingStage(t *testing.T, yaml string, sites ...probe.Site) *stage {
 	}
 	st := newStage(t, sites...)
 	st.runs[st.id].redact = redact.New(p.Redact, []byte("k"), "")
-	st.cfg.Redact = st.runs[st.id].redact
+	own := st.runs[st.id].redact
+	st.cfg.Redact = func() *redact.Redactor { return own }
 	return st
 }
 

@@ -32,6 +32,7 @@ type run struct {
 	source   string
 	arm      Armament
 	redact   *redact.Redactor
+	policies string // digest of those that it is armed under
 	notified int64
 	armedAt  int64
 	earlier  *Earlier // nil if it was armed before its first instruction, or was to be
@@ -91,7 +92,7 @@ type run struct {
 
 func newRun(s Start) *run {
 	r := &run{
-		id: s.Identity, runID: s.Identity.RunID(), source: s.Source, arm: s.Arm, redact: s.Redact, searches: slices.Clone(s.Searches),
+		id: s.Identity, runID: s.Identity.RunID(), source: s.Source, arm: s.Arm, redact: s.Redact, policies: s.Policies, searches: slices.Clone(s.Searches),
 		news:     make(chan struct{}),
 		notified: s.Notified, first: s.ArmedAt, armedAt: s.ArmedAt, lastGood: s.ArmedAt, earlier: s.Earlier,
 		paths: map[int]string{}, procKnown: map[string]bool{}, files: map[fileGap]bool{}, apart: map[evidence.GapReason]int{},

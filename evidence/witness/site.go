@@ -193,18 +193,9 @@ func (r *run) count(s *site) (bpf.Counter, error) {
 		if err != nil {
 			return sum, err
 		}
-		sum = plus(sum, c)
+		sum = sum.Plus(c)
 	}
-	return plus(sum, s.before), nil
-}
-
-func plus(sum, c bpf.Counter) bpf.Counter {
-	sum.Count += c.Count
-	sum.LastNs = max(sum.LastNs, c.LastNs)
-	if c.FirstNs != 0 && (sum.FirstNs == 0 || c.FirstNs < sum.FirstNs) {
-		sum.FirstNs = c.FirstNs
-	}
-	return sum
+	return sum.Plus(s.before), nil
 }
 
 // merge takes a counter as read. First is the earlier of both: two processors

@@ -69,12 +69,12 @@ type Timer interface {
 type Config struct {
 	Sink     Sink
 	BootTime func() int64 // CLOCK_BOOTTIME, nanoseconds
-	Policies string       // digest of the policies in force
 	// MaxEntryBytes bounds the memory of all entries of sets of all runs
 	// (DefaultMaxEntryBytes). Past it, sets are full.
 	MaxEntryBytes int64
-	// Redact is for lines that are of no run; a run has its own (Start).
-	Redact *redact.Redactor
+	// Redact returns what is for lines that are of no run; a run has its own (Start).
+	// nil: nothing is kept out of those.
+	Redact func() *redact.Redactor
 	Log    *slog.Logger
 }
 
@@ -99,6 +99,9 @@ func New(cfg Config) *Witness {
 	}
 	if cfg.MaxEntryBytes == 0 {
 		cfg.MaxEntryBytes = DefaultMaxEntryBytes
+	}
+	if cfg.Redact == nil {
+		cfg.Redact = func() *redact.Redactor { return nil }
 	}
 	return &Witness{cfg: cfg, runs: map[string]*run{}, byCgroup: map[uint64]*run{}, sources: map[string]*gap{}, node: map[evidence.GapReason]int64{}}
 }
@@ -150,6 +153,7 @@ type Start struct {
 	Searches []probe.Search
 	Arm      Armament         // nil if nothing could be armed
 	Redact   *redact.Redactor // what its policies keep out of evidence
+	Policies string           // digest of the policies that it is armed under
 	Notified int64            // boot time at which the source announced the start, or of the start itself
 	Earlier  *Earlier         // of a run that ran already; nil of one that starts
 	ArmedAt  int64
@@ -680,7 +684,7 @@ func (w *Witness) Coalesced() uint64 { return w.leftOut.Load() }
 // counts it as dropped itself; here it is only told to a person.
 func (w *Witness) sign(g *gap) {
 	err := w.cfg.Sink.Append("", func(c evidence.Clock) []redact.Line {
-		return w.cfg.Redact.Lines(g.line(c))
+		return w.cfg.Redact().Lines(g.line(c))
 	})
 	if err != nil {
 		w.cfg.Log.Error("evidence was not taken", "gap", g.reason, "err", err)

@@ -155,7 +155,7 @@ func TestNotKept(t *testing.T) {
 	if slices.Contains(a.store.names(), mark) {
 		t.Error("the gap is signed, and the mark is there")
 	}
-	// Other policies: what is kept was made for those before.
+	// Other policies: what is kept was made for those before, is read, and let go of.
 	a.Kill(t)
 	a.Scratch.write(t, "policies.d/00.yaml", strings.Replace(targetPolicy, "goodbye", "goodbye, main", 1))
 	lives.exec(t, "/bin/target", "hello")
@@ -173,9 +173,10 @@ func TestNotKept(t *testing.T) {
 	lives.goOn(t, "hello")
 	lives.wait(t)
 	e := settled(t, a)
-	if hello := want(t, e, lives.id(), "fn", "hello", evidence.Hit, "", 2); hello.Complete { // of three
+	if hello := want(t, e, lives.id(), "fn", "hello", evidence.Hit, "", 3); hello.Complete {
 		t.Errorf("%+v", hello)
 	}
+	want(t, e, lives.id(), "fn", "main", evidence.Hit, "", 1) // which only those after want: of goOn's program
 	a.Verify(t)
 }
 
@@ -195,5 +196,60 @@ func TestHookSocketIsLetGo(t *testing.T) {
 	if c, err := net.Dial("unix", a.HookSocket); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("who asks there: %v", err)
 		c.Close()
+	}
+}
+
+// What was counted before a time without counters stays counted when those after it are
+// kept: by an agent that takes them up, and by one that finds the container ended.
+func TestKeptAfterAGap(t *testing.T) {
+	d := drivers["podman"](t)
+	a := StartAgent(t, d.agent(AgentOptions{Policies: []string{targetPolicy}, Store: true}))
+	d.attach(t, a)
+	targetImage(t, d)
+	lives, ends := d.start(t, targetName, "lives", "hello", "hello", "wait"), d.start(t, targetName, "ends", "hello", "hello", "wait")
+	seen := func(c ran, n int) {
+		t.Helper()
+		a.WaitLine(t, func(e Evidence) bool {
+			o := e.Latest(c.id(), "fn", "hello")
+			return o != nil && o.State == evidence.Hit && int(*o.Count) == n
+		})
+	}
+	seen(lives, 2)
+	seen(ends, 2)
+	a.Stop(t)
+	a.store.drop()
+	a.Start(t)
+	d.attach(t, a)
+	for _, c := range []ran{lives, ends} {
+		armedAgain(t, a, c, evidence.GapAgentDown)
+		c.exec(t, "/bin/target", "hello", "hello", "hello")
+	}
+	a.Kill(t)
+	for _, c := range []ran{lives, ends} {
+		c.exec(t, "/bin/target", "hello", "hello", "hello", "hello")
+	}
+	ends.goOn(t)
+	ends.wait(t)
+	a.Start(t)
+	d.attach(t, a)
+	seen(lives, 9)
+	seen(ends, 9)
+	a.Kill(t)
+	lives.exec(t, "/bin/target", "hello")
+	a.Start(t)
+	d.attach(t, a)
+	lives.goOn(t, "hello")
+	lives.wait(t)
+	e := settled(t, a)
+	want(t, e, lives.id(), "fn", "hello", evidence.Hit, "", 11)
+	want(t, e, ends.id(), "fn", "hello", evidence.Hit, "", 9)
+	for _, c := range []ran{lives, ends} { // init's, those of sessions, and of who let it go on
+		n := uint64(3)
+		if c == lives {
+			n = 5
+		}
+		if o := e.Latest(c.id(), "exec", ""); o == nil || uint64(*o.Count) < n {
+			t.Errorf("execs: %+v", o)
+		}
 	}
 }

@@ -35,6 +35,7 @@ var disturbances = []struct {
 		s.cri.server.Start(t)
 	}},
 	{"podman killed (SIGKILL)", 6, false, func(s *soak, t *testing.T, rng *rand.Rand) { s.killPodman(t) }},
+	{"policies reloaded (SIGHUP)", 3, false, func(s *soak, t *testing.T, rng *rand.Rand) { s.reload(t) }},
 	{"disk full", 2, false, func(s *soak, t *testing.T, rng *rand.Rand) { s.fill(t, rng) }},
 	{"nobody carries evidence away", 2, false, func(s *soak, _ *testing.T, rng *rand.Rand) {
 		s.stalled.Store(true)
@@ -94,6 +95,33 @@ func (s *soak) killPodman(t *testing.T) {
 			return
 		}
 	}
+}
+
+// reload puts a policy in force that was not, or takes it out, after one with a mistake
+// that changes nothing.
+func (s *soak) reload(t *testing.T) {
+	file := "policies.d/90.yaml"
+	s.agent.Scratch.write(t, file, soakMistaken)
+	if code, out, _ := s.agent.Probity(t, "reload", "--admin-socket", s.agent.AdminSocket); code != 3 {
+		t.Errorf("reload a policy with a mistake: exit code %d\n%s", code, out)
+	}
+	want := 2
+	if s.extra = !s.extra; s.extra {
+		s.agent.Scratch.write(t, file, soakExtra)
+		want++
+	} else if err := os.Remove(s.agent.Scratch.Path(file)); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(s.agent.Pid(), syscall.SIGHUP); err != nil {
+		t.Errorf("reload: %v", err)
+	}
+	persist(t, "reload", func(t T) {
+		var status struct{ Policies struct{ Policies int } }
+		code, out, errs := s.agent.Probity(t, "status", "-o", "json", "--admin-socket", s.agent.AdminSocket)
+		if code != 0 || json.Unmarshal([]byte(out), &status) != nil || status.Policies.Policies != want {
+			t.Fatalf("%d policies, want %d (exit code %d)\n%s", status.Policies.Policies, want, code, errs)
+		}
+	})
 }
 
 // fill leaves no room on the spool's disk for a while.

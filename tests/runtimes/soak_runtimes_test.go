@@ -2,6 +2,7 @@ package runtimes
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -23,7 +24,22 @@ func (s soakPodman) name() string { return "podman" }
 func (s soakPodman) forget(t T, name string) []string {
 	ids := strings.Fields(s.Podman.Podman(t, "ps", "--all", "--no-trunc", "--filter", "name=^"+name+"$", "--format", "{{.ID}}"))
 	s.Podman.Podman(t, "rm", "--force", "--time", "0", "--ignore", name)
+	for _, id := range ids { // podman may have been killed before it knew that it had started it
+		s.killAll(t, id)
+	}
 	return ids
+}
+
+// killAll kills what is in a container's cgroup.
+func (s soakPodman) killAll(t T, id string) {
+	var pids []int
+	for _, pid := range s.Scratch.processes() {
+		groups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		if strings.Contains(string(groups), "/libpod-"+id) {
+			pids = append(pids, pid)
+		}
+	}
+	waitGone(pids)
 }
 
 type soakCRI struct{ criSuite }

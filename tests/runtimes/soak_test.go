@@ -64,6 +64,8 @@ type soak struct {
 	stalled atomic.Bool  // nobody carries evidence away
 	ended   atomic.Int64 // containers
 
+	extra bool // that policy is in force; disturb's own
+
 	mu      sync.Mutex
 	ledger  ledger
 	done    map[string]int // disturbances, by name
@@ -87,6 +89,18 @@ select:
 probes:
   - {id: bundle-fn, type: uprobe, file: /bin/target, symbols: [hello, goodbye, never]}
 `
+
+// What a reload puts in and takes out.
+const (
+	soakExtra = `
+name: extra
+select:
+  images: ["localhost/target*"]
+probes:
+  - {id: extra, type: uprobe, file: /bin/target, symbols: [hello, goodbye]}
+`
+	soakMistaken = "name: extra\nprobes:\n  - {id: extra, type: uprobe, file: /bin/target, symbol: hello}\n"
+)
 
 // The spool's file system is a small one of its own, so that it can be full; the
 // quota has what was carried away removed from it.
@@ -240,7 +254,11 @@ func (s *soak) live(t *testing.T, c life, st *stint, w way, code int, rng *rand.
 				t.Fatalf("%v", err)
 			}
 		})
-		linger(rng, 4*time.Second)
+		most := 4 * time.Second
+		if rng.IntN(20) == 0 { // to live through several things
+			most = 90 * time.Second
+		}
+		linger(rng, max(time.Second, min(most, time.Until(s.deadline))))
 		if w.name == "session" {
 			if err := attempt(t, func(t T) { c.exec(t, "/bin/target", "hello") }); err == nil {
 				s.write(func(*ledger) { st.calls["hello"]++ })

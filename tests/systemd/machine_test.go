@@ -123,6 +123,10 @@ type status struct {
 	KeyID    string `json:"keyId"`
 	LiveRuns int    `json:"liveRuns"`
 	Waiting  int    `json:"waiting"`
+	Policies struct {
+		Policies        int
+		Digest, Refused string
+	} `json:"policies"`
 	Kernel   map[string]any
 	Sources  map[string]string `json:"sources"`
 	Problems []string          `json:"problems"`

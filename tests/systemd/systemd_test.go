@@ -309,6 +309,21 @@ func (m *machine) reload(t *testing.T) {
 	if now := ask(t, "/status").KeyID; now != second {
 		t.Errorf("the key was %s and is %s", second, now)
 	}
+	// A policy with a mistake fails the reload, and changes nothing.
+	before := ask(t, "/status").Policies
+	const file = "/etc/probity/policies.d/reloaded.yaml"
+	write(t, file, "name: reloaded\nprobes:\n  - {id: reloaded, type: uprobe, file: /x, symbol: x}\n")
+	if out, code := tried(t, "systemctl", "reload", unit); code == 0 || ask(t, "/status").Policies.Digest != before.Digest {
+		t.Errorf("a policy with a mistake was reloaded: %s", out)
+	}
+	write(t, file, "name: reloaded\nprobes:\n  - {id: reloaded, type: uprobe, file: /x, symbols: [x]}\n")
+	said(t, "systemctl", "reload", unit)
+	if now := ask(t, "/status").Policies; now.Digest == before.Digest || now.Policies != before.Policies+1 || now.Refused != "" {
+		t.Errorf("the policies were %+v and are %+v", before, now)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
 	if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
