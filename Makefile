@@ -4,8 +4,10 @@
 RUNTIME ?= podman
 OUT ?=
 PARTS ?=
+FOR ?= 2h
+SEED ?= 1
 
-.PHONY: all generate check test test-kernels test-full bench demo rpm clean help
+.PHONY: all generate check test test-kernels test-full bench soak demo rpm clean help
 
 all: ## build bin/probity and bin/probity-hook
 	@scripts/build.sh
@@ -27,6 +29,9 @@ test-full: ## everything, for hours: race detector, fuzzing, all tests, all kern
 
 bench: ## measure the budgets of docs/design.md (sudo make bench)
 	@scripts/bench.sh
+
+soak: ## containers for two hours, and what befalls them; writes docs/soak.md (sudo make soak [FOR=20m] [SEED=7])
+	@scripts/soak.sh '$(FOR)' '$(SEED)'
 
 demo: ## a container, its probes, its evidence (sudo make demo [RUNTIME=containerd] [OUT=DIR])
 	@scripts/demo.sh '$(RUNTIME)' '$(OUT)'

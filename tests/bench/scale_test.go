@@ -30,8 +30,13 @@ import (
 	"probity/runtime/container"
 	"probity/runtime/image"
 	"probity/tests/need"
+	"probity/tests/plot"
 	"probity/tests/runtimes"
 )
+
+// Plots is the variable with the directory into which curves are written. Without it they
+// are only printed.
+const Plots = "PROBITY_PLOTS"
 
 // layer is a file tree of one directory, in which a glob is a path.
 type layer struct {
@@ -246,9 +251,9 @@ func BenchmarkContainers(b *testing.B) {
 	judged(b, day <= 50, "idle, 1,000 x 101: lines of a day", "<= 50 MB", "%.1f MiB", day)
 	row(b, "hit with 1,000 containers armed, against 1", "measured", "%.0f ns against %.0f ns", hit[last], hit[0])
 	if out := os.Getenv(Plots); out != "" {
-		must(b, plot(out, "containers-time", "Arming containers of one image, 101 sites each", "containers", "milliseconds", x, curve{"arm one, p50", arm}, curve{"arm the last one", armLast}, curve{"disarm all, detach", closing}))
-		must(b, plot(out, "containers-memory", "Memory of the engine, 101 sites for each container", "containers", "MiB", x, curve{"resident, added", rss}, curve{"BPF maps", maps}))
-		must(b, plot(out, "containers-hit", "Cost of one hit", "containers", "nanoseconds", x, curve{"hit", hit}))
+		must(b, plot.Picture{Title: "Arming containers of one image, 101 sites each", X: "containers", Y: "milliseconds"}.Write(out, "containers-time", x, plot.Curve{Name: "arm one, p50", Y: arm}, plot.Curve{Name: "arm the last one", Y: armLast}, plot.Curve{Name: "disarm all, detach", Y: closing}))
+		must(b, plot.Picture{Title: "Memory of the engine, 101 sites for each container", X: "containers", Y: "MiB"}.Write(out, "containers-memory", x, plot.Curve{Name: "resident, added", Y: rss}, plot.Curve{Name: "BPF maps", Y: maps}))
+		must(b, plot.Picture{Title: "Cost of one hit", X: "containers", Y: "nanoseconds"}.Write(out, "containers-hit", x, plot.Curve{Name: "hit", Y: hit}))
 	}
 }
 
@@ -312,7 +317,7 @@ func BenchmarkSymbols(b *testing.B) {
 			n, plans[len(plans)-1], arms[len(arms)-1], closes[len(closes)-1], ms(done.Sub(start)), theirs)
 	}
 	if out := os.Getenv(Plots); out != "" {
-		must(b, plot(out, "symbols", "Functions of one program", "functions", "milliseconds", x, curve{"plan, cold", plans}, curve{"attach and prove", arms}, curve{"detach", closes}))
+		must(b, plot.Picture{Title: "Functions of one program", X: "functions", Y: "milliseconds"}.Write(out, "symbols", x, plot.Curve{Name: "plan, cold", Y: plans}, plot.Curve{Name: "attach and prove", Y: arms}, plot.Curve{Name: "detach", Y: closes}))
 	}
 }
 

@@ -30,6 +30,7 @@ var disturbances = []struct {
 	}},
 	{"agent stopped (SIGTERM)", 1, true, func(s *soak, t *testing.T, rng *rand.Rand) { s.bounce(t, rng, s.agent.Stop) }},
 	{"containerd killed (SIGKILL)", 2, false, func(s *soak, t *testing.T, rng *rand.Rand) {
+		s.killed.Add(1)
 		s.cri.server.Kill(t)
 		linger(rng, time.Second)
 		s.cri.server.Start(t)

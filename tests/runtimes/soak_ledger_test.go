@@ -38,7 +38,8 @@ type stint struct {
 	before, after     int64 // around the call that started it
 	end               int64 // when it was known to have ended
 	calls             map[string]uint64
-	sure              bool // nothing failed, so that is what it did
+	killed            int64 // how often containerd had been killed when it started
+	sure              bool  // nothing failed, so that is what it did
 }
 
 type soakRun struct {
@@ -273,7 +274,7 @@ func (s *soak) carry(t *testing.T, stop chan struct{}) {
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for last := false; !last && !t.Failed(); {
+	for last := false; !last; {
 		select {
 		case <-tick.C:
 		case <-stop:

@@ -63,6 +63,7 @@ type soak struct {
 	starts  atomic.Int64 // of the agent
 	stalled atomic.Bool  // nobody carries evidence away
 	ended   atomic.Int64 // containers
+	killed  atomic.Int64 // how often containerd was
 
 	extra bool // that policy is in force; disturb's own
 
@@ -220,7 +221,7 @@ func (s *soak) one(t *testing.T, r soakable, name string, w way, rng *rand.Rand)
 // start starts a container, and has the ledger know of it. Where the runtime did not
 // say that it was started, it is removed, whatever it was, and nil is returned.
 func (s *soak) start(t *testing.T, r soakable, name string, calls map[string]uint64, do func(T) life) (c life, st *stint) {
-	st = &stint{runtime: r.name(), name: name, calls: calls, before: cgroup.BootTime(), sure: true}
+	st = &stint{runtime: r.name(), name: name, calls: calls, before: cgroup.BootTime(), sure: true, killed: s.killed.Load()}
 	err := attempt(t, func(t T) { c = do(t) })
 	st.after = cgroup.BootTime()
 	if err == nil {
@@ -246,6 +247,7 @@ func (s *soak) start(t *testing.T, r soakable, name string, calls map[string]uin
 
 // live goes through the rest of what a container does.
 func (s *soak) live(t *testing.T, c life, st *stint, w way, code int, rng *rand.Rand) {
+	r, killed := st.runtime, st.killed
 	if w.waits {
 		pid := 0
 		persist(t, "the pid of "+st.name, func(t T) { pid = c.pid(t) })
@@ -272,7 +274,8 @@ func (s *soak) live(t *testing.T, c life, st *stint, w way, code int, rng *rand.
 	got := 0
 	persist(t, "the end of "+st.name, func(t T) { got = c.wait(t) })
 	s.write(func(l *ledger) { st.end = cgroup.BootTime() })
-	if got != code {
+	// The end of a container while containerd is being killed is not known to it: 255.
+	if lost := r == "containerd" && got == 255 && s.killed.Load() != killed; got != code && !lost {
 		t.Errorf("%s (%s, %s): exit code %d, want %d", st.name, st.runtime, w.name, got, code)
 	}
 }
