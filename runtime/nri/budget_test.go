@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/nri/pkg/api"
+
 	"probity/runtime/cgroup"
 	"probity/runtime/container"
 )
@@ -34,6 +36,27 @@ func TestBudget(t *testing.T) {
 	}
 	if got := b.allowance(at.Add(budgetWindow)); got != budgetHeld {
 		t.Errorf("a window later: %v", got)
+	}
+}
+
+// The lock is held while a call is on its way, too: calls that cost nothing here take
+// from what is left for starts.
+func TestBudgetOfTheWay(t *testing.T) {
+	socket := socketPath(t)
+	n := start(t, socket, nil, nil)
+	h, s := listen(t, Config{Socket: socket})
+	n.connected(t)
+	const calls = 40
+	for i := range calls {
+		if err := n.RemoveContainer(context.Background(), &api.RemoveContainerRequest{Pod: pod, Container: running(fmt.Sprint("c", i), 7)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range calls {
+		receive(t, h.notices)
+	}
+	if got := s.shared.allowance(time.Now()); got > budgetHeld-calls*underway {
+		t.Errorf("after %d calls there are %v left", calls, got)
 	}
 }
 

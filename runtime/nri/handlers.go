@@ -65,6 +65,8 @@ func (a *attempt) Synchronize(_ context.Context, pods []*api.PodSandbox, list []
 
 // CreateContainer: CRI-O is about to make a container, and does with it what it is told.
 func (a *attempt) CreateContainer(_ context.Context, p *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+	begin := time.Now()
+	defer func() { a.s.shared.call(begin, time.Now()) }()
 	n, ok := a.notice(container.Created, p, c, cgroup.BootTime())
 	if !ok || n.Identity.Runtime != container.CRIO {
 		return nil, nil, nil
@@ -98,6 +100,8 @@ func (a *attempt) RemoveContainer(_ context.Context, p *api.PodSandbox, c *api.C
 
 // enqueue leaves even the reading of the message to the queue's goroutine.
 func (a *attempt) enqueue(k container.Kind, p *api.PodSandbox, c *api.Container, at int64) {
+	now := time.Now()
+	a.s.shared.call(now, now)
 	a.s.queue.put(func() {
 		if n, ok := a.notice(k, p, c, at); ok {
 			a.s.notify(a.ctx, n)
@@ -108,7 +112,7 @@ func (a *attempt) enqueue(k container.Kind, p *api.PodSandbox, c *api.Container,
 // StartContainer is the barrier. It holds the runtime's lock.
 func (a *attempt) StartContainer(_ context.Context, p *api.PodSandbox, c *api.Container) error {
 	begin := time.Now()
-	defer func() { a.s.shared.spend(begin, time.Now()) }()
+	defer func() { a.s.shared.call(begin, time.Now()) }()
 	defer a.s.recovered("start")
 	n, ok := a.notice(container.Starting, p, c, cgroup.BootTime())
 	if !ok {

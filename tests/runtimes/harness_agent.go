@@ -29,6 +29,7 @@ type AgentOptions struct {
 	Config     string   // text of the configuration file
 	Args       []string // further arguments
 	Env        []string
+	Nice       bool // with the priority that the unit gives it
 	Store      bool // somebody holds for the next agent what one has held
 }
 
@@ -154,12 +155,22 @@ func (a *Agent) launch(t T) {
 	if a.store != nil {
 		a.store.give(cmd)
 	}
+	if a.options.Nice {
+		nice, err := exec.LookPath("nice")
+		if err != nil {
+			t.Fatalf("agent: %v", err)
+		}
+		cmd.Path, cmd.Args = nice, append([]string{"nice", "-n", unitNice, cmd.Path}, cmd.Args[1:]...)
+	}
 	server, err := start("the agent", a.Scratch.Path("agent.log"), cmd)
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
 	a.server = server
 }
+
+// unitNice is the unit's Nice=.
+const unitNice = "-10"
 
 // Kill kills the agent with SIGKILL and waits for its end.
 func (a *Agent) Kill(t T) {

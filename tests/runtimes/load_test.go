@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -40,9 +41,12 @@ func (l loose) Fatalf(format string, args ...any) {
 // and the agent's own bound, of what it spends, is runtime/nri's to show.
 func TestPodsAtOnce(t *testing.T) {
 	pods := sized(24, 200)
+	if unit, err := os.ReadFile(filepath.Join(repository(t), "packaging/systemd/probity.service")); err != nil || !strings.Contains(string(unit), "\nNice="+unitNice+"\n") {
+		t.Errorf("the unit does not have the priority that is measured here: %v", err)
+	}
 	d := containerdDriver{StartContainerd(t)}
 	lock := watchNRI(t, d.NRISocket)
-	a := StartAgent(t, AgentOptions{Policies: []string{targetPolicy}, NRISockets: []string{lock.socket}, Containerd: d.Address})
+	a := StartAgent(t, AgentOptions{Policies: []string{targetPolicy}, NRISockets: []string{lock.socket}, Containerd: d.Address, Nice: true})
 	d.attach(t, a)
 	targetImage(t, d)
 	before := descriptors(t, a)
