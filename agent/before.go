@@ -42,6 +42,7 @@ func (a *Agent) readBefore() {
 		} else {
 			a.problem("what was counted of cgroup %d is not gone on with: %v", cgroup, err)
 			a.doubtful[cgroup] = true
+			a.cfg.Keeper.Unkeep(name)
 		}
 		for _, f := range list {
 			f.Close()

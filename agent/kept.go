@@ -79,8 +79,13 @@ func (a *Agent) letGoOfKept(why error) {
 			f.Close()
 		}
 	}
-	a.cfg.Keeper.Unkeep(slices.Collect(maps.Keys(a.cfg.Kept))...)
+	names := slices.Collect(maps.Keys(a.cfg.Kept))
+	for cgroup := range a.before {
+		names = append(names, fmt.Sprint(keptBefore, cgroup))
+	}
+	a.cfg.Keeper.Unkeep(names...)
 	a.cfg.Kept = nil
+	clear(a.before)
 }
 
 // keptUnsigned begins the names of marks: an agent made counters for a run that has the

@@ -80,10 +80,16 @@ func (s *fdStore) give(cmd *exec.Cmd) {
 	cmd.Path = "/bin/sh"
 }
 
-// put holds some file under a name.
-func (s *fdStore) put(t T, name string) {
+// put holds a file with a text under a name.
+func (s *fdStore) put(t T, name, text string) {
 	t.Helper()
-	f, err := os.Open(os.DevNull)
+	f, err := os.CreateTemp("", "kept")
+	if err == nil {
+		_, err = f.WriteString(text)
+	}
+	if err == nil {
+		err = os.Remove(f.Name())
+	}
 	if err != nil {
 		t.Fatalf("%v", err)
 	}

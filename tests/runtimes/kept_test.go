@@ -129,7 +129,7 @@ func TestNotKept(t *testing.T) {
 	ends.wait(t)
 	// Of the other one the agent had not signed yet since when all its counters count.
 	mark := fmt.Sprint("unsigned-", a.Evidence(t).Cover(lives.id()).CgroupID)
-	a.store.put(t, mark)
+	a.store.put(t, mark, "")
 	a.Start(t)
 	d.attach(t, a)
 	a.WaitLine(t, func(e Evidence) bool {
@@ -178,6 +178,33 @@ func TestNotKept(t *testing.T) {
 	}
 	want(t, e, lives.id(), "fn", "main", evidence.Hit, "", 1) // which only those after want: of goOn's program
 	a.Verify(t)
+}
+
+// Who lets go of all that was kept lets go of what belongs to it, too; and what cannot be
+// read is let go of in any case.
+func TestNothingStays(t *testing.T) {
+	a := StartAgent(t, AgentOptions{Store: true})
+	for name, records := range map[string][2]string{
+		"of other programs": {`{"layout":"other"}`, `{"1":{"Count":2,"FirstNs":3,"LastNs":4}}`},
+		"not readable":      {"", "no JSON"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a.Kill(t)
+			if records[0] != "" {
+				a.store.put(t, "about", records[0]) // a second one
+			}
+			a.store.put(t, "before-7", records[1])
+			a.Start(t)
+			ctx, cancel := within(t, Patience)
+			defer cancel()
+			for !slices.Contains(a.store.names(), "about") && ctx.Err() == nil { // what is kept now comes after what goes
+				pause(ctx)
+			}
+			if names := a.store.names(); slices.Contains(names, "before-7") || ctx.Err() != nil {
+				t.Errorf("held: %v", names)
+			}
+		})
+	}
 }
 
 // An agent that is to have no hook socket lets go of the one that was held: hooks would
