@@ -24,7 +24,7 @@ const maxHooked = 1024
 // given the hook.
 func (a *Agent) checkHook(set *policy.Set) {
 	why := a.cannotHook()
-	if why == "" {
+	if why == "" || len(a.cfg.NRISockets) == 0 { // it could not tell us of them in any case
 		return
 	}
 	for _, p := range set.Policies { // whatever else it selects by: nothing else is known yet

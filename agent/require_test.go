@@ -264,6 +264,13 @@ func TestHookedByCRIO(t *testing.T) {
 // Without a program there is no hook, and the operator is told.
 func TestNoHookForCRIO(t *testing.T) {
 	n := newNodeWith(t, Config{HookProgram: "/does/not/exist"}, closedOn("absent", "armed"))
+	for _, p := range n.Status().Problems {
+		if strings.Contains(p, "/does/not/exist") {
+			t.Errorf("without an NRI socket: %s", p)
+		}
+	}
+	n.cfg.NRISockets = []string{"/run/nri.sock"}
+	n.checkHook(n.inForce().Set)
 	if n.cannotHook() == "" || !slices.ContainsFunc(n.Status().Problems, func(p string) bool { return strings.Contains(p, "/does/not/exist") }) {
 		t.Errorf("problems: %q", n.Status().Problems)
 	}
