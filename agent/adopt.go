@@ -130,7 +130,7 @@ func (a *Agent) adoptOne(ctx context.Context, n container.Notice, created func()
 		return // it was seen starting, or adopted before
 	}
 	a.identify(ctx, &n)
-	under := a.inForce()
+	under := a.policiesOf(n.Identity)
 	probes := under.Select(n.Identity)
 	if len(probes) == 0 {
 		a.count(n, false)

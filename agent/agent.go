@@ -54,6 +54,7 @@ type Agent struct {
 	bootID   string
 	kernel   kernel.Facts
 	policies atomic.Pointer[policies] // see inForce and put
+	first    *policies                // that it began with; never changed
 	signer   *sign.Signer             // with mu held once Run runs: see key
 	rekeying sync.Mutex               // held while the key is changed, and over what cfg says of it
 	spool    *spool.Spool
@@ -206,6 +207,7 @@ func New(cfg Config) (_ *Agent, err error) {
 	if err := a.put(set); err != nil { // the spool has the state directory for itself
 		return nil, err
 	}
+	a.first = a.inForce()
 	var _ witness.Thrift = a.spool // what it has little room for is left out
 	a.witness = witness.New(witness.Config{Sink: a.spool, BootTime: cgroup.BootTime, Redact: a.redactor, Log: a.log.With("in", "witness")})
 	a.finder = image.New(image.Config{ContainerdAddress: cfg.ContainerdAddress, PodmanRoot: cfg.PodmanRoot, DockerRoot: cfg.DockerRoot, Log: a.log.With("in", "image")})

@@ -6,6 +6,7 @@ import (
 
 	"probity/bpf/policy"
 	"probity/evidence/redact"
+	"probity/runtime/container"
 )
 
 // policies are policies in force, with what follows from them. They never change: a
@@ -47,6 +48,18 @@ func (a *Agent) put(set *policy.Set) error {
 
 // inForce are the policies for what begins now.
 func (a *Agent) inForce() *policies { return a.policies.Load() }
+
+// policiesOf are the policies for a container that ran before: those in force, unless its
+// counters were kept. They are those of the policies that the agent began with, whatever
+// was reloaded before it was told of the container.
+func (a *Agent) policiesOf(id container.Identity) *policies {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if x := a.left[id.RunID()]; x != nil && x.kept {
+		return a.first
+	}
+	return a.inForce()
+}
 
 // redactor is for lines that are of no run.
 func (a *Agent) redactor() *redact.Redactor { return a.inForce().redact }

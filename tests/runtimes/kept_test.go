@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"testing"
 
 	"probity/evidence"
+	"probity/tests/need"
 )
 
 // The agent is killed, no service manager holds anything, and the kernel does: what the
@@ -178,6 +180,57 @@ func TestNotKept(t *testing.T) {
 	}
 	want(t, e, lives.id(), "fn", "main", evidence.Hit, "", 1) // which only those after want: of goOn's program
 	a.Verify(t)
+}
+
+// A container that was kept is gone on with under the policies that it was armed under,
+// also if others are reloaded before a source tells of it.
+func TestReloadedBeforeItIsTakenUp(t *testing.T) {
+	d := containerdDriver{StartContainerd(t)}
+	a := StartAgent(t, d.agent(AgentOptions{Policies: []string{targetPolicy}, Store: true}))
+	d.attach(t, a)
+	targetImage(t, d)
+	c := d.start(t, targetName, "kept", "hello", "wait").(criRan)
+	a.WaitLine(t, func(e Evidence) bool {
+		o := e.Latest(c.id(), "fn", "hello")
+		return o != nil && o.State == evidence.Hit
+	})
+	pid, cover := c.pid(t), a.Evidence(t).Cover(c.id())
+	a.Kill(t)
+	d.Stop(t) // so that nobody tells of it
+	inside := exec.Command("/bin/target", "hello", "hello", "hello")
+	group, err := os.Open(filepath.Join(need.Cgroup2(t), cover.CgroupPath))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer group.Close()
+	inside.Dir = "/"
+	inside.SysProcAttr = &syscall.SysProcAttr{Chroot: fmt.Sprintf("/proc/%d/root", pid), UseCgroupFD: true, CgroupFD: int(group.Fd())}
+	if err := inside.Run(); err != nil {
+		t.Fatal(err)
+	}
+	a.Start(t)
+	a.Scratch.write(t, "policies.d/00.yaml", strings.Replace(targetPolicy, "[hello, goodbye", "[goodbye", 1))
+	if code, _, errs := a.Probity(t, "reload", "--admin-socket", a.AdminSocket); code != 0 {
+		t.Fatal(errs)
+	}
+	d.Start(t)
+	d.attach(t, a)
+	armed := func(e Evidence) bool {
+		o := e.Latest(c.id(), "fn", "hello")
+		return o != nil && *o.Count == 4
+	}
+	a.WaitLine(t, armed)
+	if err := os.WriteFile(inRoot(pid, "go"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c.wait(t)
+	e := settled(t, a)
+	if o := want(t, e, c.id(), "fn", "hello", evidence.Hit, "", 4); !o.Complete || len(o.Gaps) > 0 {
+		t.Errorf("%+v", o)
+	}
+	if last := e.Cover(c.id()); last.Policies != cover.Policies || len(last.GapReasons) > 0 {
+		t.Errorf("armed under %s: %+v", cover.Policies, last)
+	}
 }
 
 // Who lets go of all that was kept lets go of what belongs to it, too; and what cannot be
