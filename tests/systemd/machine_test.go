@@ -306,7 +306,9 @@ func armed(t testing.TB) {
 func (c *container) end(t testing.TB) {
 	t.Helper()
 	_, err := c.in.Write([]byte("\n"))
-	err = errors.Join(err, c.in.Close())
+	if cerr := c.in.Close(); !errors.Is(cerr, os.ErrClosed) { // who waits for its end may have been first
+		err = errors.Join(err, cerr)
+	}
 	<-c.ended
 	if err := errors.Join(err, c.err); err != nil {
 		t.Fatalf("container %s: %v\n%s", c.id, err, c.out.String())
