@@ -190,7 +190,10 @@ func runAsUser(t *testing.T, name string, args ...string) {
 		return st.LiveRuns == 1 && st.Waiting == 0
 	})
 	_, err = in.Write([]byte("\n"))
-	if err = errors.Join(err, in.Close(), <-ended); err != nil {
+	if cerr := in.Close(); !errors.Is(cerr, os.ErrClosed) { // who waits for its end may have been first
+		err = errors.Join(err, cerr)
+	}
+	if err = errors.Join(err, <-ended); err != nil {
 		t.Fatalf("%s: %v\n%s", name, err, out.String())
 	}
 	idle(t)
