@@ -2,12 +2,9 @@ package agent
 
 import (
 	"encoding/json"
-	"fmt"
-	"io"
 	"maps"
 	"os"
-	"strconv"
-	"strings"
+	"slices"
 
 	"probity/bpf"
 	"probity/evidence"
@@ -22,57 +19,24 @@ import (
 // keptBefore begins the names of such records; a cgroup's id follows.
 const keptBefore = "before-"
 
-// maxKeptBefore bounds one in bytes.
-const maxKeptBefore = bpf.MaxRecord
-
 // readBefore reads what an earlier agent left so. Where it cannot be read the counters
 // are not gone on with.
 func (a *Agent) readBefore() {
-	for name, list := range a.cfg.Kept {
-		text, ok := strings.CutPrefix(name, keptBefore)
-		if !ok {
-			continue
-		}
-		delete(a.cfg.Kept, name)
-		cgroup, err := strconv.ParseUint(text, 10, 64)
-		if err != nil {
-			a.cfg.Keeper.Unkeep(name)
-		} else if before, err := readCounters(list); err == nil {
-			a.before[cgroup] = before
-		} else {
+	a.takeRecords(keptBefore, func(cgroup uint64, list []*os.File) {
+		var before map[uint32]bpf.Counter
+		if err := readRecord(list, bpf.MaxRecord, &before); err != nil {
 			a.problem("what was counted of cgroup %d is not gone on with: %v", cgroup, err)
 			a.doubtful[cgroup] = true
-			a.cfg.Keeper.Unkeep(name)
+			a.cfg.Keeper.Unkeep(recordOf(keptBefore, cgroup))
+			return
 		}
-		for _, f := range list {
-			f.Close()
-		}
-	}
-}
-
-func readCounters(list []*os.File) (before map[uint32]bpf.Counter, err error) {
-	if len(list) != 1 {
-		return nil, fmt.Errorf("%d records of what was before", len(list))
-	}
-	b, err := io.ReadAll(io.NewSectionReader(list[0], 0, maxKeptBefore))
-	if err == nil {
-		err = json.Unmarshal(b, &before)
-	}
-	return before, err
+		a.before[cgroup] = before
+	})
 }
 
 // carries reports whether something was counted of a run before.
 func carries(e *witness.Earlier) bool {
-	return e != nil && anyHit(e.Sites)
-}
-
-func anyHit(sites []evidence.SiteLine) bool {
-	for _, s := range sites {
-		if s.Line.State == evidence.Hit {
-			return true
-		}
-	}
-	return false
+	return e != nil && slices.ContainsFunc(e.Sites, func(s evidence.SiteLine) bool { return s.Line.State == evidence.Hit })
 }
 
 // keepBefore has what was counted of a run before its counters began kept beside them.
@@ -86,7 +50,7 @@ func (a *Agent) keepBefore(l *live) {
 	if maps.Equal(was, now) {
 		return
 	}
-	name := fmt.Sprint(keptBefore, cgroup)
+	name := recordOf(keptBefore, cgroup)
 	if len(was) > 0 {
 		a.cfg.Keeper.Unkeep(name)
 	}
@@ -104,7 +68,7 @@ func (a *Agent) unkeepBefore(runs ...spool.OpenRun) {
 	var names []string
 	for _, r := range runs {
 		if cgroup := uint64(r.Coverage.CgroupID); len(a.before[cgroup]) > 0 {
-			names = append(names, fmt.Sprint(keptBefore, cgroup))
+			names = append(names, recordOf(keptBefore, cgroup))
 		}
 	}
 	if len(names) > 0 && a.cfg.Keeper != nil {

@@ -56,7 +56,7 @@ func (a *Agent) takeKept() *bpf.Kept {
 	if len(files) == 0 {
 		return nil
 	}
-	a.marked()
+	a.takeRecords(keptUnsigned, func(cgroup uint64, _ []*os.File) { a.doubtful[cgroup] = true })
 	a.readBefore()
 	err := a.same(files[keptAbout])
 	var k *bpf.Kept
@@ -81,7 +81,7 @@ func (a *Agent) letGoOfKept(why error) {
 	}
 	names := slices.Collect(maps.Keys(a.cfg.Kept))
 	for cgroup := range a.before {
-		names = append(names, fmt.Sprint(keptBefore, cgroup))
+		names = append(names, recordOf(keptBefore, cgroup))
 	}
 	a.cfg.Keeper.Unkeep(names...)
 	a.cfg.Kept = nil
@@ -117,7 +117,7 @@ func (a *Agent) marks(l *live, cgroup uint64) func() {
 	}
 	return func() {
 		l.unsigned.Store(true)
-		if err := a.keepRecord(fmt.Sprint(keptUnsigned, cgroup), nil); err != nil {
+		if err := a.keepRecord(recordOf(keptUnsigned, cgroup), nil); err != nil {
 			a.problem("mark what is not signed yet: %v", err)
 		}
 		a.cfg.Keeper.Sync()
@@ -144,24 +144,42 @@ func (a *Agent) signed(l *live) {
 		return // it is marked
 	}
 	l.unsigned.Store(false)
-	a.cfg.Keeper.Unkeep(fmt.Sprint(keptUnsigned, l.notice.Identity.CgroupID))
+	a.cfg.Keeper.Unkeep(recordOf(keptUnsigned, l.notice.Identity.CgroupID))
 }
 
-// marked reads which runs an earlier agent had marked.
-func (a *Agent) marked() {
+// recordOf is the name of a record about the run with this cgroup.
+func recordOf(prefix string, cgroup uint64) string { return fmt.Sprint(prefix, cgroup) }
+
+// takeRecords calls f with each record about a run that an earlier agent left under names
+// that begin so. They are not what counts, and are closed then.
+func (a *Agent) takeRecords(prefix string, f func(cgroup uint64, list []*os.File)) {
 	for name, list := range a.cfg.Kept {
-		text, ok := strings.CutPrefix(name, keptUnsigned)
+		text, ok := strings.CutPrefix(name, prefix)
 		if !ok {
 			continue
 		}
 		if n, err := strconv.ParseUint(text, 10, 64); err == nil {
-			a.doubtful[n] = true
+			f(n, list)
+		} else {
+			a.cfg.Keeper.Unkeep(name)
 		}
-		for _, f := range list {
-			f.Close()
+		for _, file := range list {
+			file.Close()
 		}
 		delete(a.cfg.Kept, name)
 	}
+}
+
+// readRecord reads the only one of a name, which is JSON.
+func readRecord(list []*os.File, most int64, into any) error {
+	if len(list) != 1 {
+		return fmt.Errorf("%d records", len(list))
+	}
+	b, err := io.ReadAll(io.NewSectionReader(list[0], 0, most))
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, into)
 }
 
 // unmark takes the marks of an earlier agent away, once the gaps of their runs are on
@@ -176,25 +194,18 @@ func (a *Agent) unmark() {
 	}
 	var names []string
 	for cgroup := range a.doubtful {
-		names = append(names, fmt.Sprint(keptUnsigned, cgroup))
+		names = append(names, recordOf(keptUnsigned, cgroup))
 	}
 	a.cfg.Keeper.Unkeep(names...)
 }
 
 // same reports why what was kept is not of the same programs.
 func (a *Agent) same(files []*os.File) error {
-	if len(files) != 1 {
-		return fmt.Errorf("%d records of what it is", len(files))
-	}
-	b, err := io.ReadAll(io.NewSectionReader(files[0], 0, maxKeptAbout))
-	if err != nil {
-		return err
-	}
-	files[0].Close()
 	var was about
-	if err := json.Unmarshal(b, &was); err != nil {
+	if err := readRecord(files, maxKeptAbout, &was); err != nil {
 		return fmt.Errorf("the record of what it is: %w", err)
 	}
+	files[0].Close()
 	now := a.about()
 	switch {
 	case was.BootID != now.BootID:

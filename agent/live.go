@@ -472,8 +472,12 @@ func (a *Agent) armNow(l *live, run lifecycle.Run, probes []policy.Probe, cgErr 
 		withoutSets(plan)
 		rootfs.Upper, processes = "", usersProcesses
 	}
+	unsigned := a.marks(l, n.Identity.CgroupID)
+	if !kept && unsigned != nil && carries(l.earlier) { // the new counters do not have that
+		unsigned()
+	}
 	h, err := a.engine.Arm(l.ctx, probe.Target{
-		TakeUp: kept, Carries: !kept && carries(l.earlier), Unsigned: a.marks(l, n.Identity.CgroupID),
+		TakeUp: kept, Unsigned: unsigned,
 		Cgroup: n.Identity.CgroupID, Init: n.Pid, Level: a.level(n.Identity.CgroupPath), Around: a.around(n.Identity.CgroupPath), Root: root, Upper: rootfs.Upper,
 		Files:     probe.Tree{View: view, Inspector: a.inspect, Runs: tree.Runs}, // for as long as it lives: without the bounds of a start
 		Processes: processes,
@@ -587,7 +591,7 @@ func (a *Agent) seal(l *live, at int64) {
 	}
 	a.disarm(l)
 	if l.before {
-		a.cfg.Keeper.Unkeep(fmt.Sprint(keptBefore, l.notice.Identity.CgroupID))
+		a.cfg.Keeper.Unkeep(recordOf(keptBefore, l.notice.Identity.CgroupID))
 	}
 	a.mu.Lock()
 	delete(a.live, l.id)

@@ -153,9 +153,6 @@ type Target struct {
 	// they have mapped decides whether attaching would hold up the machine. nil:
 	// that is not asked.
 	Processes func() (pids []int, whole bool, err error)
-	// Carries: something was counted of it before, which the new counters do not have:
-	// Unsigned is called before they are made, too.
-	Carries bool
 	// TakeUp: an earlier agent has armed it, and its counters are to go on where they
 	// were kept ([Engine.Kept]): Site.Kept says of which sites. Else they are forgotten.
 	TakeUp bool
@@ -178,9 +175,6 @@ func (e *Engine) Arm(ctx context.Context, t Target, plan Plan) (*Handle, error) 
 	t.Root = nil // the handle outlives it
 	if t.Level < AnyLevel || t.Level >= bpf.MaxLevel {
 		return nil, fmt.Errorf("cgroup is %d levels deep, at most %d can be armed", t.Level, bpf.MaxLevel-1)
-	}
-	if t.Carries && t.Unsigned != nil {
-		t.Unsigned()
 	}
 	h := &Handle{engine: e, target: t, Sites: plan.Sites, Searches: plan.Searches}
 	if sites, kept := e.claim(t.Cgroup); kept && t.TakeUp {
