@@ -1,7 +1,6 @@
 package runtimes
 
 import (
-	"encoding/json"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -156,13 +155,11 @@ func waitEvents(t *testing.T, a *Agent, c *Containerd, want func(state string) b
 	t.Helper()
 	ctx, cancel := within(t, Patience)
 	defer cancel()
-	var status struct {
-		Sources map[string]string `json:"sources"`
-	}
+	var status agentStatus
 	for ctx.Err() == nil {
-		code, out, errs := a.Probity(t, "status", "-o", "json", "--admin-socket", a.AdminSocket)
-		if code != 0 || json.Unmarshal([]byte(out), &status) != nil {
-			t.Fatalf("status: exit code %d\n%s%s", code, out, errs)
+		var err error
+		if status, err = a.status(t); err != nil {
+			t.Fatal(err)
 		}
 		if want(status.Sources["events:"+c.Address]) {
 			return

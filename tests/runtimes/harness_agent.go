@@ -243,14 +243,35 @@ type liveRun struct {
 // live lists the live runs. An error says that the agent did not answer.
 func (a *Agent) live(t T) (runs []liveRun, err error) {
 	t.Helper()
-	code, out, errs := a.Probity(t, "containers", "-o", "json", "--admin-socket", a.AdminSocket)
+	return runs, a.ask(t, "containers", &runs)
+}
+
+// agentStatus is what tests want of the agent's status.
+type agentStatus struct {
+	Sources    map[string]string              `json:"sources"`
+	Live       int                            `json:"liveRuns"`
+	Goroutines int                            `json:"goroutines"`
+	Stored     struct{ Bytes, Waiting int64 } `json:"stored"`
+	Policies   struct{ Policies int }         `json:"policies"`
+}
+
+// status asks for it. An error says that the agent did not answer.
+func (a *Agent) status(t T) (s agentStatus, err error) {
+	t.Helper()
+	return s, a.ask(t, "status", &s)
+}
+
+// ask has a command of the command line ask the agent.
+func (a *Agent) ask(t T, command string, into any) error {
+	t.Helper()
+	code, out, errs := a.Probity(t, command, "-o", "json", "--admin-socket", a.AdminSocket)
 	if code != 0 {
-		return nil, fmt.Errorf("containers: exit code %d\n%s", code, errs)
+		return fmt.Errorf("%s: exit code %d\n%s", command, code, errs)
 	}
-	if err := json.Unmarshal([]byte(out), &runs); err != nil {
-		t.Fatalf("containers: %v\n%s", err, out)
+	if err := json.Unmarshal([]byte(out), into); err != nil {
+		t.Fatalf("%s: %v\n%s", command, err, out)
 	}
-	return runs, nil
+	return nil
 }
 
 // WaitIdle waits until no run is live and every line is on disk.
@@ -268,14 +289,12 @@ func (a *Agent) WaitSources(t T) {
 	t.Helper()
 	ctx, cancel := within(t, Patience)
 	defer cancel()
-	var status struct {
-		Sources map[string]string `json:"sources"`
-	}
+	var status agentStatus
 	connected := func(socket string) bool { return status.Sources["nri:"+socket] == "connected" }
 	for ctx.Err() == nil {
-		code, out, errs := runProbity(ctx, t, a.Binaries.Probity, "status", "-o", "json", "--admin-socket", a.AdminSocket)
-		if code != 0 || json.Unmarshal([]byte(out), &status) != nil {
-			t.Fatalf("status: exit code %d\n%s%s", code, out, errs)
+		var err error
+		if status, err = a.status(t); err != nil {
+			t.Fatalf("%v", err)
 		}
 		if !slices.ContainsFunc(a.options.NRISockets, func(s string) bool { return !connected(s) }) {
 			return

@@ -61,19 +61,22 @@ func entries(t *testing.T, dir string) []os.DirEntry {
 	return list
 }
 
+// waitHellos waits for a line with so many calls of the target's function.
+func waitHellos(t *testing.T, a *Agent, c ran, n uint64) {
+	t.Helper()
+	a.WaitLine(t, func(e Evidence) bool {
+		o := e.Latest(c.id(), "fn", "hello")
+		return o != nil && o.State == evidence.Hit && uint64(*o.Count) == n
+	})
+}
+
 // keptOverAKill has one container outlive two agents: one is killed, and one is ended.
 func keptOverAKill(t *testing.T, d driver, a *Agent) {
 	const k = 40
 	orders := slices.Repeat([]string{"hello"}, k)
 	targetImage(t, d)
 	c := d.start(t, targetName, "kept", slices.Concat(orders, []string{"wait", "goodbye"})...)
-	counted := func(n int) {
-		t.Helper()
-		a.WaitLine(t, func(e Evidence) bool {
-			o := e.Latest(c.id(), "fn", "hello")
-			return o != nil && o.State == evidence.Hit && int(*o.Count) == n
-		})
-	}
+	counted := func(n uint64) { t.Helper(); waitHellos(t, a, c, n) }
 	counted(k)
 	a.Kill(t)
 	c.exec(t, append([]string{"/bin/target"}, orders...)...)
@@ -116,15 +119,8 @@ func TestNotKept(t *testing.T) {
 	d.attach(t, a)
 	targetImage(t, d)
 	lives, ends := d.start(t, targetName, "lives", "hello", "wait", "goodbye"), d.start(t, targetName, "ends", "hello", "wait")
-	seen := func(c ran, n int) {
-		t.Helper()
-		a.WaitLine(t, func(e Evidence) bool {
-			o := e.Latest(c.id(), "fn", "hello")
-			return o != nil && o.State == evidence.Hit && int(*o.Count) == n
-		})
-	}
-	seen(lives, 1)
-	seen(ends, 1)
+	waitHellos(t, a, lives, 1)
+	waitHellos(t, a, ends, 1)
 	a.Kill(t)
 	// It ends while there is no agent: what its lines do not have is said.
 	ends.goOn(t, "hello", "hello")
@@ -190,10 +186,7 @@ func TestReloadedBeforeItIsTakenUp(t *testing.T) {
 	d.attach(t, a)
 	targetImage(t, d)
 	c := d.start(t, targetName, "kept", "hello", "wait").(criRan)
-	a.WaitLine(t, func(e Evidence) bool {
-		o := e.Latest(c.id(), "fn", "hello")
-		return o != nil && o.State == evidence.Hit
-	})
+	waitHellos(t, a, c, 1)
 	pid, cover := c.pid(t), a.Evidence(t).Cover(c.id())
 	a.Kill(t)
 	d.Stop(t) // so that nobody tells of it
@@ -215,11 +208,7 @@ func TestReloadedBeforeItIsTakenUp(t *testing.T) {
 	}
 	d.Start(t)
 	d.attach(t, a)
-	armed := func(e Evidence) bool {
-		o := e.Latest(c.id(), "fn", "hello")
-		return o != nil && *o.Count == 4
-	}
-	a.WaitLine(t, armed)
+	waitHellos(t, a, c, 4)
 	if err := os.WriteFile(inRoot(pid, "go"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -287,15 +276,8 @@ func TestKeptAfterAGap(t *testing.T) {
 	d.attach(t, a)
 	targetImage(t, d)
 	lives, ends := d.start(t, targetName, "lives", "hello", "hello", "wait"), d.start(t, targetName, "ends", "hello", "hello", "wait")
-	seen := func(c ran, n int) {
-		t.Helper()
-		a.WaitLine(t, func(e Evidence) bool {
-			o := e.Latest(c.id(), "fn", "hello")
-			return o != nil && o.State == evidence.Hit && int(*o.Count) == n
-		})
-	}
-	seen(lives, 2)
-	seen(ends, 2)
+	waitHellos(t, a, lives, 2)
+	waitHellos(t, a, ends, 2)
 	a.Stop(t)
 	a.store.drop()
 	a.Start(t)
@@ -312,8 +294,8 @@ func TestKeptAfterAGap(t *testing.T) {
 	ends.wait(t)
 	a.Start(t)
 	d.attach(t, a)
-	seen(lives, 9)
-	seen(ends, 9)
+	waitHellos(t, a, lives, 9)
+	waitHellos(t, a, ends, 9)
 	a.Kill(t)
 	lives.exec(t, "/bin/target", "hello")
 	a.Start(t)

@@ -117,10 +117,8 @@ func (s *soak) reload(t *testing.T) {
 		t.Errorf("reload: %v", err)
 	}
 	persist(t, "reload", func(t T) {
-		var status struct{ Policies struct{ Policies int } }
-		code, out, errs := s.agent.Probity(t, "status", "-o", "json", "--admin-socket", s.agent.AdminSocket)
-		if code != 0 || json.Unmarshal([]byte(out), &status) != nil || status.Policies.Policies != want {
-			t.Fatalf("%d policies, want %d (exit code %d)\n%s", status.Policies.Policies, want, code, errs)
+		if status, err := s.agent.status(t); err != nil || status.Policies.Policies != want {
+			t.Fatalf("%d policies, want %d: %v", status.Policies.Policies, want, err)
 		}
 	})
 }
@@ -226,16 +224,8 @@ func (s *soak) look(t *testing.T) (x sample, err error) {
 		pages, _ := strconv.ParseInt(f[1], 10, 64)
 		x.RSS = pages * int64(os.Getpagesize()) >> 10
 	}
-	code, out, errs := s.agent.Probity(t, "status", "-o", "json", "--admin-socket", s.agent.AdminSocket)
-	if code != 0 {
-		return x, fmt.Errorf("status: exit code %d\n%s", code, errs)
-	}
-	var status struct {
-		Live       int `json:"liveRuns"`
-		Goroutines int `json:"goroutines"`
-		Stored     struct{ Bytes, Waiting int64 }
-	}
-	if err := json.Unmarshal([]byte(out), &status); err != nil {
+	status, err := s.agent.status(t)
+	if err != nil {
 		return x, err
 	}
 	x.Live, x.Goroutines, x.Spool, x.Waiting = status.Live, status.Goroutines, status.Stored.Bytes, status.Stored.Waiting

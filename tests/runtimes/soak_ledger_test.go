@@ -48,6 +48,7 @@ type soakRun struct {
 	finals    int
 	reasons   map[evidence.GapReason]bool
 	fn        map[string]soakSite // by symbol
+	fell      []string            // what a later line had less of
 }
 
 type soakSite struct {
@@ -107,7 +108,7 @@ func (l *ledger) take(c *verify.Chunk) {
 			}
 			r := l.run(x.RunID, x.ContainerID)
 			if was := r.fn[x.Symbol]; was.count > s.count {
-				r.fn[strings.Clone(x.Symbol)+" went back"] = was
+				r.fell = append(r.fell, fmt.Sprintf("%s from %d to %d", x.Symbol, was.count, s.count))
 			}
 			r.fn[strings.Clone(x.Symbol)] = s
 		case *evidence.Gap:
@@ -218,11 +219,17 @@ func (l *ledger) judge(b *balance, s *stint, runs []*soakRun, wrong func(string,
 	default:
 		b.Exact++
 	}
+	if len(r.fell) > 0 {
+		say("counts went back: %v", r.fell)
+	}
+	for name, called := range s.calls {
+		if _, ok := r.fn[name]; !ok && called > 0 && s.sure && !late {
+			say("was armed in time, and %s has no line", name)
+		}
+	}
 	for name, site := range r.fn {
-		called, known := s.calls[name]
+		called := s.calls[name]
 		switch {
-		case !known && name != "never" && name != "goodbye":
-			say("%s: %+v", name, site)
 		case !site.final && !r.reasons[evidence.GapAgentDown]: // else it ended without an agent
 			say("the last line about %s is not final", name)
 		case site.count > called && (s.sure || name == "never"):

@@ -71,7 +71,6 @@ type soak struct {
 	ledger  ledger
 	done    map[string]int // disturbances, by name
 	samples []sample
-	carried int // chunks
 }
 
 const soakPolicy = `
@@ -208,12 +207,10 @@ func (s *soak) one(t *testing.T, r soakable, name string, w way, rng *rand.Rand)
 	s.live(t, c, st, w, code, rng)
 	if w.name == "again" {
 		before := c
-		if again, st := s.start(t, r, name, calls, func(t T) life { return before.again(t) }); again != nil {
-			c = again
-			s.live(t, c, st, w, code, rng)
-		} else {
+		if c, st = s.start(t, r, name, calls, func(t T) life { return before.again(t) }); c == nil {
 			return
 		}
+		s.live(t, c, st, w, code, rng)
 	}
 	persist(t, "remove "+name, c.remove)
 }
@@ -247,7 +244,6 @@ func (s *soak) start(t *testing.T, r soakable, name string, calls map[string]uin
 
 // live goes through the rest of what a container does.
 func (s *soak) live(t *testing.T, c life, st *stint, w way, code int, rng *rand.Rand) {
-	r, killed := st.runtime, st.killed
 	if w.waits {
 		pid := 0
 		persist(t, "the pid of "+st.name, func(t T) { pid = c.pid(t) })
@@ -275,7 +271,7 @@ func (s *soak) live(t *testing.T, c life, st *stint, w way, code int, rng *rand.
 	persist(t, "the end of "+st.name, func(t T) { got = c.wait(t) })
 	s.write(func(l *ledger) { st.end = cgroup.BootTime() })
 	// The end of a container while containerd is being killed is not known to it: 255.
-	if lost := r == "containerd" && got == 255 && s.killed.Load() != killed; got != code && !lost {
+	if lost := st.runtime == "containerd" && got == 255 && s.killed.Load() != st.killed; got != code && !lost {
 		t.Errorf("%s (%s, %s): exit code %d, want %d", st.name, st.runtime, w.name, got, code)
 	}
 }

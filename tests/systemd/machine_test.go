@@ -305,14 +305,20 @@ func armed(t testing.TB) {
 // end lets a container go on to its end.
 func (c *container) end(t testing.TB) {
 	t.Helper()
-	_, err := c.in.Write([]byte("\n"))
-	if cerr := c.in.Close(); !errors.Is(cerr, os.ErrClosed) { // who waits for its end may have been first
-		err = errors.Join(err, cerr)
-	}
+	err := lastLine(c.in)
 	<-c.ended
 	if err := errors.Join(err, c.err); err != nil {
 		t.Fatalf("container %s: %v\n%s", c.id, err, c.out.String())
 	}
+}
+
+// lastLine lets a program go on that reads until the end of its input.
+func lastLine(in io.WriteCloser) error {
+	_, err := in.Write([]byte("\n"))
+	if cerr := in.Close(); !errors.Is(cerr, os.ErrClosed) { // who waits for its end may have been first
+		err = errors.Join(err, cerr)
+	}
+	return err
 }
 
 // goOn lets it go on to where it waits next, and returns when it has taken that.

@@ -189,11 +189,7 @@ func runAsUser(t *testing.T, name string, args ...string) {
 		st := ask(t, "/status")
 		return st.LiveRuns == 1 && st.Waiting == 0
 	})
-	_, err = in.Write([]byte("\n"))
-	if cerr := in.Close(); !errors.Is(cerr, os.ErrClosed) { // who waits for its end may have been first
-		err = errors.Join(err, cerr)
-	}
-	if err = errors.Join(err, <-ended); err != nil {
+	if err = errors.Join(lastLine(in), <-ended); err != nil {
 		t.Fatalf("%s: %v\n%s", name, err, out.String())
 	}
 	idle(t)
